@@ -1,0 +1,131 @@
+//! What server, proxy and cache hand each other: one body type and one answer type.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+/// What ends a body early: a cut connection, a deadline, a framing error.
+pub type BodyError = Box<dyn Error + Send + Sync>;
+
+/// A body of ours that arrives in pieces.
+pub type BoxBody = Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError> + Send>>;
+
+/// A request's or an answer's body: chunks of [`Bytes`], never copied, then perhaps trailers.
+#[derive(Default)]
+pub enum Body {
+    /// No bytes.
+    #[default]
+    Empty,
+    /// All of it, already here.
+    Full(Bytes),
+    /// From a hyper connection (HTTP/2 in, or the upstream).
+    Hyper(hyper::body::Incoming),
+    /// Anything else that arrives in pieces.
+    Stream(BoxBody),
+}
+
+impl Body {
+    /// Wraps a body that arrives in pieces.
+    pub fn stream(body: impl HttpBody<Data = Bytes, Error = BodyError> + Send + 'static) -> Self {
+        Self::Stream(Box::pin(body))
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        if bytes.is_empty() { Self::Empty } else { Self::Full(bytes) }
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Self {
+        Bytes::from(text).into()
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(_) => {
+                let Self::Full(bytes) = std::mem::take(&mut *self) else { return Poll::Ready(None) };
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Self::Hyper(incoming) => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
+            Self::Stream(stream) => stream.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(_) => false,
+            Self::Hyper(incoming) => incoming.is_end_stream(),
+            Self::Stream(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Hyper(incoming) => incoming.size_hint(),
+            Self::Stream(stream) => stream.size_hint(),
+        }
+    }
+}
+
+/// An answer on its way to the client.
+///
+/// `prepared` holds whole field lines (`name: value\r\n`, names in lower case) that were serialised when the entry was
+/// stored, so that a hit over HTTP/1 copies them as they are; `fields` are added behind them. Neither holds hop-by-hop
+/// fields, `Content-Length` or `Transfer-Encoding`: framing is the server's own, from the body's size, except that an
+/// answer without a body (to HEAD, or 304) may carry `Content-Length` in `fields` or `prepared` to say what the size
+/// would have been.
+pub struct Answer {
+    /// Status.
+    pub status: StatusCode,
+    /// Serialised field lines, each ended by CRLF.
+    pub prepared: Bytes,
+    /// Further fields.
+    pub fields: HeaderMap,
+    /// Body.
+    pub body: Body,
+    /// The connection's other end, where `status` is 101: bytes go to and fro until either side ends.
+    pub tunnel: Option<Tunnel>,
+}
+
+impl Answer {
+    /// An answer with this status, no fields and no body.
+    pub fn new(status: StatusCode) -> Self {
+        Self { status, prepared: Bytes::new(), fields: HeaderMap::new(), body: Body::Empty, tunnel: None }
+    }
+}
+
+/// Bytes in both directions, as an upgraded connection has them.
+pub trait Duplex: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// The upstream's side of an upgraded connection, and how long it may be silent.
+pub struct Tunnel {
+    /// The upstream's side.
+    pub upstream: Box<dyn Duplex>,
+    /// Longest silence in both directions together before the tunnel is closed.
+    pub idle: std::time::Duration,
+}
+
+/// Who sent a request and over what; the server puts it into the request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    /// The transport's remote address.
+    pub address: std::net::SocketAddr,
+    /// Whether the connection was encrypted.
+    pub encrypted: bool,
+}

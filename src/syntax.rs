@@ -1,0 +1,36 @@
+//! Pure grammars that configuration, routing and doors share: text in, values or a [`SyntaxError`] out.
+
+pub mod glob;
+pub mod path;
+pub mod pattern;
+pub mod query;
+pub mod rate;
+pub mod scalar;
+pub mod selector;
+pub mod template;
+
+use std::fmt;
+
+/// What is wrong with a piece of text, and what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyntaxError {
+    /// What is wrong.
+    pub problem: String,
+    /// What to write instead.
+    pub remedy: String,
+}
+
+impl SyntaxError {
+    /// `problem`, and the `remedy` for it.
+    pub fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { problem: problem.into(), remedy: remedy.into() }
+    }
+}
+
+impl fmt::Display for SyntaxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.problem, self.remedy)
+    }
+}
+
+impl std::error::Error for SyntaxError {}
