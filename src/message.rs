@@ -1,5 +1,7 @@
 //! What server, proxy and cache hand each other: one body type and one answer type.
 
+pub mod chunked;
+
 use std::error::Error;
 use std::pin::Pin;
 use std::task::{Context, Poll};

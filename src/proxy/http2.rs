@@ -1,0 +1,70 @@
+//! HTTP/2 towards the upstream, by prior knowledge: one connection a worker, by hyper.
+
+use std::sync::{Mutex, PoisonError};
+
+use http::{Request, Uri, header};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::time::timeout;
+
+use super::upstream::{Failure, Patience, Reply, Upstream};
+use crate::config::Target;
+use crate::message::Body;
+
+/// Longest wait for the answer to a ping before the connection is given up.
+const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Silence after which a ping is sent.
+const PING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// The worker's connection, while it lives.
+#[derive(Default)]
+pub struct Shared(Mutex<Option<SendRequest<Body>>>);
+
+/// Sends a request on the worker's connection and waits for the response's head.
+pub async fn send(upstream: &Upstream, mut request: Request<Body>, patience: Patience) -> Result<Reply, Failure> {
+    let mut sender = connected(upstream).await?;
+    let host = request.headers_mut().remove(header::HOST);
+    let authority = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    let uri = Uri::builder().scheme("http").authority(authority).path_and_query(target).build();
+    *request.uri_mut() = uri.map_err(|_| Failure::Malformed("the request's host is no authority"))?;
+    *request.version_mut() = http::Version::HTTP_2;
+    match timeout(patience.response, sender.send_request(request)).await {
+        Err(_) => Err(Failure::ResponseTimeout),
+        Ok(Err(error)) => Err(Failure::Closed(std::io::Error::other(error))),
+        Ok(Ok(response)) => Ok(Reply { response: response.map(Body::Hyper), upgraded: None }),
+    }
+}
+
+async fn connected(upstream: &Upstream) -> Result<SendRequest<Body>, Failure> {
+    let slot = &upstream.http2().0;
+    let kept = slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(mut sender) = kept
+        && sender.ready().await.is_ok()
+    {
+        return Ok(sender);
+    }
+    let permit = upstream.permit().await?;
+    let socket = upstream.connect().await?;
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .adaptive_window(true)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .handshake(TokioIo::new(socket))
+        .await
+        .map_err(|error| Failure::Closed(std::io::Error::other(error)))?;
+    let name = match &upstream.settings().target {
+        Target::Tcp { authority, .. } => authority.clone(),
+        Target::Unix(path) => path.display().to_string(),
+    };
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(upstream = name, %error, "the HTTP/2 connection ended");
+        }
+        drop(permit);
+    });
+    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
+    Ok(sender)
+}

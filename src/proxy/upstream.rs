@@ -1,0 +1,320 @@
+//! The service behind this Weir: its connections, under one cap for the process, and one exchange on one of them.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::http1::{self, Connection, Socket};
+use super::http2;
+use crate::clock::{Clock, SteadyMs};
+use crate::config::{Protocol, Target, Upstream as Settings};
+use crate::message::Body;
+
+/// Requests that may wait for a connection, for each connection there may be; more are refused at once.
+const QUEUED_PER_CONNECTION: usize = 16;
+
+/// Why no response head came.
+#[derive(Debug)]
+pub enum Failure {
+    /// No connection could be opened.
+    Connect(io::Error),
+    /// None was opened within `connect_timeout`.
+    ConnectTimeout,
+    /// None became free within `queue_timeout`.
+    QueueTimeout,
+    /// Too many requests wait for one already.
+    QueueFull,
+    /// No head within `response_timeout`.
+    ResponseTimeout,
+    /// The connection ended before a head came.
+    Closed(io::Error),
+    /// What came is not HTTP, or can be read two ways.
+    Malformed(&'static str),
+    /// The client's body ended early.
+    RequestBody(crate::message::BodyError),
+}
+
+impl Failure {
+    /// Whether the upstream may have acted on the request.
+    pub fn is_unknown(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::ConnectTimeout | Self::QueueTimeout | Self::QueueFull => false,
+            Self::ResponseTimeout | Self::Closed(_) | Self::Malformed(_) | Self::RequestBody(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => write!(f, "the upstream refused the connection: {error}"),
+            Self::ConnectTimeout => f.write_str("the upstream did not accept a connection in time"),
+            Self::QueueTimeout => f.write_str("no connection to the upstream became free in time"),
+            Self::QueueFull => f.write_str("too many requests wait for the upstream"),
+            Self::ResponseTimeout => f.write_str("the upstream did not answer in time"),
+            Self::Closed(error) => write!(f, "the upstream closed the connection without an answer: {error}"),
+            Self::Malformed(what) => write!(f, "the upstream's answer is not valid HTTP: {what}"),
+            Self::RequestBody(error) => write!(f, "the request's body ended early: {error}"),
+        }
+    }
+}
+
+/// A response whose head has come.
+pub struct Reply {
+    /// Head and body.
+    pub response: Response<Body>,
+    /// After 101: the connection, with what came behind the head.
+    pub upgraded: Option<(Socket, Bytes)>,
+}
+
+/// How long each step of one exchange may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// From the request's last byte to the head.
+    pub response: Duration,
+    /// Longest silence in a body.
+    pub body_idle: Duration,
+}
+
+/// What all workers share: the cap, and every worker's unused connections.
+pub struct Connections {
+    settings: Settings,
+    permits: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    /// One list a worker, so that the usual case takes a lock that nobody else wants.
+    idle: Vec<Mutex<Vec<Idle>>>,
+    clock: Clock,
+}
+
+struct Idle {
+    connection: Connection,
+    since: SteadyMs,
+}
+
+impl Connections {
+    /// For so many workers.
+    pub fn new(settings: Settings, workers: usize, clock: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            permits: Arc::new(Semaphore::new(settings.connections.get())),
+            waiting: AtomicUsize::new(0),
+            idle: (0..workers).map(|_| Mutex::default()).collect(),
+            settings,
+            clock,
+        })
+    }
+
+    /// Closes connections that were unused for longer than `idle_timeout`.
+    pub fn sweep(&self) {
+        let now = self.clock.steady();
+        for list in &self.idle {
+            self.lock(list).retain(|idle| self.is_young(idle, now));
+        }
+    }
+
+    fn is_young(&self, idle: &Idle, now: SteadyMs) -> bool {
+        u128::from(now.saturating_sub(idle.since)) < self.settings.idle_timeout.as_millis()
+    }
+
+    fn lock<'l>(&self, list: &'l Mutex<Vec<Idle>>) -> std::sync::MutexGuard<'l, Vec<Idle>> {
+        list.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// One worker's way to the upstream; cheap to clone.
+#[derive(Clone)]
+pub struct Upstream(Arc<Worker>);
+
+struct Worker {
+    shared: Arc<Connections>,
+    index: usize,
+    /// Requests of this worker that wait for a connection.
+    waiting: AtomicUsize,
+    returned: Notify,
+    http2: http2::Shared,
+}
+
+impl Upstream {
+    /// The way of worker `index`.
+    pub fn new(shared: Arc<Connections>, index: usize) -> Self {
+        Self(Arc::new(Worker {
+            shared,
+            index,
+            waiting: AtomicUsize::new(0),
+            returned: Notify::new(),
+            http2: http2::Shared::default(),
+        }))
+    }
+
+    /// How it is reached.
+    pub fn settings(&self) -> &Settings {
+        &self.0.shared.settings
+    }
+
+    /// Sends a request and waits for the response's head.
+    ///
+    /// A request that was never sent is tried again, and so is a safe one without a body whose reused connection ended
+    /// before a byte of the answer, up to `retries` times.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn send(&self, mut request: Request<Body>, patience: Patience) -> Result<Reply, Failure> {
+        if self.settings().protocol == Protocol::Http2 {
+            return http2::send(self, request, patience).await;
+        }
+        let repeatable = is_repeatable(&request);
+        let mut attempts_left = self.settings().retries;
+        loop {
+            // An unused connection may have been closed by the other side at this very moment; a fresh one has not.
+            let fresh_only = attempts_left != self.settings().retries;
+            let mut connection = self.connection(fresh_only).await?;
+            let reused = connection.is_reused();
+            match http1::exchange(&mut connection, &mut request, patience).await {
+                Ok(head) => return Ok(http1::receive(connection, head, self.clone())),
+                Err(Failure::Closed(_)) if repeatable && reused && attempts_left > 0 => attempts_left -= 1,
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// An open connection: an unused one, or a new one when the cap allows, or else the first that becomes free.
+    async fn connection(&self, fresh_only: bool) -> Result<Connection, Failure> {
+        if !fresh_only && let Some(connection) = self.unused() {
+            return Ok(connection);
+        }
+        let permit = match Arc::clone(&self.0.shared.permits).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => match self.queue().await? {
+                Turn::Connection(connection) => return Ok(connection),
+                Turn::Permit(permit) => permit,
+            },
+        };
+        let socket = self.connect().await?;
+        Ok(Connection::new(socket, Some(permit)))
+    }
+
+    pub(super) async fn permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.0.shared.permits).acquire_owned().await.map_err(|_| Failure::QueueFull)
+    }
+
+    pub(super) fn http2(&self) -> &http2::Shared {
+        &self.0.http2
+    }
+
+    async fn queue(&self) -> Result<Turn, Failure> {
+        let shared = &self.0.shared;
+        let _waiting = Waiting::join(self)?;
+        // Another worker's unused connection holds the permit that this one needs.
+        for list in &shared.idle {
+            let closed = shared.lock(list).pop();
+            if closed.is_some() {
+                break;
+            }
+        }
+        let turn = async {
+            let mut permit = pin!(Arc::clone(&shared.permits).acquire_owned());
+            loop {
+                let returned = self.0.returned.notified();
+                if let Some(connection) = self.unused() {
+                    return Ok(Turn::Connection(connection));
+                }
+                tokio::select! {
+                    permit = &mut permit => return permit.map(Turn::Permit).map_err(|_| Failure::QueueFull),
+                    () = returned => {}
+                }
+            }
+        };
+        timeout(self.settings().queue_timeout, turn).await.map_err(|_| Failure::QueueTimeout)?
+    }
+
+    fn unused(&self) -> Option<Connection> {
+        let shared = &self.0.shared;
+        let now = shared.clock.steady();
+        loop {
+            let idle = shared.lock(&shared.idle[self.0.index]).pop()?;
+            if shared.is_young(&idle, now) && idle.connection.is_quiet() {
+                return Some(idle.connection);
+            }
+        }
+    }
+
+    /// Takes back a connection whose exchange ended cleanly.
+    pub(super) fn give_back(&self, connection: Connection) {
+        let shared = &self.0.shared;
+        let waiting_here = self.0.waiting.load(Ordering::Relaxed) > 0;
+        if !waiting_here && shared.waiting.load(Ordering::Relaxed) > 0 {
+            // Somebody on another worker waits for the permit; a socket cannot change its runtime.
+            return;
+        }
+        let since = shared.clock.steady();
+        shared.lock(&shared.idle[self.0.index]).push(Idle { connection, since });
+        if waiting_here {
+            self.0.returned.notify_one();
+        }
+    }
+
+    pub(super) async fn connect(&self) -> Result<Socket, Failure> {
+        let settings = self.settings();
+        let opened = async {
+            match &settings.target {
+                Target::Tcp { host, port, .. } => connect_tcp(host, *port).await.map(Socket::Tcp),
+                Target::Unix(path) => tokio::net::UnixStream::connect(path).await.map(Socket::Unix),
+            }
+        };
+        match timeout(settings.connect_timeout, opened).await {
+            Ok(opened) => opened.map_err(Failure::Connect),
+            Err(_) => Err(Failure::ConnectTimeout),
+        }
+    }
+}
+
+enum Turn {
+    Connection(Connection),
+    Permit(OwnedSemaphorePermit),
+}
+
+/// Counts a request among those that wait.
+struct Waiting<'u>(&'u Upstream);
+
+impl<'u> Waiting<'u> {
+    fn join(upstream: &'u Upstream) -> Result<Self, Failure> {
+        let shared = &upstream.0.shared;
+        let most = shared.settings.connections.get().saturating_mul(QUEUED_PER_CONNECTION);
+        if shared.waiting.fetch_add(1, Ordering::Relaxed) >= most {
+            shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(Failure::QueueFull);
+        }
+        upstream.0.waiting.fetch_add(1, Ordering::Relaxed);
+        Ok(Self(upstream))
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether a second copy of the request can do no harm (RFC 9110 section 9.2.1) and can be made.
+fn is_repeatable(request: &Request<Body>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && matches!(request.body(), Body::Empty)
+}
+
+async fn connect_tcp(host: &str, port: u16) -> io::Result<tokio::net::TcpStream> {
+    let stream = match host.parse() {
+        Ok(ip) => tokio::net::TcpStream::connect(SocketAddr::new(ip, port)).await?,
+        Err(_) => tokio::net::TcpStream::connect((host, port)).await?,
+    };
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
