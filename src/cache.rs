@@ -1,1 +1,267 @@
-//! Not yet.
+//! The cache: what is stored for a request, whether it may be used, and who fetches what is not there.
+//!
+//! It never calls the upstream itself. A request looks ([`Cache::look`]); where nothing usable is stored it joins the
+//! fetch in flight or leads it ([`Cache::join`]); a leader looks into the shared tier and leases the fetch there
+//! ([`shared`]), asks the upstream by its own means, and hands in what came ([`Cache::keep`]).
+
+pub mod conditional;
+pub mod directives;
+pub mod entry;
+pub mod flight;
+pub mod freshness;
+pub mod key;
+pub mod memory;
+pub mod policy;
+pub mod shared;
+pub mod tags;
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+
+use crate::clock::{Clock, SteadyMs, WallMs};
+use crate::config::{CacheRule, CacheTiers, CutOff};
+use crate::invalidation::{Invalidation, Subject, Verdict};
+use crate::metrics::{Lookup, Metrics};
+use entry::{Entry, Stored};
+use flight::{Flights, Joined};
+use freshness::Freshness;
+use memory::{Memory, Slot};
+
+/// The cache of this process; all workers share it.
+pub struct Cache {
+    memory: Memory,
+    flights: Arc<Flights>,
+    invalidation: Arc<Invalidation>,
+    clock: Clock,
+    settings: CacheTiers,
+    keyring: key::Keyring,
+}
+
+/// Everything about one request that decides whether a stored answer may be used for it.
+pub struct Ask<'a> {
+    /// Primary key.
+    pub key: &'a [u8],
+    /// Request fields.
+    pub headers: &'a HeaderMap,
+    /// The route's rule.
+    pub rule: &'a CacheRule,
+    /// What invalidations can name.
+    pub subject: Subject<'a>,
+    /// The client's own directives, where they count.
+    pub directives: directives::RequestDirectives,
+    /// Fleet time.
+    pub now: WallMs,
+    /// Steady time.
+    pub steady: SteadyMs,
+}
+
+/// What a look into the memory tier gave.
+pub enum Look {
+    /// An answer.
+    Fresh(Found),
+    /// An answer that is past its lifetime, and may be served while it is refreshed.
+    Stale(Found),
+    /// Answers to this are not stored; nobody needs to wait for anybody.
+    Uncacheable,
+    /// No answer.
+    Nothing(Missing),
+}
+
+/// A stored answer that may be served.
+pub struct Found {
+    /// Where it stands.
+    pub slot: Arc<Slot>,
+    /// Seconds since it was made or confirmed.
+    pub age_s: u64,
+    /// Seconds that it is still fresh; negative once it is stale.
+    pub ttl_s: i64,
+    /// Whether it is time for the fleet to refresh it.
+    pub early: bool,
+}
+
+/// Why there is no answer, and what a fetch can start from.
+#[derive(Default)]
+pub struct Missing {
+    /// Whether something is stored for the URL, for other request fields.
+    pub other_variant: bool,
+    /// An answer that may not be served as it is.
+    pub previous: Option<Previous>,
+}
+
+/// A stored answer that needs the upstream's word.
+#[derive(Clone)]
+pub struct Previous {
+    /// Where it stands.
+    pub slot: Arc<Slot>,
+    /// Hard-invalidated: only a strong ETag revalidates it, and it never excuses an error.
+    pub is_gone: bool,
+    /// Whether it may be served should the upstream fail.
+    pub excuses_errors: bool,
+}
+
+impl Previous {
+    /// The entry.
+    pub fn entry(&self) -> Option<&Entry> {
+        self.slot.stored.entry()
+    }
+}
+
+impl Cache {
+    /// An empty cache.
+    pub fn new(
+        settings: &CacheTiers,
+        secret: &crate::config::Secret,
+        invalidation: Arc<Invalidation>,
+        clock: Clock,
+        metrics: &Metrics,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            memory: Memory::new(settings.memory, settings.max_object, metrics),
+            flights: Flights::new(settings.fill_memory),
+            invalidation,
+            clock,
+            settings: settings.clone(),
+            keyring: key::Keyring::new(secret, &settings.generation),
+        })
+    }
+
+    /// The bounds that all routes share.
+    pub fn settings(&self) -> &CacheTiers {
+        &self.settings
+    }
+
+    /// What makes keys.
+    pub fn keyring(&self) -> &key::Keyring {
+        &self.keyring
+    }
+
+    /// Sets the gauges.
+    pub fn report(&self, metrics: &Metrics) {
+        self.memory.report(metrics);
+    }
+
+    /// Looks into the memory tier.
+    pub fn look(&self, ask: &Ask<'_>) -> (Look, Lookup) {
+        let Some(slot) = self.memory.get(ask.key) else { return (Look::Nothing(Missing::default()), Lookup::Miss) };
+        let Stored::Vary(vary) = &slot.stored else { return self.judge(slot, ask) };
+        let mut key = Vec::with_capacity(ask.key.len() + 128);
+        self.keyring.variant(&mut key, ask.key, &vary.names, ask.headers);
+        match self.memory.get(&key) {
+            Some(slot) => self.judge(slot, ask),
+            None => (Look::Nothing(Missing { other_variant: true, previous: None }), Lookup::Miss),
+        }
+    }
+
+    /// Whether what a slot holds may be used.
+    pub fn judge(&self, slot: Arc<Slot>, ask: &Ask<'_>) -> (Look, Lookup) {
+        let entry = match &slot.stored {
+            Stored::Entry(entry) => entry,
+            Stored::Uncacheable(verdict) => {
+                let holds = verdict.until > ask.now && self.verdict(&slot, &[], ask) == Verdict::Valid;
+                return if holds {
+                    (Look::Uncacheable, Lookup::Miss)
+                } else {
+                    (Look::Nothing(Missing::default()), Lookup::Miss)
+                };
+            }
+            Stored::Vary(_) => return (Look::Nothing(Missing::default()), Lookup::Miss),
+        };
+        let verdict = self.verdict(&slot, &entry.tags, ask);
+        if verdict == Verdict::Gone || !self.is_trusted(&slot, ask) {
+            let previous = Previous { slot, is_gone: true, excuses_errors: false };
+            return (Look::Nothing(Missing { other_variant: false, previous: Some(previous) }), Lookup::Invalidated);
+        }
+        let freshness = Freshness::of(entry, ask.now, &ask.directives);
+        let is_soft = verdict == Verdict::Stale;
+        let found = |slot, early| Found { slot, age_s: freshness.age_s, ttl_s: freshness.ttl_s(is_soft), early };
+        if freshness.is_fresh && !is_soft {
+            let early = freshness.is_early;
+            return (Look::Fresh(found(slot, early)), Lookup::Hit);
+        }
+        if freshness.may_revalidate_behind {
+            return (Look::Stale(found(slot, true)), Lookup::Stale);
+        }
+        let previous = Previous { slot, is_gone: false, excuses_errors: freshness.may_excuse_errors };
+        (Look::Nothing(Missing { other_variant: false, previous: Some(previous) }), Lookup::Stale)
+    }
+
+    fn verdict(&self, slot: &Slot, answer_tags: &[String], ask: &Ask<'_>) -> Verdict {
+        let version = self.invalidation.version();
+        if slot.is_checked(version) {
+            return Verdict::Valid;
+        }
+        let subject = Subject { answer_tags, ..ask.subject };
+        let verdict = self.invalidation.verdict(slot.stored.position(), &subject);
+        if verdict == Verdict::Valid {
+            slot.set_checked(version);
+        }
+        verdict
+    }
+
+    fn is_trusted(&self, slot: &Slot, ask: &Ask<'_>) -> bool {
+        ask.rule.cut_off == CutOff::Stale
+            || self.invalidation.trusted(ask.steady, slot.asked, ask.rule.max_staleness, key::spread(ask.key, slot.asked))
+    }
+
+    /// Joins the fetch for the request's key, or leads one.
+    pub fn join(&self, ask: &Ask<'_>) -> Joined {
+        let position = self.invalidation.position();
+        let usable = |began| self.invalidation.verdict(began, &ask.subject) != Verdict::Gone;
+        // Where the fields that answers vary by are known, requests that differ in them fly apart.
+        if let Some(slot) = self.memory.get(ask.key)
+            && let Stored::Vary(vary) = &slot.stored
+        {
+            let mut key = Vec::with_capacity(ask.key.len() + 128);
+            self.keyring.variant(&mut key, ask.key, &vary.names, ask.headers);
+            return self.flights.join(&key, position, usable);
+        }
+        self.flights.join(ask.key, position, usable)
+    }
+
+    /// Leads a fetch behind an answer that is served meanwhile, unless somebody fetches already.
+    pub fn refresh(&self, ask: &Ask<'_>) -> Option<flight::Permit> {
+        match self.join(ask) {
+            Joined::Lead(permit) => Some(permit),
+            Joined::Follow(_) => None,
+        }
+    }
+
+    /// Whether an answer that somebody else fetched is the one for this request: the same by what it varies by, and not
+    /// overtaken by an invalidation that this request could know of.
+    pub fn suits(&self, entry: &Entry, ask: &Ask<'_>) -> bool {
+        let same = if entry.vary.is_empty() {
+            *entry.key == *ask.key
+        } else {
+            let mut key = Vec::with_capacity(entry.key.len());
+            self.keyring.variant(&mut key, ask.key, &entry.vary, ask.headers);
+            *entry.key == *key
+        };
+        let subject = Subject { answer_tags: &entry.tags, ..ask.subject };
+        same && self.invalidation.verdict(entry.position, &subject) != Verdict::Gone
+    }
+
+    /// Keeps something in the memory tier; an entry that varies stands behind the fields it varies by.
+    pub fn keep(&self, primary: &[u8], stored: Stored, asked: SteadyMs) -> Arc<Slot> {
+        let slot = Slot::new(stored, asked);
+        match &slot.stored {
+            Stored::Entry(entry) if !entry.vary.is_empty() => {
+                let vary = Stored::Vary(entry::Vary::new(primary, entry.vary.clone(), entry.position));
+                self.memory.insert(primary, Slot::new(vary, asked));
+                self.memory.insert(&entry.key, Arc::clone(&slot));
+            }
+            _ => self.memory.insert(primary, Arc::clone(&slot)),
+        }
+        slot
+    }
+
+    /// Fleet time and steady time.
+    pub fn times(&self) -> (WallMs, SteadyMs) {
+        (self.clock.now(), self.clock.steady())
+    }
+
+    /// The invalidations that this cache minds.
+    pub fn invalidation(&self) -> &Invalidation {
+        &self.invalidation
+    }
+}

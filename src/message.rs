@@ -96,6 +96,8 @@ pub struct Answer {
     pub status: StatusCode,
     /// Serialised field lines, each ended by CRLF.
     pub prepared: Bytes,
+    /// Lines that change from hit to hit.
+    pub lines: Lines,
     /// Further fields.
     pub fields: HeaderMap,
     /// Body.
@@ -107,7 +109,46 @@ pub struct Answer {
 impl Answer {
     /// An answer with this status, no fields and no body.
     pub fn new(status: StatusCode) -> Self {
-        Self { status, prepared: Bytes::new(), fields: HeaderMap::new(), body: Body::Empty, tunnel: None }
+        Self {
+            status,
+            prepared: Bytes::new(),
+            lines: Lines::default(),
+            fields: HeaderMap::new(),
+            body: Body::Empty,
+            tunnel: None,
+        }
+    }
+}
+
+/// Room for a hit's `age` and `cache-status`.
+const LINES_BYTES: usize = 120;
+
+/// A few short field lines (`name: value\r\n`), in place: a hit allocates nothing for them.
+pub struct Lines {
+    bytes: [u8; LINES_BYTES],
+    length: usize,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self { bytes: [0; LINES_BYTES], length: 0 }
+    }
+}
+
+impl Lines {
+    /// Appends text as it stands; what does not fit is a bug of the caller's and left out whole.
+    pub fn push(&mut self, text: &[u8]) {
+        if let Some(room) = self.bytes.get_mut(self.length..self.length + text.len()) {
+            room.copy_from_slice(text);
+            self.length += text.len();
+        } else {
+            debug_assert!(false, "the lines of a hit have a known greatest length");
+        }
+    }
+
+    /// The lines.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
     }
 }
 

@@ -1,4 +1,378 @@
-//! The request's way.
+//! The request's way: [`Proxy::handle`] shows the order and holds the branching; the files beside it return outcomes.
+
+pub mod body;
+pub mod client;
+pub mod exchange;
+pub mod fetch;
+pub mod forward;
+pub mod headers;
 pub mod http1;
 pub mod http2;
+pub mod lead;
+pub mod respond;
+pub mod route;
+pub mod state;
+pub mod target;
 pub mod upstream;
+pub mod write;
+
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Method, Request, StatusCode};
+
+use crate::cache::flight::{End, Follower, Joined, Origin, Seen};
+use crate::cache::{Ask, Found, Look, Missing, policy};
+use crate::clock::Stopwatch;
+use crate::config::{AmbiguousPaths, Stage};
+use crate::kv::Budget;
+use crate::limit::{Charged, Denial, Facts, Verdict};
+use crate::message::{Answer, Body, Peer};
+use crate::metrics::{Outcome, Tier};
+use exchange::Exchange;
+use lead::{Lead, Led};
+use respond::{Forward, Forwarded};
+use state::{Live, RouteState, Worker};
+use target::Target;
+
+/// Times that a request joins a fetch anew (its leader left, an invalidation overtook it, its fields select another
+/// variant) before it goes for itself.
+const REJOINS: usize = 4;
+
+/// One worker's proxy; cheap to clone.
+#[derive(Clone)]
+pub struct Proxy(pub(crate) Arc<Worker>);
+
+/// A request on its way: what every phase needs of it.
+pub(crate) struct Journey<'a> {
+    pub(crate) worker: &'a Arc<Worker>,
+    pub(crate) live: &'a Arc<Live>,
+    pub(crate) route: &'a Arc<RouteState>,
+    pub(crate) target: &'a Target,
+    pub(crate) client: client::Client,
+    pub(crate) exchange: Exchange,
+    pub(crate) charged: Charged,
+    pub(crate) budget: Budget,
+}
+
+impl Proxy {
+    /// Answers one request.
+    pub async fn handle(&self, request: Request<Body>) -> Answer {
+        let started = Stopwatch::start();
+        let worker = &self.0;
+        let live = worker.shared.live();
+        let (mut parts, body) = request.into_parts();
+
+        // Who it is comes first: the scheme belongs to the key, the address to limits and logs.
+        let peer = parts.extensions.get::<Peer>().copied();
+        let client = client::identify(peer.as_ref(), &parts.headers, &live.config);
+
+        // One form of the target before anything looks at it: what is routed is keyed, limited and forwarded.
+        let target = Target::of(&parts, client.scheme);
+        let route = live.route(&target, &parts);
+        let mut exchange = Exchange::open(&worker.books, &route.metrics, started);
+        exchange.describe(&route.name, client.ip, &parts.method, target.host_value(), &parts.uri);
+        let idle = route.body_idle;
+        let ambiguity = target.ambiguity().filter(|_| live.config.server.ambiguous_paths == AmbiguousPaths::Reject);
+        if let Some(ambiguity) = ambiguity {
+            exchange.decide(Outcome::Refused, StatusCode::BAD_REQUEST);
+            let detail = format!("the path contains {}, which two servers could read two ways", ambiguity.as_str());
+            return body::settle(respond::refused(StatusCode::BAD_REQUEST, detail), exchange, idle);
+        }
+        if route.is_not_found {
+            exchange.decide(Outcome::Refused, StatusCode::NOT_FOUND);
+            let answer = respond::refused(StatusCode::NOT_FOUND, "no route takes this request");
+            return body::settle(answer, exchange, idle);
+        }
+
+        let budget = Budget::new(live.redis_deadline);
+        let charged = Charged::default();
+        let mut journey =
+            Journey { worker, live: &live, route: &route, target: &target, client, exchange, charged, budget };
+
+        // Before the cache: these limits count everything, hits included.
+        let mut answer = match journey.limited(Stage::Request, &parts).await {
+            Err(denial) => journey.denied(&denial),
+            Ok(()) if parts.method.as_str() == "PURGE" && route.rule.purge => write::purge(&mut journey).await,
+            Ok(()) => match journey.caching(&parts, &body) {
+                Ok(()) => journey.through_cache(parts, body).await,
+                Err(reason) => journey.pass(&mut parts, body, reason).await,
+            },
+        };
+        route.limits.annotate(&journey.charged, &mut answer.fields);
+        forward::edit(&mut answer, &route.rule.response);
+        body::settle(answer, journey.exchange, idle)
+    }
+}
+
+impl Journey<'_> {
+    /// Whether the request may be answered from the cache at all.
+    fn caching(&self, parts: &Parts, body: &Body) -> Result<(), Forward> {
+        if self.route.rule.cache.is_none() || self.target.ambiguity().is_some() {
+            return Err(Forward::Bypass);
+        }
+        policy::may_use_cache(&parts.method, &parts.headers, matches!(body, Body::Empty)).map_err(|why| match why {
+            policy::Bypass::Method => Forward::Method,
+            _ => Forward::Bypass,
+        })
+    }
+
+    /// Takes the limits of one stage.
+    pub(crate) async fn limited(&mut self, stage: Stage, parts: &Parts) -> Result<(), Denial> {
+        if self.route.limits.is_empty(stage) {
+            return Ok(());
+        }
+        let facts = Facts {
+            ip: self.client.ip,
+            headers: &parts.headers,
+            query: self.target.query(),
+            route: &self.route.name,
+            host: self.target.host(),
+            method: &parts.method,
+        };
+        let limiter = &self.worker.shared.limiter;
+        let redis = self.worker.redis.as_ref();
+        let limits = &self.route.limits;
+        match limiter.take(redis, limits, stage, &facts, &mut self.charged, &mut self.budget).await {
+            Verdict::Allow => Ok(()),
+            Verdict::Deny(denial) => Err(denial),
+        }
+    }
+
+    fn denied(&mut self, denial: &Denial) -> Answer {
+        self.exchange.decide(Outcome::Denied, StatusCode::TOO_MANY_REQUESTS);
+        respond::denied(denial)
+    }
+
+    /// Past the cache: forwarded as it is, nothing stored.
+    async fn pass(&mut self, parts: &mut Parts, body: Body, why: Forward) -> Answer {
+        // What reaches the upstream is counted by these, and only now is it sure to.
+        if let Err(denial) = self.limited(Stage::Miss, parts).await {
+            return self.denied(&denial);
+        }
+        if let Err(denial) = self.limited(Stage::Origin, parts).await {
+            return self.denied(&denial);
+        }
+        if write::changes_state(self, parts) {
+            return write::forward(self, parts, body, why).await;
+        }
+        forward::pass(self, parts, body, why).await
+    }
+
+    /// Memory, then the fetch in flight, then a fetch of its own.
+    async fn through_cache(&mut self, mut parts: Parts, body: Body) -> Answer {
+        let cache = Arc::clone(&self.worker.shared.cache);
+        let Some(rule) = self.route.rule.cache.as_ref() else { return self.pass(&mut parts, body, Forward::Bypass).await };
+        let key = self.route.key(cache.keyring(), self.target, &parts.headers);
+        let tags = self.route.tags(self.target);
+        let mut why = Forward::UriMiss;
+        for _ in 0..REJOINS {
+            let (now, steady) = cache.times();
+            let ask = Ask {
+                key: &key,
+                headers: &parts.headers,
+                rule,
+                subject: self.route.subject(self.target, &tags),
+                directives: policy::client_directives(rule, &parts.headers),
+                now,
+                steady,
+            };
+
+            // Memory first: it costs nothing, and is right as long as nothing has overtaken it.
+            let (look, result) = cache.look(&ask);
+            self.route.metrics.lookup(Tier::Memory, result);
+            let missing = match look {
+                Look::Fresh(found) => {
+                    if found.early {
+                        lead::refresh(self, &ask, &parts, &found);
+                    }
+                    self.exchange.from_tier(Tier::Memory);
+                    return self.hit(&found, &parts, Outcome::Hit);
+                }
+                Look::Stale(found) => {
+                    lead::refresh(self, &ask, &parts, &found);
+                    self.exchange.from_tier(Tier::Memory);
+                    return self.hit(&found, &parts, Outcome::Stale);
+                }
+                Look::Uncacheable => break,
+                Look::Nothing(missing) => missing,
+            };
+            if ask.directives.only_if_cached {
+                self.exchange.decide(Outcome::Refused, StatusCode::GATEWAY_TIMEOUT);
+                return respond::refused(StatusCode::GATEWAY_TIMEOUT, "nothing usable is stored (only-if-cached)");
+            }
+            // A HEAD cannot fill the cache, and nobody should wait for one.
+            if parts.method == Method::HEAD {
+                break;
+            }
+            why = forward_reason(&missing);
+
+            // One fetch for everybody who asks now.
+            let follower = match cache.join(&ask) {
+                Joined::Follow(follower) => follower,
+                Joined::Lead(permit) => {
+                    match lead::lead(self, &ask, &parts, permit, missing).await {
+                        Led::Found(found, outcome) => {
+                            self.exchange.from_tier(Tier::Redis);
+                            return self.hit(&found, &parts, outcome);
+                        }
+                        Led::Denied(denial) => return self.denied(&denial),
+                        Led::Alone => break,
+                        Led::Asked(lead) => match self.led(lead, &ask, &parts, why).await {
+                            Some(answer) => return answer,
+                            None => continue,
+                        },
+                    }
+                }
+            };
+            match self.follow(follower, &ask, &parts, why).await {
+                Followed::Answer(answer) => return answer,
+                Followed::Alone => break,
+                Followed::Again => {}
+            }
+        }
+        self.pass(&mut parts, body, why).await
+    }
+
+    /// The leader's own client: it takes what its fetch brings.
+    async fn led(&mut self, lead: Lead, ask: &Ask<'_>, parts: &Parts, why: Forward) -> Option<Answer> {
+        let Lead { mut follower, direct, timing } = lead;
+        let seen = loop {
+            match follower.next().await {
+                Seen::Asking => {}
+                seen => break seen,
+            }
+        };
+        if let Ok((status, took)) = timing.await {
+            self.exchange.asked_upstream(status, took);
+        }
+        match seen {
+            Seen::Asking => None,
+            Seen::Arriving(arrival) => {
+                let length = arrival.length;
+                self.exchange.decide(Outcome::Miss, arrival.head.status);
+                let forwarded = Forwarded { stored: true, ..Forwarded::because(why) };
+                Some(respond::arriving(&arrival.head, follower.body(length), parts, &forwarded))
+            }
+            Seen::Ended(End::Stored(slot, origin)) => self.stored(&slot, origin, ask, parts, why, false),
+            Seen::Ended(End::Failed(failed)) => {
+                self.exchange.decide(Outcome::Failed, failed.status);
+                Some(respond::own(failed.status, &failed.detail))
+            }
+            Seen::Ended(End::Uncacheable | End::TooLarge) => {
+                let (response, detail) = direct.await.ok()?;
+                self.exchange.decide(Outcome::Miss, response.status());
+                let forwarded = Forwarded { detail: Some(detail), ..Forwarded::because(why) };
+                Some(forward::answer(response, &forwarded))
+            }
+            Seen::Ended(End::Vacant) => None,
+        }
+    }
+
+    /// One who waits for another's fetch, and learns what to do next.
+    async fn follow(&mut self, mut follower: Follower, ask: &Ask<'_>, parts: &Parts, why: Forward) -> Followed {
+        let began = follower.flight().position();
+        let wait = tokio::time::sleep(ask.rule.wait_timeout);
+        tokio::pin!(wait);
+        loop {
+            let seen = tokio::select! {
+                biased;
+                seen = follower.next() => seen,
+                () = &mut wait => return Followed::Alone,
+            };
+            match seen {
+                // The cache could not answer, so this request counts as a miss, though it asks nobody.
+                Seen::Asking => {
+                    if let Err(denial) = self.limited(Stage::Miss, parts).await {
+                        return Followed::Answer(self.denied(&denial));
+                    }
+                }
+                Seen::Arriving(arrival) => {
+                    debug_assert_eq!(arrival.head.position, began);
+                    if !self.worker.shared.cache.suits(&arrival.head, ask) {
+                        return Followed::Again;
+                    }
+                    self.route.metrics.collapsed.inc();
+                    self.exchange.decide(Outcome::Collapsed, arrival.head.status);
+                    let forwarded = Forwarded { collapsed: true, ..Forwarded::because(why) };
+                    let body = follower.body(arrival.length);
+                    let answer = respond::arriving(&arrival.head, body, parts, &forwarded);
+                    return Followed::Answer(answer);
+                }
+                Seen::Ended(End::Stored(slot, origin)) => {
+                    return self.stored(&slot, origin, ask, parts, why, true).map_or(Followed::Again, Followed::Answer);
+                }
+                Seen::Ended(End::Failed(failed)) => {
+                    self.exchange.decide(Outcome::Failed, failed.status);
+                    return Followed::Answer(respond::own(failed.status, &failed.detail));
+                }
+                Seen::Ended(End::Uncacheable | End::TooLarge) => return Followed::Alone,
+                Seen::Ended(End::Vacant) => return Followed::Again,
+            }
+        }
+    }
+
+    /// What a fetch left in the cache, if it is the answer to this request.
+    fn stored(
+        &mut self,
+        slot: &Arc<crate::cache::memory::Slot>,
+        origin: Origin,
+        ask: &Ask<'_>,
+        parts: &Parts,
+        why: Forward,
+        collapsed: bool,
+    ) -> Option<Answer> {
+        let entry = slot.stored.entry()?;
+        if !self.worker.shared.cache.suits(entry, ask) {
+            return None;
+        }
+        let outcome = match origin {
+            Origin::Excused => Outcome::Stale,
+            Origin::Shared => Outcome::Hit,
+            _ if collapsed => Outcome::Collapsed,
+            Origin::Confirmed => Outcome::Revalidated,
+            Origin::Fetched(_) => Outcome::Miss,
+        };
+        if collapsed {
+            self.route.metrics.collapsed.inc();
+        }
+        let forwarded = match origin {
+            Origin::Shared => None,
+            Origin::Excused => Some(Forwarded { collapsed, detail: Some("stale-if-error"), ..Forwarded::because(why) }),
+            Origin::Confirmed => Some(Forwarded {
+                collapsed,
+                stored: true,
+                status: Some(StatusCode::NOT_MODIFIED),
+                ..Forwarded::because(why)
+            }),
+            Origin::Fetched(_) => Some(Forwarded { collapsed, stored: !collapsed, ..Forwarded::because(why) }),
+        };
+        let found = self.worker.shared.cache.found(slot, ask);
+        let answer = respond::stored(&found, parts, forwarded.as_ref());
+        self.exchange.decide(outcome, answer.status);
+        Some(answer)
+    }
+
+    fn hit(&mut self, found: &Found, parts: &Parts, outcome: Outcome) -> Answer {
+        let answer = respond::stored(found, parts, None);
+        self.exchange.decide(outcome, answer.status);
+        answer
+    }
+}
+
+/// What waiting for another's fetch came to.
+enum Followed {
+    Answer(Answer),
+    /// Join anew, or lead.
+    Again,
+    /// Go alone: nothing will be shared, or the wait was long enough.
+    Alone,
+}
+
+fn forward_reason(missing: &Missing) -> Forward {
+    match &missing.previous {
+        Some(_) => Forward::Stale,
+        None if missing.other_variant => Forward::VaryMiss,
+        None => Forward::UriMiss,
+    }
+}

@@ -1,0 +1,466 @@
+//! One fetch in flight for a key: who leads it, who waits for it, and what they learn.
+//!
+//! A flight moves forward only: `Looking` (the leader asks the shared tier), `Asking` (the upstream is asked), `Arriving`
+//! (the head is here, the body grows), `Ended`. A leader that is dropped ends its flight as `Vacant`, which is normal:
+//! the next one who waits elects itself.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use super::entry::Entry;
+use super::memory::Slot;
+use crate::invalidation::Position;
+use crate::message::{Body, BodyError};
+
+/// Tables of flights, each behind a lock of its own.
+const SHARDS: usize = 16;
+
+/// How a flight ended, as everybody who waited for it learns.
+#[derive(Clone)]
+pub enum End {
+    /// Here is the answer, stored: from the shared tier, the upstream, or confirmed by it.
+    Stored(Arc<Slot>, Origin),
+    /// The upstream failed; the failure is everybody's, and the next request elects anew.
+    Failed(Arc<Failed>),
+    /// The answer may not be shared: everybody goes for themselves.
+    Uncacheable,
+    /// Too large, or no room: everybody goes for themselves.
+    TooLarge,
+    /// The leader left, or was denied: somebody else may lead.
+    Vacant,
+}
+
+/// Where a stored answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The shared tier.
+    Shared,
+    /// A new answer of the upstream's.
+    Fetched(StatusCode),
+    /// The stored one, confirmed by the upstream.
+    Confirmed,
+    /// The stored one, stale, because the upstream failed.
+    Excused,
+}
+
+/// What to say of a failed fetch.
+#[derive(Debug)]
+pub struct Failed {
+    /// Status of the answer: 502, 503 or 504.
+    pub status: StatusCode,
+    /// What happened.
+    pub detail: String,
+}
+
+/// A head that has come, while its body still comes.
+pub struct Arrival {
+    /// Status, fields and lifetimes; its body is empty.
+    pub head: Arc<Entry>,
+    /// The body's size, where the upstream said it.
+    pub length: Option<u64>,
+}
+
+enum Phase {
+    Looking,
+    Asking,
+    Arriving(Arc<Arrival>),
+    Ended(End),
+}
+
+/// A fetch in flight.
+pub struct Flight {
+    key: Box<[u8]>,
+    position: Position,
+    state: Mutex<State>,
+}
+
+struct State {
+    phase: Phase,
+    /// Pieces of the body, in order.
+    pieces: Vec<Bytes>,
+    /// Whether `pieces` is all of it, or what cut it short.
+    complete: Option<Result<(), &'static str>>,
+    /// The rest of a body that turned out too large: for the leader.
+    rest: Option<Body>,
+    /// What `pieces` hold of the room for fetches; given back when the last reader is gone.
+    held: Held,
+    wakers: Vec<(u64, Waker)>,
+    next_id: u64,
+}
+
+impl Flight {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state and wakes everybody, outside the lock.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let wakers = {
+            let mut state = self.lock();
+            change(&mut state);
+            std::mem::take(&mut state.wakers)
+        };
+        for (_, waker) in wakers {
+            waker.wake();
+        }
+    }
+
+    /// The position that its fetch began at.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+}
+
+impl State {
+    fn register(&mut self, id: u64, cx: &Context<'_>) {
+        match self.wakers.iter_mut().find(|(other, _)| *other == id) {
+            Some((_, waker)) => waker.clone_from(cx.waker()),
+            None => self.wakers.push((id, cx.waker().clone())),
+        }
+    }
+}
+
+type Shard = Mutex<HashMap<Box<[u8]>, Arc<Flight>>>;
+
+/// Every flight of the process; as many at most as there are requests.
+pub struct Flights {
+    shards: Vec<Shard>,
+    room: Arc<Room>,
+    hasher: std::hash::RandomState,
+}
+
+/// What joining a flight gave.
+pub enum Joined {
+    /// Nobody flies yet: this request leads.
+    Lead(Permit),
+    /// Somebody does.
+    Follow(Follower),
+}
+
+impl Flights {
+    /// No flights yet; their bodies may hold `fill_memory` bytes together.
+    pub fn new(fill_memory: usize) -> Arc<Self> {
+        Arc::new(Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            room: Arc::new(Room { taken: AtomicUsize::new(0), most: fill_memory }),
+            hasher: std::hash::RandomState::new(),
+        })
+    }
+
+    /// Joins the flight for `key`, or starts one at `position`.
+    ///
+    /// A flight that `usable` turns down (an invalidation has overtaken it) is left to those who joined it before; a
+    /// new one takes its place in the table.
+    pub fn join(self: &Arc<Self>, key: &[u8], position: Position, usable: impl FnOnce(Position) -> bool) -> Joined {
+        let mut shard = self.shard(key);
+        if let Some(flight) = shard.get(key)
+            && usable(flight.position)
+        {
+            return Joined::Follow(Follower::new(Arc::clone(flight)));
+        }
+        let flight = Arc::new(Flight {
+            key: key.into(),
+            position,
+            state: Mutex::new(State {
+                phase: Phase::Looking,
+                pieces: Vec::new(),
+                complete: None,
+                rest: None,
+                held: self.room.enter(),
+                wakers: Vec::new(),
+                next_id: 0,
+            }),
+        });
+        shard.insert(key.into(), Arc::clone(&flight));
+        Joined::Lead(Permit { flight, flights: Arc::clone(self), ended: false })
+    }
+
+    /// Whether somebody flies for `key`.
+    pub fn is_flying(&self, key: &[u8]) -> bool {
+        self.shard(key).contains_key(key)
+    }
+
+    fn shard(&self, key: &[u8]) -> MutexGuard<'_, HashMap<Box<[u8]>, Arc<Flight>>> {
+        let index = self.hasher.hash_one(key) as usize % SHARDS;
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove(&self, flight: &Arc<Flight>) {
+        let mut shard = self.shard(&flight.key);
+        if shard.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
+            shard.remove(&flight.key);
+        }
+    }
+}
+
+/// The right to fetch for everybody who waits; ends the flight as [`End::Vacant`] when dropped.
+pub struct Permit {
+    flight: Arc<Flight>,
+    flights: Arc<Flights>,
+    ended: bool,
+}
+
+impl Permit {
+    /// The position that the fetch began at.
+    pub fn position(&self) -> Position {
+        self.flight.position
+    }
+
+    /// The key that is fetched.
+    pub fn key(&self) -> &[u8] {
+        &self.flight.key
+    }
+
+    /// A place among those who wait, for the leader's own client.
+    pub fn follower(&self) -> Follower {
+        Follower::new(Arc::clone(&self.flight))
+    }
+
+    /// The shared tier has nothing: the upstream is asked.
+    pub fn asking(&self) {
+        self.flight.change(|state| state.phase = Phase::Asking);
+    }
+
+    /// The head is here.
+    pub fn arriving(&self, arrival: Arrival) {
+        self.flight.change(|state| state.phase = Phase::Arriving(Arc::new(arrival)));
+    }
+
+    /// Takes room for `bytes` of the body, if there is any.
+    pub fn reserve(&self, bytes: usize) -> bool {
+        self.flight.lock().held.grow(bytes)
+    }
+
+    /// A piece of the body is here; room for it has been reserved.
+    pub fn grow(&self, piece: Bytes) {
+        self.flight.change(|state| state.pieces.push(piece));
+    }
+
+    /// All of the body, copied together so that it holds on to nothing else, behind `front`.
+    pub fn assemble(&self, front: &[u8]) -> Bytes {
+        let state = self.flight.lock();
+        let length = state.pieces.iter().map(Bytes::len).sum::<usize>();
+        let mut whole = BytesMut::with_capacity(front.len() + length);
+        whole.extend_from_slice(front);
+        for piece in &state.pieces {
+            whole.extend_from_slice(piece);
+        }
+        whole.freeze()
+    }
+
+    /// Ends the flight.
+    pub fn end(mut self, end: End) {
+        self.finish(end, Ok(()));
+    }
+
+    /// Ends the flight in the middle of its body.
+    pub fn cut(mut self, why: &'static str) {
+        self.finish(End::Vacant, Err(why));
+    }
+
+    /// Ends the flight because the body is too large to hold: the leader's client gets the rest of it directly.
+    pub fn overflow(mut self, rest: Body) {
+        self.flight.change(|state| state.rest = Some(rest));
+        self.finish(End::TooLarge, Ok(()));
+    }
+
+    fn finish(&mut self, end: End, body: Result<(), &'static str>) {
+        self.ended = true;
+        self.flights.remove(&self.flight);
+        self.flight.change(|state| {
+            state.phase = Phase::Ended(end);
+            state.complete = Some(body);
+        });
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.finish(End::Vacant, Err("the fetch was given up"));
+        }
+    }
+}
+
+/// What somebody who waits sees next.
+pub enum Seen {
+    /// The shared tier has nothing; the upstream is being asked.
+    Asking,
+    /// The head is here and the body's size is known, or this is the leader's client.
+    Arriving(Arc<Arrival>),
+    /// It is over.
+    Ended(End),
+}
+
+/// A place among those who wait for a flight.
+pub struct Follower {
+    flight: Arc<Flight>,
+    id: u64,
+    saw_asking: bool,
+    leads: bool,
+}
+
+impl Follower {
+    fn new(flight: Arc<Flight>) -> Self {
+        let id = {
+            let mut state = flight.lock();
+            state.next_id += 1;
+            state.next_id
+        };
+        Self { flight, id, saw_asking: false, leads: false }
+    }
+
+    /// Marks the leader's own client, who takes what comes even where its size is unknown.
+    pub fn leading(mut self) -> Self {
+        self.leads = true;
+        self.saw_asking = true;
+        self
+    }
+
+    /// The flight.
+    pub fn flight(&self) -> &Flight {
+        &self.flight
+    }
+
+    /// Waits for the next thing worth knowing. Each phase is seen once; with a body of unknown size only its end.
+    pub async fn next(&mut self) -> Seen {
+        let (saw_asking, leads, id) = (self.saw_asking, self.leads, self.id);
+        let seen = poll_fn(|cx| {
+            let mut state = self.flight.lock();
+            let seen = match &state.phase {
+                Phase::Ended(end) => Some(Seen::Ended(end.clone())),
+                Phase::Arriving(arrival) if leads || arrival.length.is_some() => {
+                    Some(Seen::Arriving(Arc::clone(arrival)))
+                }
+                Phase::Asking | Phase::Arriving(_) if !saw_asking => Some(Seen::Asking),
+                Phase::Looking | Phase::Asking | Phase::Arriving(_) => None,
+            };
+            seen.map_or_else(
+                || {
+                    state.register(id, cx);
+                    Poll::Pending
+                },
+                Poll::Ready,
+            )
+        })
+        .await;
+        self.saw_asking |= matches!(seen, Seen::Asking);
+        seen
+    }
+
+    /// The body as it comes.
+    pub fn body(self, length: Option<u64>) -> FlightBody {
+        FlightBody { follower: self, read: 0, length, bytes: 0, rest: None, ended: false }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let id = self.id;
+        self.flight.lock().wakers.retain(|(other, _)| *other != id);
+    }
+}
+
+/// A flight's body, read at its reader's own pace; the pieces are shared.
+pub struct FlightBody {
+    follower: Follower,
+    read: usize,
+    length: Option<u64>,
+    bytes: u64,
+    rest: Option<Body>,
+    ended: bool,
+}
+
+impl HttpBody for FlightBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Some(rest) = &mut this.rest {
+            return Pin::new(rest).poll_frame(cx);
+        }
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let id = this.follower.id;
+        let mut state = this.follower.flight.lock();
+        if let Some(piece) = state.pieces.get(this.read).cloned() {
+            this.read += 1;
+            this.bytes += piece.len() as u64;
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        match state.complete {
+            None => {
+                state.register(id, cx);
+                Poll::Pending
+            }
+            Some(Err(why)) => Poll::Ready(Some(Err(why.into()))),
+            Some(Ok(())) => match state.rest.take() {
+                Some(mut rest) => {
+                    drop(state);
+                    let next = Pin::new(&mut rest).poll_frame(cx);
+                    this.rest = Some(rest);
+                    next
+                }
+                None => {
+                    drop(state);
+                    this.ended = true;
+                    Poll::Ready(None)
+                }
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.length.map_or_else(SizeHint::default, |length| SizeHint::with_exact(length.saturating_sub(self.bytes)))
+    }
+}
+
+/// What all fetches in progress may hold together.
+struct Room {
+    taken: AtomicUsize,
+    most: usize,
+}
+
+impl Room {
+    fn enter(self: &Arc<Self>) -> Held {
+        Held { room: Arc::clone(self), bytes: 0 }
+    }
+}
+
+/// Bytes held in a [`Room`], given back on drop.
+struct Held {
+    room: Arc<Room>,
+    bytes: usize,
+}
+
+impl Held {
+    fn grow(&mut self, more: usize) -> bool {
+        let before = self.room.taken.fetch_add(more, Ordering::Relaxed);
+        if before.saturating_add(more) > self.room.most {
+            self.room.taken.fetch_sub(more, Ordering::Relaxed);
+            return false;
+        }
+        self.bytes += more;
+        true
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.room.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,31 @@
+-- Looks an entry up once more and, where there is none that the caller has not seen, leases the right to fetch it.
+--
+-- KEYS  1 entry    2 lease (same hash tag)
+-- ARGV  1 token    2 lease time in ms    3 incarnation    4 seq    5 fence of the entry that the caller saw, or -1
+-- Reply {'found', bytes}         an entry the caller has not seen
+--       {'lead', fence}          the caller fetches; the fence orders what it stores
+--       {'held', ms}             somebody else fetches, for so long at most; the bell will ring
+--
+-- A lease is a hash: t token, f fence, i incarnation, s seq, w whether somebody waits.
+-- Invariants: at most one token holds a lease; fences of one key only rise while an entry or a lease is there; a caller
+-- at a later position than the holder's supersedes it, since what the holder fetches is overtaken already.
+local fence = -1
+local bytes = redis.call('GETRANGE', KEYS[1], FENCE_AT, FENCE_AT + 7)
+if #bytes == 8 then
+  fence = struct.unpack('>I8', bytes)
+  if fence ~= tonumber(ARGV[5]) then
+    return {'found', redis.call('GET', KEYS[1])}
+  end
+end
+local held = redis.call('HMGET', KEYS[2], 't', 'f', 'i', 's')
+if held[1] then
+  if held[3] == ARGV[3] and tonumber(held[4]) >= tonumber(ARGV[4]) then
+    redis.call('HSET', KEYS[2], 'w', 1)
+    return {'held', redis.call('PTTL', KEYS[2])}
+  end
+  fence = math.max(fence, tonumber(held[2]))
+end
+fence = fence + 1
+redis.call('HSET', KEYS[2], 't', ARGV[1], 'f', fence, 'i', ARGV[3], 's', ARGV[4])
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+return {'lead', fence}

@@ -1,0 +1,248 @@
+//! The shared tier: entries in Redis, the fleet's lease on a fetch, and the scripts for both.
+//!
+//! An entry stands under its key's hash; the full key is inside, so that a collision is a miss. What varies stands
+//! behind a marker that names the fields. Names and times to live are in docs/redis.md.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::entry::{self, Stored};
+use super::memory::Slot;
+use super::{Ask, Cache, Previous, key};
+use crate::config::CacheTiers;
+use crate::invalidation::Position;
+use crate::kv::keys::Keys;
+use crate::kv::{self, Budget, Redis, Reply, Script, Unavailable};
+use crate::metrics::Lookup;
+
+/// How long a fetch is leased: a crashed leader holds the fleet up for so long at most.
+const LEASE: Duration = Duration::from_secs(3);
+
+/// How much longer than its last use an entry with a validator is kept, in milliseconds.
+const VALIDATOR_GRACE_MS: u64 = 60_000;
+
+/// Writing a body may take longer than a request waits for an answer; nobody waits for it.
+const STORE_DEADLINES: u32 = 10;
+
+/// Where the scripts find position and fence in an entry.
+fn place(source: &str) -> &'static str {
+    source
+        .replace("INCARNATION_AT", &entry::INCARNATION_AT.to_string())
+        .replace("FENCE_AT", &entry::FENCE_AT.to_string())
+        .leak()
+}
+
+static LEASE_SCRIPT: LazyLock<Script> =
+    LazyLock::new(|| Script { name: "lease", source: place(include_str!("lease.lua")) });
+static STORE_SCRIPT: LazyLock<Script> =
+    LazyLock::new(|| Script { name: "store", source: place(include_str!("store.lua")) });
+
+/// Redis' side of the cache.
+pub struct SharedTier {
+    keys: Keys,
+    kv: Arc<kv::Shared>,
+    max_value: usize,
+    limits: entry::Limits,
+    compress_over: usize,
+}
+
+/// The right to fetch a key for the fleet.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    token: Bytes,
+    hash: [u8; 16],
+    /// Orders what fetches of one key store.
+    pub fence: u64,
+}
+
+/// What asking for a lease gave.
+pub enum Leased {
+    /// This pod fetches.
+    Lead(Lease),
+    /// Another pod has stored something meanwhile.
+    Found(Stored),
+    /// Another pod fetches.
+    Held,
+    /// Redis gave no answer: this pod fetches for itself.
+    Unavailable,
+}
+
+impl SharedTier {
+    /// The tier under one namespace.
+    pub fn new(kv: Arc<kv::Shared>, redis: &crate::config::Redis, settings: &CacheTiers) -> Self {
+        Self {
+            keys: Keys::new(&redis.namespace),
+            kv,
+            max_value: redis.max_value,
+            limits: entry::Limits { body: settings.max_object },
+            compress_over: settings.compress_over,
+        }
+    }
+
+    /// What is stored for a request, kept in memory from now on.
+    ///
+    /// # Errors
+    /// What to count: the tier did not answer, or what it holds does not decode.
+    pub async fn get(
+        &self,
+        redis: &Redis,
+        cache: &Cache,
+        ask: &Ask<'_>,
+        budget: &mut Budget,
+    ) -> Result<Option<Arc<Slot>>, Lookup> {
+        let Some(stored) = self.read(redis, ask.key, budget).await? else { return Ok(None) };
+        let Stored::Vary(vary) = &stored else { return Ok(Some(self.promote(cache, ask, stored))) };
+        let mut variant = Vec::with_capacity(ask.key.len() + 128);
+        cache.keyring().variant(&mut variant, ask.key, &vary.names, ask.headers);
+        let found = self.read(redis, &variant, budget).await?;
+        Ok(found.map(|stored| self.promote(cache, ask, stored)))
+    }
+
+    /// Keeps in memory what came from here.
+    pub fn promote(&self, cache: &Cache, ask: &Ask<'_>, stored: Stored) -> Arc<Slot> {
+        cache.keep(ask.key, stored, 0)
+    }
+
+    async fn read(&self, redis: &Redis, key: &[u8], budget: &mut Budget) -> Result<Option<Stored>, Lookup> {
+        let name = self.keys.entry(&key::name(key));
+        match redis.get(&name, budget).await {
+            Ok(None) => Ok(None),
+            Err(_) => Err(Lookup::Unavailable),
+            Ok(Some(bytes)) => match entry::decode(bytes, &self.limits) {
+                Ok(stored) if *stored.key() == *key => Ok(Some(stored)),
+                Ok(_) => Ok(None),
+                Err(_) => Err(Lookup::Corrupt),
+            },
+        }
+    }
+
+    /// Completes when somebody's fetch for `key` has ended; perhaps never, so poll as well.
+    pub fn listen(&self, key: &[u8]) -> kv::Ring {
+        self.kv.bells().listen(&key::name(key))
+    }
+
+    /// Leases the fetch of `key`, unless something newer than `seen` is stored or somebody holds the lease.
+    pub async fn lease(
+        &self,
+        redis: &Redis,
+        key: &[u8],
+        position: Position,
+        seen: Option<&Previous>,
+        budget: &mut Budget,
+    ) -> Leased {
+        let hash = key::name(key);
+        let token = Bytes::from(format!("{:016x}{:016x}", kv::random(), kv::random()));
+        let lease_ms = LEASE.as_millis().to_string();
+        let incarnation = position.incarnation.to_string();
+        let seq = position.seq.to_string();
+        let seen = seen.and_then(Previous::entry).map_or_else(|| "-1".to_owned(), |entry| entry.fence.to_string());
+        let keys = [self.keys.entry(&hash), self.keys.lease(&hash)];
+        let args = [&token[..], lease_ms.as_bytes(), incarnation.as_bytes(), seq.as_bytes(), seen.as_bytes()];
+        match redis.run(&LEASE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await {
+            Ok(reply) => self.leased(&reply, token, hash),
+            Err(_) => Leased::Unavailable,
+        }
+    }
+
+    fn leased(&self, reply: &Reply, token: Bytes, hash: [u8; 16]) -> Leased {
+        let [kind, value] = reply.items() else { return Leased::Unavailable };
+        match kind.bytes().map(|kind| &kind[..]) {
+            Some(b"lead") => {
+                value.number().map_or(Leased::Unavailable, |fence| Leased::Lead(Lease { token, hash, fence }))
+            }
+            Some(b"held") => Leased::Held,
+            Some(b"found") => {
+                let decoded = value.bytes().map(|bytes| entry::decode(bytes.clone(), &self.limits));
+                // What does not decode is as good as nothing: fetch it anew.
+                decoded.and_then(Result::ok).map_or(Leased::Unavailable, Leased::Found)
+            }
+            _ => Leased::Unavailable,
+        }
+    }
+
+    /// Stores what a fetch brought and ends its lease; false if something newer stands there.
+    ///
+    /// Runs behind the answer: compression and the write hold up nobody.
+    pub async fn store(
+        &self,
+        redis: &Redis,
+        primary: &[u8],
+        stored: &Stored,
+        lease: Option<Lease>,
+        deadline: Duration,
+    ) -> bool {
+        let mut budget = Budget::new(deadline * STORE_DEADLINES);
+        let time_to_live = stored.keep_ms(VALIDATOR_GRACE_MS);
+        if stored.size() > self.max_value || time_to_live == 0 {
+            if let Some(lease) = lease {
+                self.release(redis, &lease, &mut budget).await;
+            }
+            return true;
+        }
+        if *stored.key() != *primary
+            && let Stored::Entry(entry) = stored
+        {
+            let marker = Stored::Vary(entry::Vary::new(primary, entry.vary.clone(), entry.position));
+            let bytes = entry::encode(&marker, usize::MAX);
+            let none = Lease { token: Bytes::new(), hash: key::name(primary), fence: entry.fence };
+            let _ = self.write(redis, &none, entry.position, bytes, time_to_live, &mut budget).await;
+        }
+        let compress_over = self.compress_over;
+        let bytes = if stored.size() > compress_over {
+            let stored = stored.clone();
+            match tokio::task::spawn_blocking(move || entry::encode(&stored, compress_over)).await {
+                Ok(bytes) => bytes,
+                Err(_) => return false,
+            }
+        } else {
+            entry::encode(stored, compress_over)
+        };
+        let hash = key::name(stored.key());
+        let mut own = lease.unwrap_or(Lease { token: Bytes::new(), hash, fence: stored.fence() });
+        // The lease was taken under the key that was asked for; an answer that varies stands under another.
+        let elsewhere = (own.hash != hash).then(|| own.clone());
+        if elsewhere.is_some() {
+            own = Lease { token: Bytes::new(), hash, fence: own.fence };
+        }
+        let reply = self.write(redis, &own, stored.position(), bytes, time_to_live, &mut budget).await;
+        if let Some(lease) = elsewhere {
+            self.release(redis, &lease, &mut budget).await;
+        }
+        !matches!(reply, Ok(reply) if reply.bytes().is_some_and(|word| word == "superseded"))
+    }
+
+    /// Ends a lease without storing anything.
+    pub async fn release(&self, redis: &Redis, lease: &Lease, budget: &mut Budget) {
+        let _ = self.write(redis, lease, Position::default(), Vec::new(), 0, budget).await;
+    }
+
+    async fn write(
+        &self,
+        redis: &Redis,
+        lease: &Lease,
+        position: Position,
+        bytes: Vec<u8>,
+        time_to_live_ms: u64,
+        budget: &mut Budget,
+    ) -> Result<Reply, Unavailable> {
+        let keys = [self.keys.entry(&lease.hash), self.keys.lease(&lease.hash)];
+        let fence = lease.fence.to_string();
+        let incarnation = position.incarnation.to_be_bytes();
+        let seq = position.seq.to_string();
+        let time_to_live = time_to_live_ms.to_string();
+        let bell = self.keys.bell();
+        let args = [
+            &lease.token[..],
+            fence.as_bytes(),
+            &incarnation,
+            seq.as_bytes(),
+            time_to_live.as_bytes(),
+            &bytes,
+            bell.as_bytes(),
+            &lease.hash,
+        ];
+        redis.run_with_body(&STORE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await
+    }
+}

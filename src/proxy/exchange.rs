@@ -1,0 +1,134 @@
+//! One request's account: what it was, how it ended, and where that is written down.
+//!
+//! The account closes when it is dropped, wherever that is: a request has exactly one outcome, even one whose client
+//! left or whose task was cancelled.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, Method, StatusCode, Uri};
+
+use crate::clock::{Clock, Stopwatch};
+use crate::log::{Access, Sink};
+use crate::metrics::{Metrics, Outcome, RouteMetrics, Tier};
+
+/// The status in metrics and logs where the client left before there was one (as nginx writes it).
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// What every account needs, once a worker.
+pub struct Books {
+    /// Families without a route.
+    pub metrics: Arc<Metrics>,
+    /// Time.
+    pub clock: Clock,
+    /// Access lines, where they are wanted.
+    pub access: Option<Sink>,
+}
+
+/// A request's account.
+pub struct Exchange {
+    books: Arc<Books>,
+    route: Arc<RouteMetrics>,
+    started: Stopwatch,
+    outcome: Outcome,
+    status: Option<StatusCode>,
+    line: Option<Box<Line>>,
+    /// Bytes of the body that were handed to the client's connection.
+    pub bytes: u64,
+}
+
+/// What only the access line says.
+struct Line {
+    route: Arc<str>,
+    client: IpAddr,
+    method: Method,
+    host: HeaderValue,
+    uri: Uri,
+    tier: Option<Tier>,
+    upstream: Option<Duration>,
+}
+
+impl Exchange {
+    /// Opens the account of a request that `route` took.
+    pub fn open(books: &Arc<Books>, route: &Arc<RouteMetrics>, started: Stopwatch) -> Self {
+        books.metrics.requests_in_flight.inc();
+        Self {
+            books: Arc::clone(books),
+            route: Arc::clone(route),
+            started,
+            outcome: Outcome::Cancelled,
+            status: None,
+            line: None,
+            bytes: 0,
+        }
+    }
+
+    /// Adds what the access line says, where one is wanted.
+    pub fn describe(&mut self, route: &Arc<str>, client: IpAddr, method: &Method, host: &HeaderValue, uri: &Uri) {
+        if self.books.access.is_some() {
+            self.line = Some(Box::new(Line {
+                route: Arc::clone(route),
+                client,
+                method: method.clone(),
+                host: host.clone(),
+                uri: uri.clone(),
+                tier: None,
+                upstream: None,
+            }));
+        }
+    }
+
+    /// The route's handles.
+    pub fn route(&self) -> &RouteMetrics {
+        &self.route
+    }
+
+    /// The answer is decided.
+    pub fn decide(&mut self, outcome: Outcome, status: StatusCode) {
+        self.outcome = outcome;
+        self.status = Some(status);
+    }
+
+    /// The tier that the answer came from.
+    pub fn from_tier(&mut self, tier: Tier) {
+        if let Some(line) = &mut self.line {
+            line.tier = Some(tier);
+        }
+    }
+
+    /// The upstream was asked for this request, and took so long to send its head, if it did.
+    pub fn asked_upstream(&mut self, status: Option<StatusCode>, took: Duration) {
+        self.route.upstream(status, took);
+        if let Some(line) = &mut self.line {
+            line.upstream = Some(took);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let took = self.started.elapsed();
+        let now = self.books.clock.now();
+        let closed = StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or(StatusCode::BAD_REQUEST);
+        let status = self.status.unwrap_or(closed);
+        self.books.metrics.requests_in_flight.dec();
+        self.route.finish(self.outcome, status, took, now);
+        if let (Some(line), Some(sink)) = (&self.line, &self.books.access) {
+            sink.access(&Access {
+                time_ms: now,
+                method: line.method.as_str(),
+                host: line.host.to_str().unwrap_or_default(),
+                path: line.uri.path(),
+                status: status.as_u16(),
+                outcome: self.outcome,
+                tier: line.tier,
+                route: &line.route,
+                duration: took,
+                upstream: line.upstream,
+                bytes: self.bytes,
+                client: line.client,
+            });
+        }
+    }
+}

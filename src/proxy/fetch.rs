@@ -1,0 +1,275 @@
+//! A fetch for the cache: it asks the upstream, decides what may be kept, and tells everybody who waits.
+//!
+//! It is a task of its own, so that a leader whose client leaves still finishes what is storable.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Body as _;
+use tokio::sync::oneshot;
+
+use super::body::Patient;
+use super::respond;
+use super::state::{RouteState, Worker};
+use super::upstream::Patience;
+use crate::cache::entry::{Entry, Stored, Verdict};
+use crate::cache::flight::{Arrival, End, Origin, Permit};
+use crate::cache::policy::{self, Plan};
+use crate::cache::shared::Lease;
+use crate::cache::{Previous, key};
+use crate::clock::{SteadyMs, Stopwatch};
+use crate::kv::Budget;
+use crate::message::Body;
+use crate::metrics::Fill;
+
+/// How long it is remembered that answers to a key may not be stored, in milliseconds.
+const UNCACHEABLE_MS: u64 = 5_000;
+
+/// What a fetch is made of.
+pub(crate) struct Fetch {
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) route: Arc<RouteState>,
+    pub(crate) primary: Box<[u8]>,
+    /// The client's fields, by which variants are told apart.
+    pub(crate) headers: HeaderMap,
+    pub(crate) request: Request<Body>,
+    pub(crate) patience: Patience,
+    pub(crate) redis_deadline: Duration,
+    pub(crate) asked: SteadyMs,
+    pub(crate) permit: Permit,
+    pub(crate) lease: Option<Lease>,
+    pub(crate) previous: Option<Previous>,
+    pub(crate) hand_over: oneshot::Sender<(Response<Body>, &'static str)>,
+    pub(crate) report: oneshot::Sender<(Option<StatusCode>, Duration)>,
+}
+
+/// A refresh behind an answer that is served: it happens only if this pod is the one that the fleet elects.
+pub(crate) async fn run_behind(mut fetch: Fetch) {
+    if let (Some(redis), Some(tier)) = (&fetch.worker.redis, &fetch.worker.shared.tier) {
+        let mut budget = Budget::new(fetch.redis_deadline);
+        let previous = fetch.previous.as_ref();
+        match tier.lease(redis, fetch.permit.key(), fetch.permit.position(), previous, &mut budget).await {
+            crate::cache::shared::Leased::Lead(lease) => fetch.lease = Some(lease),
+            crate::cache::shared::Leased::Unavailable => {}
+            crate::cache::shared::Leased::Held => return,
+            crate::cache::shared::Leased::Found(stored) => {
+                let slot = fetch.worker.shared.cache.keep(&fetch.primary, stored, 0);
+                return fetch.permit.end(End::Stored(slot, Origin::Shared));
+            }
+        }
+    }
+    run(fetch).await;
+}
+
+/// Fetches, and ends the flight whatever happens.
+pub(crate) async fn run(mut fetch: Fetch) {
+    let watch = Stopwatch::start();
+    let request = std::mem::take(&mut fetch.request);
+    let sent = fetch.worker.shared.cache.times().0;
+    let reply = fetch.worker.upstream.send(request, fetch.patience).await;
+    let took = watch.elapsed();
+    let status = reply.as_ref().ok().map(|reply| reply.response.status());
+    let report = std::mem::replace(&mut fetch.report, oneshot::channel().0);
+    if report.send((status, took)).is_err() {
+        // Nobody accounts for a refresh but the route itself.
+        fetch.route.metrics.upstream(status, took);
+    }
+    match reply {
+        Err(failure) => {
+            let failed = respond::failed(&failure);
+            fetch.excused_or(Excuse::Failure(failed)).await;
+        }
+        Ok(reply) => {
+            let mut response = reply.response;
+            super::headers::strip_hop_by_hop(response.headers_mut());
+            fetch.received(response, sent).await;
+        }
+    }
+}
+
+enum Excuse {
+    Failure(crate::cache::flight::Failed),
+    Status(Response<Body>),
+}
+
+impl Fetch {
+    async fn received(self, response: Response<Body>, sent: u64) {
+        let (now, _) = self.worker.shared.cache.times();
+        if response.status() == StatusCode::NOT_MODIFIED
+            && let Some(entry) = self.previous.as_ref().and_then(Previous::entry)
+        {
+            let refreshed = self.refreshed(entry, &response, sent, now);
+            return self.confirmed(refreshed).await;
+        }
+        if response.status().is_server_error() && self.previous.as_ref().is_some_and(|p| p.excuses_errors) {
+            return self.excused_or(Excuse::Status(response)).await;
+        }
+        let Some(rule) = self.route.rule.cache.as_ref() else { return self.uncacheable(response, "bypass").await };
+        let spread = key::spread(self.permit.key(), sent);
+        let facts = policy::Asked { headers: &self.headers, method: &http::Method::GET };
+        match policy::storable(rule, &facts, response.status(), response.headers(), now, spread) {
+            Err(refusal) => self.refused(response, refusal).await,
+            Ok(plan) => {
+                let entry = self.entry(&plan, &response, sent, now);
+                self.fill(entry, response.into_body()).await;
+            }
+        }
+    }
+
+    fn entry(&self, plan: &Plan, response: &Response<Body>, sent: u64, now: u64) -> Entry {
+        let keyring = self.worker.shared.cache.keyring();
+        let mut variant = Vec::with_capacity(self.primary.len() + 64);
+        if plan.vary.is_empty() {
+            variant.extend_from_slice(&self.primary);
+        } else {
+            keyring.variant(&mut variant, &self.primary, &plan.vary, &self.headers);
+        }
+        let mut entry = Entry::new(variant, plan, response.status(), response.headers(), sent, now);
+        entry.position = self.permit.position();
+        entry.fence = self.lease.as_ref().map_or(0, |lease| lease.fence);
+        entry
+    }
+
+    fn refreshed(&self, entry: &Entry, response: &Response<Body>, sent: u64, now: u64) -> Option<Entry> {
+        let rule = self.route.rule.cache.as_ref()?;
+        let spread = key::spread(self.permit.key(), sent);
+        let facts = policy::Asked { headers: &self.headers, method: &http::Method::GET };
+        let mut refreshed = entry.refreshed(rule, &facts, response.headers(), sent, now, spread)?;
+        refreshed.position = self.permit.position();
+        refreshed.fence = self.lease.as_ref().map_or(entry.fence, |lease| lease.fence);
+        Some(refreshed)
+    }
+
+    /// Reads the body for everybody, as far as there is room for it.
+    async fn fill(self, entry: Entry, body: Body) {
+        let settings = self.worker.shared.cache.settings();
+        let length = body.size_hint().exact();
+        let max_object = settings.max_object as u64;
+        let fits = length.is_none_or(|l| l <= max_object && self.permit.reserve(l as usize));
+        if !fits {
+            let response = entry.response_head();
+            return self.too_large(response.map(|()| body));
+        }
+        self.permit.arriving(Arrival { head: Arc::new(entry.clone()), length });
+        let mut body = Patient::new(body, self.patience.body_idle);
+        let mut read = 0;
+        loop {
+            match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+                None => break,
+                Some(Err(_)) => {
+                    self.route.metrics.fill(Fill::Failed);
+                    let lease = self.lease;
+                    self.permit.cut("the upstream's body ended early");
+                    return release(&self.worker, lease, self.redis_deadline).await;
+                }
+                Some(Ok(frame)) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    read += data.len() as u64;
+                    let room = length.is_some() || (read <= max_object && self.permit.reserve(data.len()));
+                    // The room is the promise made to followers; a piece that breaks it still goes to the leader.
+                    self.permit.grow(data);
+                    if !room {
+                        self.route.metrics.fill(Fill::TooLarge);
+                        let lease = self.lease;
+                        self.permit.overflow(body.into_inner());
+                        return release(&self.worker, lease, self.redis_deadline).await;
+                    }
+                }
+            }
+        }
+        let stored = Stored::Entry(entry.with_body(self.permit.assemble(&[])));
+        self.route.metrics.fill(Fill::Stored);
+        self.store(stored, |status| Origin::Fetched(status)).await;
+    }
+
+    /// Memory first, then those who wait, then the fleet.
+    async fn store(self, stored: Stored, origin: impl FnOnce(StatusCode) -> Origin) {
+        let status = stored.entry().map_or(StatusCode::OK, |entry| entry.status);
+        let slot = self.worker.shared.cache.keep(&self.primary, stored, self.asked);
+        self.permit.end(End::Stored(Arc::clone(&slot), origin(status)));
+        if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
+            let kept = tier.store(redis, &self.primary, &slot.stored, self.lease, self.redis_deadline).await;
+            if !kept {
+                self.route.metrics.fill(Fill::Superseded);
+            }
+        }
+    }
+
+    async fn confirmed(self, refreshed: Option<Entry>) {
+        match refreshed {
+            Some(entry) => {
+                self.route.metrics.fill(Fill::Revalidated);
+                self.store(Stored::Entry(entry), |_| Origin::Confirmed).await;
+            }
+            None => {
+                // Confirmed, but not to be kept any longer: those who wait ask anew.
+                self.route.metrics.fill(Fill::Uncacheable);
+                let (worker, lease, deadline) = (self.worker, self.lease, self.redis_deadline);
+                drop(self.permit);
+                release(&worker, lease, deadline).await;
+            }
+        }
+    }
+
+    /// The upstream failed: what is stale excuses it where the route allows that.
+    async fn excused_or(self, excuse: Excuse) {
+        self.route.metrics.fill(Fill::Failed);
+        let (worker, lease, deadline) = (Arc::clone(&self.worker), self.lease, self.redis_deadline);
+        match (self.previous, excuse) {
+            (Some(previous), _) if previous.excuses_errors => {
+                self.permit.end(End::Stored(previous.slot, Origin::Excused));
+            }
+            (_, Excuse::Failure(failed)) => self.permit.end(End::Failed(Arc::new(failed))),
+            (_, Excuse::Status(response)) => {
+                // The leader's client has the upstream's own words; nobody else needs to wait for them.
+                let _ = self.hand_over.send((response, "upstream-error"));
+                self.permit.end(End::Uncacheable);
+            }
+        }
+        release(&worker, lease, deadline).await;
+    }
+
+    async fn refused(self, response: Response<Body>, refusal: policy::Refusal) {
+        if refusal.lies_in_request() {
+            // Another client's request may well be stored: no verdict.
+            self.route.metrics.fill(Fill::Uncacheable);
+            let (worker, lease, deadline) = (self.worker, self.lease, self.redis_deadline);
+            let _ = self.hand_over.send((response, refusal.as_str()));
+            self.permit.end(End::Uncacheable);
+            return release(&worker, lease, deadline).await;
+        }
+        self.uncacheable(response, refusal.as_str()).await;
+    }
+
+    /// Nobody needs to wait for an answer that may not be shared, here or on another pod, for a while.
+    async fn uncacheable(self, response: Response<Body>, why: &'static str) {
+        self.route.metrics.fill(Fill::Uncacheable);
+        let (now, _) = self.worker.shared.cache.times();
+        let verdict = Verdict::new(now + UNCACHEABLE_MS, self.permit.position(), self.lease.as_ref().map_or(0, |l| l.fence));
+        let stored = Stored::Uncacheable(verdict);
+        let slot = self.worker.shared.cache.keep(&self.primary, stored, self.asked);
+        let _ = self.hand_over.send((response, why));
+        self.permit.end(End::Uncacheable);
+        if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
+            tier.store(redis, &self.primary, &slot.stored, self.lease, self.redis_deadline).await;
+        }
+    }
+
+    fn too_large(self, response: Response<Body>) {
+        self.route.metrics.fill(Fill::TooLarge);
+        let _ = self.hand_over.send((response, "too-large"));
+        self.permit.end(End::TooLarge);
+        if self.lease.is_some() {
+            tokio::spawn(async move { release(&self.worker, self.lease, self.redis_deadline).await });
+        }
+    }
+}
+
+async fn release(worker: &Worker, lease: Option<Lease>, deadline: Duration) {
+    if let (Some(lease), Some(redis), Some(tier)) = (lease, &worker.redis, &worker.shared.tier) {
+        tier.release(redis, &lease, &mut Budget::new(deadline)).await;
+    }
+}

@@ -1,0 +1,203 @@
+//! What goes to the upstream, and what comes back past the cache.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::http1::Socket;
+use super::respond::{self, Forward, Forwarded};
+use super::state::RouteState;
+use super::upstream::{Patience, Reply};
+use super::{Journey, headers};
+use crate::cache::{Previous, conditional, key};
+use crate::clock::Stopwatch;
+use crate::config::{FieldEdits, Protocol};
+use crate::message::{Answer, Body, Tunnel};
+use crate::metrics::Outcome;
+
+/// Fields that make a request partial or conditional: a fetch for everybody carries none of the client's.
+const CONDITIONS: [header::HeaderName; 6] = [
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+    header::IF_RANGE,
+    header::RANGE,
+];
+
+/// How long each step of an exchange on `route` may take.
+pub(crate) fn patience(route: &RouteState) -> Patience {
+    Patience { response: route.rule.response_timeout, body_idle: route.body_idle }
+}
+
+/// Forwards a request as it is and answers with what comes back.
+pub(crate) async fn pass(journey: &mut Journey<'_>, parts: &mut Parts, body: Body, why: Forward) -> Answer {
+    let request = pass_request(journey, parts, body);
+    let watch = Stopwatch::start();
+    let reply = journey.worker.upstream.send(request, patience(journey.route)).await;
+    let took = watch.elapsed();
+    journey.exchange.asked_upstream(reply.as_ref().ok().map(|reply| reply.response.status()), took);
+    match reply {
+        Ok(reply) => passed(journey, reply, why),
+        Err(failure) => {
+            let failed = respond::failed(&failure);
+            journey.exchange.decide(Outcome::Failed, failed.status);
+            respond::own(failed.status, &failed.detail)
+        }
+    }
+}
+
+/// The answer to a request that was forwarded as it is.
+pub(crate) fn passed(journey: &mut Journey<'_>, reply: Reply, why: Forward) -> Answer {
+    let Reply { mut response, upgraded } = reply;
+    let hop = headers::strip_hop_by_hop(response.headers_mut());
+    headers::add_via(response.headers_mut());
+    journey.exchange.decide(Outcome::Pass, response.status());
+    let forwarded = Forwarded::because(why);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some((socket, behind)) = upgraded else {
+            return respond::own(StatusCode::BAD_GATEWAY, "the upstream switched protocols unasked");
+        };
+        if let Some(protocol) = hop.upgrade {
+            response.headers_mut().insert(header::UPGRADE, protocol);
+        }
+        let mut answer = answer(response, &forwarded);
+        let upstream = Box::new(Resumed { behind, socket });
+        answer.tunnel = Some(Tunnel { upstream, idle: journey.route.rule.tunnel_idle });
+        return answer;
+    }
+    answer(response, &forwarded)
+}
+
+/// A response as an answer, with what there is to say of the cache.
+pub(crate) fn answer(response: Response<Body>, forwarded: &Forwarded) -> Answer {
+    let (parts, body) = response.into_parts();
+    let mut answer = Answer::new(parts.status);
+    answer.fields = parts.headers;
+    forwarded.append(&mut answer.fields);
+    answer.body = body;
+    answer
+}
+
+/// The request to send for a request that passes the cache; its fields are taken out of `parts`.
+pub(crate) fn pass_request(journey: &Journey<'_>, parts: &mut Parts, body: Body) -> Request<Body> {
+    let fields = std::mem::take(&mut parts.headers);
+    outgoing(journey, parts, fields, body, true)
+}
+
+/// The request of a fetch for everybody: whole and unconditional but for what is stored already.
+pub(crate) fn fill_request(journey: &Journey<'_>, parts: &Parts, previous: Option<&Previous>) -> Request<Body> {
+    let mut fields = parts.headers.clone();
+    for name in CONDITIONS {
+        fields.remove(name);
+    }
+    key::normalise_negotiation(&mut fields);
+    if let Some(previous) = previous
+        && let Some(entry) = previous.entry()
+    {
+        conditional::revalidate(entry, previous.is_gone, &mut fields);
+    }
+    outgoing(journey, parts, fields, Body::Empty, false)
+}
+
+fn outgoing(journey: &Journey<'_>, parts: &Parts, mut fields: HeaderMap, body: Body, may_upgrade: bool) -> Request<Body> {
+    let settings = journey.worker.upstream.settings();
+    let hop = headers::strip_hop_by_hop(&mut fields);
+    fields.remove(header::EXPECT);
+    if journey.route.rule.cache.is_some() {
+        headers::drop_overrides(&mut fields);
+    }
+    headers::forwarding_fields(&mut fields, &journey.client, journey.target.host_value(), parts.version);
+    headers::join_cookies(&mut fields);
+    let host = match &settings.target {
+        crate::config::Target::Tcp { authority, .. } if !settings.preserve_host => HeaderValue::from_str(authority).ok(),
+        _ => None,
+    };
+    fields.insert(header::HOST, host.unwrap_or_else(|| journey.target.host_value().clone()));
+    if hop.te_trailers {
+        fields.insert(header::TE, HeaderValue::from_static("trailers"));
+        if settings.protocol == Protocol::Http1 {
+            fields.insert(header::CONNECTION, HeaderValue::from_static("te"));
+        }
+    }
+    if let Some(protocol) = hop.upgrade.filter(|_| may_upgrade && settings.protocol == Protocol::Http1) {
+        fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        fields.insert(header::UPGRADE, protocol);
+    }
+    let edits = &journey.route.rule.request;
+    for name in &edits.remove {
+        fields.remove(name);
+    }
+    for (name, value) in &edits.set {
+        fields.insert(name.clone(), value.clone());
+    }
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = journey.target.origin_form();
+    *request.headers_mut() = fields;
+    request
+}
+
+/// Makes a route's changes to an answer, stored lines included.
+pub(crate) fn edit(answer: &mut Answer, edits: &FieldEdits) {
+    if edits.remove.is_empty() && edits.set.is_empty() {
+        return;
+    }
+    let gone = |name: &[u8]| {
+        let mut named = edits.remove.iter().chain(edits.set.iter().map(|(name, _)| name));
+        named.any(|edited| edited.as_str().as_bytes() == name)
+    };
+    if !answer.prepared.is_empty() {
+        let mut kept = Vec::with_capacity(answer.prepared.len());
+        for line in answer.prepared.split_inclusive(|byte| *byte == b'\n') {
+            let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+            if !gone(name) {
+                kept.extend_from_slice(line);
+            }
+        }
+        answer.prepared = kept.into();
+    }
+    for name in &edits.remove {
+        answer.fields.remove(name);
+    }
+    for (name, value) in &edits.set {
+        answer.fields.insert(name.clone(), value.clone());
+    }
+}
+
+/// A connection whose first bytes have been read already.
+struct Resumed {
+    behind: Bytes,
+    socket: Socket,
+}
+
+impl AsyncRead for Resumed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.behind.is_empty() {
+            return Pin::new(&mut self.socket).poll_read(cx, buf);
+        }
+        let take = self.behind.len().min(buf.remaining());
+        buf.put_slice(&self.behind[..take]);
+        self.behind.advance(take);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Resumed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,195 @@
+//! Answers that are our own, and what every answer says of the cache: the one place where a status is chosen.
+
+use std::fmt::Display;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+
+use super::upstream::Failure;
+use crate::cache::Found;
+use crate::cache::conditional::{self, Condition};
+use crate::cache::entry::Entry;
+use crate::cache::flight::{Failed, FlightBody};
+use crate::limit::Denial;
+use crate::message::{Answer, Body};
+
+/// RFC 9211.
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// An answer of our own as RFC 9457 has it: it says what happened, and is never stored.
+pub fn own(status: StatusCode, detail: impl Display) -> Answer {
+    let body = serde_json::json!({
+        "title": status.canonical_reason().unwrap_or("Error"),
+        "status": status.as_u16(),
+        "detail": detail.to_string(),
+    });
+    let mut answer = Answer::new(status);
+    answer.fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    answer.fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer.body = Bytes::from(format!("{body}\n")).into();
+    answer
+}
+
+/// What a failed exchange with the upstream is to the client.
+pub fn failed(failure: &Failure) -> Failed {
+    let status = match failure {
+        Failure::ConnectTimeout | Failure::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
+        Failure::QueueTimeout | Failure::QueueFull => StatusCode::SERVICE_UNAVAILABLE,
+        Failure::Connect(_) | Failure::Closed(_) | Failure::Malformed(_) => StatusCode::BAD_GATEWAY,
+        Failure::RequestBody(_) => StatusCode::BAD_REQUEST,
+    };
+    Failed { status, detail: failure.to_string() }
+}
+
+/// Why a request went to the upstream (RFC 9211 section 2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forward {
+    /// The route stores nothing, or the request may not use what is stored.
+    Bypass,
+    /// The method's meaning asks for it.
+    Method,
+    /// Nothing is stored for the URL.
+    UriMiss,
+    /// Nothing is stored for these request fields.
+    VaryMiss,
+    /// What is stored is stale.
+    Stale,
+    /// The request asks for a newer answer.
+    Request,
+}
+
+impl Forward {
+    /// Its token.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bypass => "bypass",
+            Self::Method => "method",
+            Self::UriMiss => "uri-miss",
+            Self::VaryMiss => "vary-miss",
+            Self::Stale => "stale",
+            Self::Request => "request",
+        }
+    }
+}
+
+/// The `Cache-Status` member of a forwarded request.
+pub struct Forwarded {
+    /// Why.
+    pub why: Forward,
+    /// The upstream's status, where it differs from the answer's.
+    pub status: Option<StatusCode>,
+    /// Whether the answer was stored.
+    pub stored: bool,
+    /// Whether another's fetch answered.
+    pub collapsed: bool,
+    /// Why it was not stored, or what else there is to say.
+    pub detail: Option<&'static str>,
+}
+
+impl Forwarded {
+    /// Forwarded for this reason, and nothing more to say.
+    pub fn because(why: Forward) -> Self {
+        Self { why, status: None, stored: false, collapsed: false, detail: None }
+    }
+
+    /// Appends the member to what upstream caches have said.
+    pub fn append(&self, fields: &mut HeaderMap) {
+        let mut text = format!("weir; fwd={}", self.why.as_str());
+        if let Some(status) = self.status {
+            text.push_str(&format!("; fwd-status={}", status.as_u16()));
+        }
+        if self.stored {
+            text.push_str("; stored");
+        }
+        if self.collapsed {
+            text.push_str("; collapsed");
+        }
+        if let Some(detail) = self.detail {
+            text.push_str("; detail=");
+            text.push_str(detail);
+        }
+        append_status(fields, &text);
+    }
+}
+
+/// Appends `member` to `Cache-Status`.
+pub fn append_status(fields: &mut HeaderMap, member: &str) {
+    if let Ok(value) = HeaderValue::from_str(member) {
+        fields.append(CACHE_STATUS, value);
+    }
+}
+
+/// A refusal of ours, before the cache was asked.
+pub fn refused(status: StatusCode, detail: impl Display) -> Answer {
+    let mut answer = own(status, detail);
+    append_status(&mut answer.fields, "weir; detail=refused");
+    answer
+}
+
+/// A limit's denial.
+pub fn denied(denial: &Denial) -> Answer {
+    let mut answer = own(StatusCode::TOO_MANY_REQUESTS, denial.explain());
+    append_status(&mut answer.fields, "weir; detail=denied");
+    denial.annotate(&mut answer.fields);
+    answer
+}
+
+/// A stored answer, as this client may have it: whole, or 304 by its own validators (RFC 9110 section 13).
+///
+/// Without `forwarded` it is a hit. Nothing is allocated for one.
+pub fn stored(found: &Found, parts: &Parts, forwarded: Option<&Forwarded>) -> Answer {
+    let Some(entry) = found.slot.stored.entry() else {
+        return own(StatusCode::INTERNAL_SERVER_ERROR, "what is stored is no answer");
+    };
+    let mut answer = of_entry(entry, parts);
+    let lines = &mut answer.lines;
+    let mut digits = itoa::Buffer::new();
+    lines.push(b"age: ");
+    lines.push(digits.format(found.age_s).as_bytes());
+    match forwarded {
+        None => {
+            lines.push(b"\r\ncache-status: weir; hit; ttl=");
+            lines.push(digits.format(found.ttl_s).as_bytes());
+            lines.push(b"\r\n");
+        }
+        Some(forwarded) => {
+            lines.push(b"\r\n");
+            forwarded.append(&mut answer.fields);
+        }
+    }
+    let is_bodiless = parts.method == Method::HEAD || answer.status == StatusCode::NOT_MODIFIED;
+    if is_bodiless {
+        if answer.status != StatusCode::NOT_MODIFIED {
+            answer.fields.insert(header::CONTENT_LENGTH, HeaderValue::from(entry.body.len()));
+        }
+    } else {
+        answer.body = entry.body.clone().into();
+    }
+    answer
+}
+
+/// An answer whose body still arrives.
+pub fn arriving(head: &Entry, body: FlightBody, parts: &Parts, forwarded: &Forwarded) -> Answer {
+    let mut answer = of_entry(head, parts);
+    forwarded.append(&mut answer.fields);
+    if answer.status != StatusCode::NOT_MODIFIED {
+        answer.body = Body::stream(body);
+    }
+    answer
+}
+
+fn of_entry(entry: &Entry, parts: &Parts) -> Answer {
+    match conditional::evaluate(&parts.method, &parts.headers, entry) {
+        Condition::NotModified => {
+            let mut answer = Answer::new(StatusCode::NOT_MODIFIED);
+            answer.prepared = conditional::not_modified_lines(entry);
+            answer
+        }
+        Condition::Full => {
+            let mut answer = Answer::new(entry.status);
+            answer.prepared = entry.prepared.clone();
+            answer
+        }
+    }
+}

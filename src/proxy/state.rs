@@ -1,0 +1,190 @@
+//! What a worker shares with the others, and what of it a reload replaces.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::request::Parts;
+use http::{HeaderMap, Method};
+
+use super::exchange::Books;
+use super::route::Router;
+use super::target::Target;
+use super::upstream::Upstream;
+use crate::cache::Cache;
+use crate::cache::key::Keyring;
+use crate::cache::shared::SharedTier;
+use crate::config::{Config, Route, Unmatched};
+use crate::invalidation::{Invalidation, Subject};
+use crate::kv;
+use crate::limit::{Limiter, RouteLimits};
+use crate::metrics::{Metrics, RouteMetrics};
+use crate::syntax::pattern::{Captures, Pattern};
+
+/// Name under which requests are counted that no route takes.
+pub const UNMATCHED: &str = "-";
+
+/// What all workers share.
+pub struct Shared {
+    live: ArcSwap<Live>,
+    /// The cache.
+    pub cache: Arc<Cache>,
+    /// Redis' side of it.
+    pub tier: Option<SharedTier>,
+    /// The limiter.
+    pub limiter: Arc<Limiter>,
+    /// What has been invalidated.
+    pub invalidation: Arc<Invalidation>,
+}
+
+impl Shared {
+    /// Joins the parts under a first configuration.
+    pub fn new(
+        live: Live,
+        cache: Arc<Cache>,
+        tier: Option<SharedTier>,
+        limiter: Arc<Limiter>,
+        invalidation: Arc<Invalidation>,
+    ) -> Arc<Self> {
+        Arc::new(Self { live: ArcSwap::from_pointee(live), cache, tier, limiter, invalidation })
+    }
+
+    /// The configuration of this moment; a request keeps the one that it began with.
+    pub fn live(&self) -> Arc<Live> {
+        self.live.load_full()
+    }
+
+    /// Puts another in its place, for the requests that come.
+    pub fn replace(&self, live: Live) {
+        self.live.store(Arc::new(live));
+    }
+}
+
+/// One worker's own.
+pub struct Worker {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// This worker's connections to the upstream.
+    pub upstream: Upstream,
+    /// This worker's connections to Redis.
+    pub redis: Option<kv::Redis>,
+    /// Where requests are accounted for.
+    pub books: Arc<Books>,
+}
+
+/// A configuration in use: routes resolved to their metrics and limits.
+pub struct Live {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Longest that one request waits for Redis.
+    pub redis_deadline: Duration,
+    router: Router,
+    routes: Vec<Arc<RouteState>>,
+    unmatched: Arc<RouteState>,
+}
+
+/// A route in use.
+pub struct RouteState {
+    /// Name, as labels and lines have it.
+    pub name: Arc<str>,
+    /// Its configuration.
+    pub rule: Arc<Route>,
+    /// Its handles.
+    pub metrics: Arc<RouteMetrics>,
+    /// Its limits by stage.
+    pub limits: RouteLimits,
+    /// Longest silence in a body.
+    pub body_idle: Duration,
+    /// Stands for the requests that no route takes, where those are refused.
+    pub is_not_found: bool,
+}
+
+impl Live {
+    /// Resolves a configuration.
+    pub fn new(config: Arc<Config>, metrics: &Metrics) -> Self {
+        let state = |rule: &Arc<Route>, is_not_found| {
+            Arc::new(RouteState {
+                name: rule.name.as_str().into(),
+                metrics: metrics.route(&rule.name),
+                limits: RouteLimits::new(metrics, &rule.name, &rule.limits),
+                body_idle: rule.body_idle,
+                rule: Arc::clone(rule),
+                is_not_found,
+            })
+        };
+        let unmatched = Arc::new(Route::unmatched(&config));
+        Self {
+            redis_deadline: config.redis.as_ref().map_or(Duration::ZERO, |redis| redis.deadline),
+            router: Router::new(&config.routes),
+            routes: config.routes.iter().map(|rule| state(rule, false)).collect(),
+            unmatched: state(&unmatched, config.server.unmatched == Unmatched::NotFound),
+            config,
+        }
+    }
+
+    /// The route that takes a request; a path without one form is matched as it came.
+    pub fn route(&self, target: &Target, parts: &Parts) -> &Arc<RouteState> {
+        // PURGE names what a GET would fetch.
+        let method = if parts.method.as_str() == "PURGE" { &Method::GET } else { &parts.method };
+        let found = self.router.find(target.host(), method, target.path(), &parts.headers);
+        found.and_then(|index| self.routes.get(index)).unwrap_or(&self.unmatched)
+    }
+
+    /// Whether a GET of the target would be answered by a route that caches.
+    pub fn is_cached(&self, target: &Target, headers: &HeaderMap) -> bool {
+        let found = self.router.find(target.host(), &Method::GET, target.path(), headers);
+        found.and_then(|index| self.routes.get(index)).is_some_and(|route| route.rule.cache.is_some())
+    }
+}
+
+impl RouteState {
+    /// The primary key of a request.
+    pub fn key(&self, keyring: &Keyring, target: &Target, headers: &HeaderMap) -> Vec<u8> {
+        let mut key = Vec::with_capacity(256);
+        let fields = self.rule.cache.as_ref().map_or(&[][..], |rule| &rule.key_headers);
+        keyring.primary(
+            &mut key,
+            &key_parts(&self.name, target),
+            fields,
+            headers,
+        );
+        key
+    }
+
+    /// Tags from the configuration.
+    pub fn tags(&self, target: &Target) -> Vec<String> {
+        let templates = self.rule.cache.as_ref().map_or(&[][..], |rule| &rule.tags);
+        if templates.is_empty() {
+            return Vec::new();
+        }
+        let captures = self.captures(target);
+        templates.iter().map(|template| template.render(&captures)).collect()
+    }
+
+    /// The path's captures.
+    pub fn captures<'t>(&self, target: &'t Target) -> Captures<'t> {
+        Pattern::capture(&self.rule.path, target.path()).unwrap_or_default()
+    }
+
+    /// What invalidations can name of a request's answer.
+    pub fn subject<'s>(&'s self, target: &'s Target, tags: &'s [String]) -> Subject<'s> {
+        Subject {
+            host: target.host(),
+            path: target.path(),
+            query: target.query(),
+            route: &self.name,
+            tags,
+            answer_tags: &[],
+        }
+    }
+}
+
+fn key_parts<'t>(route: &'t str, target: &'t Target) -> crate::cache::key::KeyParts<'t> {
+    crate::cache::key::KeyParts {
+        route,
+        scheme: target.scheme().as_str(),
+        host: target.host(),
+        path: target.path(),
+        query: target.query(),
+    }
+}

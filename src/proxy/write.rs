@@ -1,0 +1,101 @@
+//! Requests that change what answers say: what they touch is invalidated before their own answer starts.
+
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Method, StatusCode};
+
+use super::respond::{self, Forward};
+use super::{Journey, forward};
+use crate::clock::Stopwatch;
+use crate::message::{Answer, Body};
+use crate::metrics::{Door, Outcome};
+use crate::syntax::selector::Order;
+
+/// Whether a request may change what is stored: by the route's `invalidates`, or as an unsafe method on a URL whose GET
+/// is cached (RFC 9111 section 4.4).
+pub(crate) fn changes_state(journey: &Journey<'_>, parts: &Parts) -> bool {
+    let is_safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
+    journey.route.rule.invalidates.is_some() && !is_safe
+        || !is_safe && journey.live.is_cached(journey.target, &parts.headers)
+}
+
+/// Forwards a write. The exchange is finished even if the client leaves: what the upstream did must be known.
+pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: Body, why: Forward) -> Answer {
+    let order = order(journey, parts);
+    let request = forward::pass_request(journey, parts, body);
+    let patience = forward::patience(journey.route);
+    let upstream = journey.worker.upstream.clone();
+    let invalidation = Arc::clone(&journey.worker.shared.invalidation);
+    let task = tokio::spawn(async move {
+        let watch = Stopwatch::start();
+        let reply = upstream.send(request, patience).await;
+        let took = watch.elapsed();
+        // An outcome that nobody knows may be a success.
+        let may_have_changed = match &reply {
+            Ok(reply) => reply.response.status().is_success() || reply.response.status().is_redirection(),
+            Err(failure) => failure.is_unknown(),
+        };
+        if may_have_changed
+            && !order.is_empty()
+            && let Err(error) = invalidation.submit(&order, Door::Write).await
+        {
+            tracing::warn!(%error, "a write's selectors cannot be read; nothing was invalidated");
+        }
+        (reply, took)
+    });
+    match task.await {
+        Ok((Ok(reply), took)) => {
+            journey.exchange.asked_upstream(Some(reply.response.status()), took);
+            forward::passed(journey, reply, why)
+        }
+        Ok((Err(failure), took)) => {
+            journey.exchange.asked_upstream(None, took);
+            let failed = respond::failed(&failure);
+            journey.exchange.decide(Outcome::Failed, failed.status);
+            respond::own(failed.status, &failed.detail)
+        }
+        Err(_) => {
+            journey.exchange.decide(Outcome::Failed, StatusCode::INTERNAL_SERVER_ERROR);
+            respond::own(StatusCode::INTERNAL_SERVER_ERROR, "the request was given up")
+        }
+    }
+}
+
+/// `PURGE`: invalidates the URL with all its variants.
+pub(crate) async fn purge(journey: &mut Journey<'_>) -> Answer {
+    let order = Order { urls: vec![url(journey)], ..Order::default() };
+    let (status, detail) = match journey.worker.shared.invalidation.submit(&order, Door::Purge).await {
+        Ok(receipt) if receipt.logged => (StatusCode::OK, "invalidated"),
+        Ok(_) => (StatusCode::ACCEPTED, "invalidated here; the fleet learns of it as soon as Redis can take it"),
+        Err(_) => (StatusCode::BAD_REQUEST, "the URL cannot be read as a selector"),
+    };
+    journey.exchange.decide(Outcome::Purged, status);
+    respond::own(status, detail)
+}
+
+fn order(journey: &Journey<'_>, parts: &Parts) -> Order {
+    let mut order = Order::default();
+    if let Some(invalidates) = &journey.route.rule.invalidates {
+        let captures = journey.route.captures(journey.target);
+        order.tags = invalidates.tags.iter().map(|template| template.render(&captures)).collect();
+        order.urls = invalidates.urls.iter().map(|template| template.render(&captures)).collect();
+        order.prefixes = invalidates.prefixes.iter().map(|template| template.render(&captures)).collect();
+        order.routes.clone_from(&invalidates.routes);
+    }
+    if journey.live.is_cached(journey.target, &parts.headers) {
+        order.urls.push(url(journey));
+    }
+    order
+}
+
+/// The request's URL as an absolute selector.
+fn url(journey: &Journey<'_>) -> String {
+    let target = journey.target;
+    let mut url = format!("http://{}{}", target.host(), target.path());
+    if let Some(query) = target.query() {
+        url.push('?');
+        url.push_str(query);
+    }
+    url
+}
