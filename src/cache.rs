@@ -25,8 +25,13 @@ use crate::invalidation::{Invalidation, Subject, Verdict};
 use crate::metrics::{Lookup, Metrics};
 use entry::{Entry, Stored};
 use flight::{Flights, Joined};
-use freshness::Freshness;
+use freshness::State;
 use memory::{Memory, Slot};
+
+fn stale(slot: Arc<Slot>, excuses_errors: bool) -> Look {
+    let previous = Previous { slot, is_gone: false, excuses_errors };
+    Look::Nothing(Missing { other_variant: false, previous: Some(previous) })
+}
 
 /// The cache of this process; all workers share it.
 pub struct Cache {
@@ -49,7 +54,7 @@ pub struct Ask<'a> {
     /// What invalidations can name.
     pub subject: Subject<'a>,
     /// The client's own directives, where they count.
-    pub directives: directives::RequestDirectives,
+    pub directives: Option<directives::RequestDirectives>,
     /// Fleet time.
     pub now: WallMs,
     /// Steady time.
@@ -77,7 +82,7 @@ pub struct Found {
     /// Seconds that it is still fresh; negative once it is stale.
     pub ttl_s: i64,
     /// Whether it is time for the fleet to refresh it.
-    pub early: bool,
+    pub is_early: bool,
 }
 
 /// Why there is no answer, and what a fetch can start from.
@@ -172,18 +177,29 @@ impl Cache {
             let previous = Previous { slot, is_gone: true, excuses_errors: false };
             return (Look::Nothing(Missing { other_variant: false, previous: Some(previous) }), Lookup::Invalidated);
         }
-        let freshness = Freshness::of(entry, ask.now, &ask.directives);
         let is_soft = verdict == Verdict::Stale;
-        let found = |slot, early| Found { slot, age_s: freshness.age_s, ttl_s: freshness.ttl_s(is_soft), early };
-        if freshness.is_fresh && !is_soft {
-            let early = freshness.is_early;
-            return (Look::Fresh(found(slot, early)), Lookup::Hit);
+        match entry.freshness.evaluate(ask.now, ask.directives.as_ref(), is_soft) {
+            State::Fresh { age_s, ttl_left_ms } => {
+                let is_early = entry.freshness.refreshes_early(ttl_left_ms, entry.fill_cost_ms);
+                let found = Found { slot, age_s, ttl_s: (ttl_left_ms / 1000) as i64, is_early };
+                (Look::Fresh(found), Lookup::Hit)
+            }
+            State::StaleWhileRevalidate { age_s, stale_ms } => {
+                let found = Found { slot, age_s, ttl_s: -((stale_ms / 1000) as i64), is_early: true };
+                (Look::Stale(found), Lookup::Stale)
+            }
+            State::StaleIfError { .. } => (stale(slot, true), Lookup::Stale),
+            State::MustRevalidate => (stale(slot, false), Lookup::Stale),
         }
-        if freshness.may_revalidate_behind {
-            return (Look::Stale(found(slot, true)), Lookup::Stale);
-        }
-        let previous = Previous { slot, is_gone: false, excuses_errors: freshness.may_excuse_errors };
-        (Look::Nothing(Missing { other_variant: false, previous: Some(previous) }), Lookup::Stale)
+    }
+
+    /// A stored answer as it may be served whatever its state: just fetched, just confirmed, or excusing an error.
+    pub fn found(&self, slot: &Arc<Slot>, ask: &Ask<'_>) -> Found {
+        let (now, _) = self.times();
+        let freshness = slot.stored.entry().map(|entry| entry.freshness).unwrap_or_default();
+        let age_ms = freshness.age_ms(now.max(ask.now));
+        let ttl_s = freshness.lifetime_ms.min(i64::MAX as u64) as i64 / 1000 - (age_ms / 1000) as i64;
+        Found { slot: Arc::clone(slot), age_s: age_ms / 1000, ttl_s, is_early: false }
     }
 
     fn verdict(&self, slot: &Slot, answer_tags: &[String], ask: &Ask<'_>) -> Verdict {

@@ -1,2 +1,213 @@
-//! The command line.
-fn main() {}
+//! The command line: the only place that prints or exits.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use weir::admin::client::{Client, Wait};
+use weir::app::{self, App, Source};
+use weir::config::{self, Config, Overrides, Secret};
+use weir::demo;
+use weir::syntax::selector::Order;
+
+/// The configuration or the request is wrong.
+const WRONG: u8 = 1;
+
+/// Weir could not start: a port is taken, a file cannot be read.
+const NO_START: u8 = 2;
+
+/// A sidecar reverse proxy that caches, collapses, limits and invalidates, as one fleet on one Redis.
+#[derive(Parser)]
+#[command(name = "weir", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the sidecar
+    Run(Run),
+    /// Run the sidecar in front of a small slow sample service, memory only, and say what to try
+    Demo {
+        /// Override a setting, such as server.listen=127.0.0.1:8081
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        set: Vec<OsString>,
+    },
+    /// Report every problem of a configuration, with its place and a remedy
+    Check {
+        /// The configuration
+        file: PathBuf,
+        /// Override a setting
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        set: Vec<OsString>,
+    },
+    /// Invalidate stored answers through a Weir's admin port; its whole fleet follows
+    Invalidate(Invalidate),
+    /// Make a Weir unready while it goes on serving: for a pod's preStop
+    Drain(AdminPort),
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
+}
+
+#[derive(Args)]
+struct Run {
+    /// The configuration
+    #[arg(long, value_name = "FILE", required_unless_present = "upstream", conflicts_with = "upstream")]
+    config: Option<PathBuf>,
+    /// Just cache what this service's own headers allow, without a configuration
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Override a setting, such as server.listen=127.0.0.1:8081
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<OsString>,
+}
+
+#[derive(Args)]
+struct AdminPort {
+    /// Address of the admin port
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9901")]
+    admin: String,
+    /// File that holds the admin port's token
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Invalidate {
+    #[command(flatten)]
+    port: AdminPort,
+    /// A path with query ("/x?*": any query), on any host, or an absolute URL
+    #[arg(long = "url", value_name = "URL")]
+    urls: Vec<String>,
+    /// A tag
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// A path prefix
+    #[arg(long = "prefix", value_name = "PREFIX")]
+    prefixes: Vec<String>,
+    /// A route's name
+    #[arg(long = "route", value_name = "ROUTE")]
+    routes: Vec<String>,
+    /// Everything
+    #[arg(long)]
+    all: bool,
+    /// Mark stale instead of gone
+    #[arg(long)]
+    soft: bool,
+    /// Answer only when every pod has applied it
+    #[arg(long)]
+    wait: bool,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(run) => start_run(run),
+        Command::Demo { set } => start_demo(set),
+        Command::Check { file, set } => check(&file, set),
+        Command::Invalidate(invalidate) => send_invalidation(invalidate),
+        Command::Drain(port) => send_drain(&port),
+        Command::Schema => {
+            println!("{}", config::schema::json());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn overrides(set: Vec<OsString>) -> Overrides {
+    Overrides::new(set, std::env::vars_os())
+}
+
+fn start_run(run: Run) -> ExitCode {
+    let overrides = overrides(run.set);
+    let source = match (run.config, run.upstream) {
+        (Some(path), _) => Source::File(path),
+        (None, upstream) => Source::Upstream(upstream.unwrap_or_default()),
+    };
+    serve(source, overrides, |_| {})
+}
+
+fn start_demo(set: Vec<OsString>) -> ExitCode {
+    let upstream = match demo::serve() {
+        Ok(address) => address,
+        Err(error) => return fail(NO_START, &format!("the sample service cannot start: {error}")),
+    };
+    let source = Source::Text { name: "demo.toml".to_owned(), text: demo::config(upstream) };
+    serve(source, overrides(set), |addresses| println!("{}\n", demo::guide(addresses.proxy, addresses.admin)))
+}
+
+fn serve(source: Source, overrides: Overrides, announce: impl FnOnce(&app::Addresses)) -> ExitCode {
+    let loaded = match source.load(&overrides) {
+        Ok(loaded) => loaded,
+        Err(report) => return fail(WRONG, &report.to_string()),
+    };
+    if !loaded.warnings.is_empty() {
+        eprintln!("{}", loaded.warnings);
+    }
+    let app = match App::bind(loaded, source, overrides) {
+        Ok(app) => app,
+        Err(error) => return fail(NO_START, &error.to_string()),
+    };
+    announce(app.addresses());
+    match app.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(NO_START, &error.to_string()),
+    }
+}
+
+fn check(file: &Path, set: Vec<OsString>) -> ExitCode {
+    match Config::load(file, &overrides(set)) {
+        Ok(loaded) => {
+            if !loaded.warnings.is_empty() {
+                println!("{}", loaded.warnings);
+            }
+            println!("{}: fine, {} routes", file.display(), loaded.config.routes.len());
+            ExitCode::SUCCESS
+        }
+        Err(report) => fail(WRONG, &report.to_string()),
+    }
+}
+
+fn send_invalidation(invalidate: Invalidate) -> ExitCode {
+    let order = Order {
+        urls: invalidate.urls,
+        tags: invalidate.tags,
+        prefixes: invalidate.prefixes,
+        routes: invalidate.routes,
+        all: invalidate.all,
+        soft: invalidate.soft,
+    };
+    let wait = if invalidate.wait { Wait::All } else { Wait::None };
+    ask(&invalidate.port, |client| client.invalidate(&order, wait))
+}
+
+fn send_drain(port: &AdminPort) -> ExitCode {
+    ask(port, Client::drain)
+}
+
+fn ask<E: std::fmt::Display>(port: &AdminPort, call: impl FnOnce(&Client) -> Result<String, E>) -> ExitCode
+where
+    E: From<weir::admin::client::ClientError>,
+{
+    let token = match port.token_file.as_deref().map(std::fs::read_to_string).transpose() {
+        Ok(token) => token.map(|token| Secret::new(token.trim())),
+        Err(error) => {
+            let file = port.token_file.as_deref().unwrap_or(Path::new(""));
+            return fail(WRONG, &format!("{}: the token cannot be read: {error}", file.display()));
+        }
+    };
+    let answer = Client::new(&port.admin, token.as_ref()).map_err(E::from).and_then(|client| call(&client));
+    match answer {
+        Ok(text) => {
+            println!("{}", text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(WRONG, &error.to_string()),
+    }
+}
+
+fn fail(code: u8, text: &str) -> ExitCode {
+    eprintln!("{}", text.trim_end());
+    ExitCode::from(code)
+}

@@ -22,9 +22,11 @@ use http::request::Parts;
 use http::{Method, Request, StatusCode};
 
 use crate::cache::flight::{End, Follower, Joined, Origin, Seen};
-use crate::cache::{Ask, Found, Look, Missing, policy};
+use crate::cache::directives::RequestDirectives;
+use crate::cache::policy::{self, Bypass};
+use crate::cache::{Ask, Found, Look, Missing};
 use crate::clock::Stopwatch;
-use crate::config::{AmbiguousPaths, Stage};
+use crate::config::{AmbiguousPaths, CacheRule, ClientDirectives, Stage};
 use crate::kv::Budget;
 use crate::limit::{Charged, Denial, Facts, Verdict};
 use crate::message::{Answer, Body, Peer};
@@ -108,12 +110,20 @@ impl Proxy {
 impl Journey<'_> {
     /// Whether the request may be answered from the cache at all.
     fn caching(&self, parts: &Parts, body: &Body) -> Result<(), Forward> {
-        if self.route.rule.cache.is_none() || self.target.ambiguity().is_some() {
+        let Some(rule) = self.route.rule.cache.as_ref().filter(|_| self.target.ambiguity().is_none()) else {
             return Err(Forward::Bypass);
-        }
-        policy::may_use_cache(&parts.method, &parts.headers, matches!(body, Body::Empty)).map_err(|why| match why {
-            policy::Bypass::Method => Forward::Method,
-            _ => Forward::Bypass,
+        };
+        let has_body = !matches!(body, Body::Empty);
+        let honoured = honoured(rule, parts);
+        let allowed = policy::request_may_use_cache(&parts.method, &parts.headers, has_body, honoured.as_ref());
+        allowed.map_err(|why| match why {
+            Bypass::Method => Forward::Method,
+            Bypass::Body
+            | Bypass::MethodOverride
+            | Bypass::Range
+            | Bypass::Precondition
+            | Bypass::Upgrade
+            | Bypass::NoStore => Forward::Bypass,
         })
     }
 
@@ -173,7 +183,7 @@ impl Journey<'_> {
                 headers: &parts.headers,
                 rule,
                 subject: self.route.subject(self.target, &tags),
-                directives: policy::client_directives(rule, &parts.headers),
+                directives: honoured(rule, &parts),
                 now,
                 steady,
             };
@@ -183,7 +193,7 @@ impl Journey<'_> {
             self.route.metrics.lookup(Tier::Memory, result);
             let missing = match look {
                 Look::Fresh(found) => {
-                    if found.early {
+                    if found.is_early {
                         lead::refresh(self, &ask, &parts, &found);
                     }
                     self.exchange.from_tier(Tier::Memory);
@@ -197,7 +207,7 @@ impl Journey<'_> {
                 Look::Uncacheable => break,
                 Look::Nothing(missing) => missing,
             };
-            if ask.directives.only_if_cached {
+            if ask.directives.is_some_and(|wanted| wanted.only_if_cached) {
                 self.exchange.decide(Outcome::Refused, StatusCode::GATEWAY_TIMEOUT);
                 return respond::refused(StatusCode::GATEWAY_TIMEOUT, "nothing usable is stored (only-if-cached)");
             }
@@ -367,6 +377,11 @@ enum Followed {
     Again,
     /// Go alone: nothing will be shared, or the wait was long enough.
     Alone,
+}
+
+/// The client's own directives, where the route lets them count.
+fn honoured(rule: &CacheRule, parts: &Parts) -> Option<RequestDirectives> {
+    (rule.client_directives == ClientDirectives::Honor).then(|| RequestDirectives::of(&parts.headers))
 }
 
 fn forward_reason(missing: &Missing) -> Forward {

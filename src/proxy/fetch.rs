@@ -17,7 +17,7 @@ use super::state::{RouteState, Worker};
 use super::upstream::Patience;
 use crate::cache::entry::{Entry, Stored, Verdict};
 use crate::cache::flight::{Arrival, End, Origin, Permit};
-use crate::cache::policy::{self, Plan};
+use crate::cache::policy::{self, Plan, Received, RequestFacts};
 use crate::cache::shared::Lease;
 use crate::cache::{Previous, key};
 use crate::clock::{SteadyMs, Stopwatch};
@@ -108,12 +108,13 @@ impl Fetch {
             return self.excused_or(Excuse::Status(response)).await;
         }
         let Some(rule) = self.route.rule.cache.as_ref() else { return self.uncacheable(response, "bypass").await };
-        let spread = key::spread(self.permit.key(), sent);
-        let facts = policy::Asked { headers: &self.headers, method: &http::Method::GET };
-        match policy::storable(rule, &facts, response.status(), response.headers(), now, spread) {
+        let facts = RequestFacts::of(rule, &http::Method::GET, &self.headers);
+        let received =
+            Received { status: response.status(), headers: response.headers(), asked_at: sent, received_at: now };
+        match policy::storable(rule, facts, &received, key::spread(self.permit.key(), sent)) {
             Err(refusal) => self.refused(response, refusal).await,
             Ok(plan) => {
-                let entry = self.entry(&plan, &response, sent, now);
+                let entry = self.entry(plan, &received);
                 self.fill(entry, response.into_body()).await;
             }
         }
@@ -233,7 +234,7 @@ impl Fetch {
     }
 
     async fn refused(self, response: Response<Body>, refusal: policy::Refusal) {
-        if refusal.lies_in_request() {
+        if !refusal.lies_in_the_resource() {
             // Another client's request may well be stored: no verdict.
             self.route.metrics.fill(Fill::Uncacheable);
             let (worker, lease, deadline) = (self.worker, self.lease, self.redis_deadline);
