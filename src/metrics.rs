@@ -3,8 +3,8 @@
 //! Labels are route names, limit names and closed enums, never paths or identities, so that the number of series does
 //! not depend on what clients send.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -184,14 +184,8 @@ const CLASSES: [&str; 9] = ["1xx", "2xx", "3xx", "4xx", "5xx", "6xx", "7xx", "8x
 /// Every family.
 pub struct Metrics {
     registry: Registry,
-    requests: IntCounterVec,
-    request_seconds: HistogramVec,
-    lookups: IntCounterVec,
-    fills: IntCounterVec,
-    collapsed: IntCounterVec,
+    route_families: RouteFamilies,
     hit_ratio: GaugeVec,
-    upstream_requests: IntCounterVec,
-    upstream_seconds: HistogramVec,
     limit_decisions: IntCounterVec,
     invalidations: IntCounterVec,
     redis_commands: IntCounterVec,
@@ -217,29 +211,63 @@ pub struct Metrics {
 }
 
 /// Handles of one route.
+///
+/// A series exists from its first event on: eleven outcomes by nine status classes on a hundred routes would be thousands
+/// of lines in every scrape that never move.
 pub struct RouteMetrics {
-    requests: Vec<[IntCounter; 9]>,
-    seconds: Vec<Histogram>,
-    lookups: Vec<Vec<IntCounter>>,
-    fills: Vec<IntCounter>,
-    upstream_seconds: Histogram,
-    upstream: [IntCounter; 10],
+    name: String,
+    families: RouteFamilies,
+    requests: Cells<IntCounter>,
+    seconds: Cells<Histogram>,
+    lookups: Cells<IntCounter>,
+    fills: Cells<IntCounter>,
+    upstream_seconds: Cells<Histogram>,
+    upstream: Cells<IntCounter>,
     /// Requests answered by another's fetch.
     pub collapsed: IntCounter,
     /// Cache answers and all cacheable requests, for the ratio gauge.
     ratio: RatioWindow,
-    ratio_gauge: Gauge,
+}
+
+/// What a route's handles are resolved from; clones share it.
+#[derive(Clone)]
+struct RouteFamilies {
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    lookups: IntCounterVec,
+    fills: IntCounterVec,
+    collapsed: IntCounterVec,
+    upstream_requests: IntCounterVec,
+    upstream_seconds: HistogramVec,
 }
 
 /// Handles of one limit on one route.
 pub struct LimitMetrics {
-    decisions: Vec<Vec<IntCounter>>,
+    route: String,
+    limit: String,
+    family: IntCounterVec,
+    decisions: Cells<IntCounter>,
 }
 
 /// Handles of one Redis command.
 pub struct CommandMetrics {
-    results: Vec<IntCounter>,
+    name: String,
+    family: IntCounterVec,
+    results: Cells<IntCounter>,
     seconds: Histogram,
+}
+
+/// Handles that are resolved when first used; afterwards a use is one atomic load.
+struct Cells<T>(Box<[OnceLock<T>]>);
+
+impl<T> Cells<T> {
+    fn new(count: usize) -> Self {
+        Self(std::iter::repeat_with(OnceLock::new).take(count).collect())
+    }
+
+    fn at(&self, index: usize, resolve: impl FnOnce() -> T) -> &T {
+        self.0[index].get_or_init(resolve)
+    }
 }
 
 impl Metrics {
@@ -247,51 +275,14 @@ impl Metrics {
     ///
     /// # Panics
     /// If a family of the same name is registered already.
-    #[expect(clippy::too_many_lines, reason = "one declaration a family")]
     pub fn new(registry: Registry) -> Arc<Self> {
         let families = Families(&registry);
         let metrics = Self {
-            requests: families.counters(
-                "weir_requests_total",
-                "Requests by how they ended",
-                &["route", "outcome", "status_class"],
-            ),
-            request_seconds: families.histograms(
-                "weir_request_seconds",
-                "From head to last byte",
-                &["route", "outcome"],
-                SECONDS,
-            ),
-            lookups: families.counters(
-                "weir_cache_lookups_total",
-                "Cache lookups by tier and result",
-                &["route", "tier", "result"],
-            ),
-            fills: families.counters(
-                "weir_cache_fills_total",
-                "Fetches for the cache by how they ended",
-                &["route", "result"],
-            ),
-            collapsed: families.counters(
-                "weir_cache_collapsed_total",
-                "Requests answered by another's fetch",
-                &["route"],
-            ),
+            route_families: RouteFamilies::register(&families),
             hit_ratio: families.gauges(
                 "weir_cache_hit_ratio",
-                "Share answered from the cache in the last minute",
+                "Share answered from the cache in the last minute; NaN where nothing was asked",
                 &["route"],
-            ),
-            upstream_requests: families.counters(
-                "weir_upstream_requests_total",
-                "Requests to the upstream by status class",
-                &["route", "status"],
-            ),
-            upstream_seconds: families.histograms(
-                "weir_upstream_seconds",
-                "From request to response head",
-                &["route"],
-                SECONDS,
             ),
             limit_decisions: families.counters(
                 "weir_limit_decisions_total",
@@ -341,10 +332,21 @@ impl Metrics {
 
     /// The families in Prometheus' text format.
     pub fn render(&self, now_ms: u64) -> String {
-        for route in self.routes.lock().expect("no panic while held").values() {
-            route.ratio_gauge.set(route.ratio.share(now_ms));
+        for (name, route) in &*self.routes.lock().expect("no panic while held") {
+            // A route that never asked the cache has no ratio, and no series.
+            if let Some(share) = route.ratio.share(now_ms) {
+                self.hit_ratio.with_label_values(&[name]).set(share);
+            }
         }
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// Adds a counter that is older than this registry, as the log's is.
+    ///
+    /// # Panics
+    /// If a family of the same name is registered already.
+    pub fn adopt(&self, counter: IntCounter) {
+        self.registry.register(Box::new(counter)).expect("the name is registered once");
     }
 
     /// The handles of the route called `name`; the same ones for the same name.
@@ -355,24 +357,20 @@ impl Metrics {
 
     /// The handles of `limit` on `route`.
     pub fn limit(&self, route: &str, limit: &str) -> LimitMetrics {
-        let one = |decision: &Decision| {
-            Source::ALL
-                .iter()
-                .map(|source| {
-                    self.limit_decisions.with_label_values(&[route, limit, decision.as_str(), source.as_str()])
-                })
-                .collect()
-        };
-        LimitMetrics { decisions: Decision::ALL.iter().map(one).collect() }
+        LimitMetrics {
+            route: route.to_owned(),
+            limit: limit.to_owned(),
+            family: self.limit_decisions.clone(),
+            decisions: Cells::new(Decision::ALL.len() * Source::ALL.len()),
+        }
     }
 
     /// The handles of a Redis command or script.
     pub fn command(&self, name: &str) -> CommandMetrics {
         CommandMetrics {
-            results: RedisResult::ALL
-                .iter()
-                .map(|r| self.redis_commands.with_label_values(&[name, r.as_str()]))
-                .collect(),
+            name: name.to_owned(),
+            family: self.redis_commands.clone(),
+            results: Cells::new(RedisResult::ALL.len()),
             seconds: self.redis_seconds.with_label_values(&[name]),
         }
     }
@@ -388,26 +386,62 @@ impl Metrics {
     }
 
     fn resolve(&self, route: &str) -> RouteMetrics {
-        let by_class =
-            |outcome: &Outcome| CLASSES.map(|class| self.requests.with_label_values(&[route, outcome.as_str(), class]));
-        let by_result = |tier: &Tier| {
-            Lookup::ALL.iter().map(|l| self.lookups.with_label_values(&[route, tier.as_str(), l.as_str()])).collect()
-        };
-        let status =
-            |i: usize| self.upstream_requests.with_label_values(&[route, CLASSES.get(i).copied().unwrap_or("none")]);
+        let families = self.route_families.clone();
         RouteMetrics {
-            requests: Outcome::ALL.iter().map(by_class).collect(),
-            seconds: Outcome::ALL
-                .iter()
-                .map(|o| self.request_seconds.with_label_values(&[route, o.as_str()]))
-                .collect(),
-            lookups: Tier::ALL.iter().map(by_result).collect(),
-            fills: Fill::ALL.iter().map(|f| self.fills.with_label_values(&[route, f.as_str()])).collect(),
-            upstream_seconds: self.upstream_seconds.with_label_values(&[route]),
-            upstream: std::array::from_fn(status),
-            collapsed: self.collapsed.with_label_values(&[route]),
+            name: route.to_owned(),
+            requests: Cells::new(Outcome::ALL.len() * CLASSES.len()),
+            seconds: Cells::new(Outcome::ALL.len()),
+            lookups: Cells::new(Tier::ALL.len() * Lookup::ALL.len()),
+            fills: Cells::new(Fill::ALL.len()),
+            upstream_seconds: Cells::new(1),
+            upstream: Cells::new(CLASSES.len() + 1),
+            collapsed: families.collapsed.with_label_values(&[route]),
             ratio: RatioWindow::default(),
-            ratio_gauge: self.hit_ratio.with_label_values(&[route]),
+            families,
+        }
+    }
+}
+
+impl RouteFamilies {
+    fn register(families: &Families<'_>) -> Self {
+        Self {
+            requests: families.counters(
+                "weir_requests_total",
+                "Requests by how they ended",
+                &["route", "outcome", "status_class"],
+            ),
+            request_seconds: families.histograms(
+                "weir_request_seconds",
+                "From head to last byte",
+                &["route", "outcome"],
+                SECONDS,
+            ),
+            lookups: families.counters(
+                "weir_cache_lookups_total",
+                "Cache lookups by tier and result",
+                &["route", "tier", "result"],
+            ),
+            fills: families.counters(
+                "weir_cache_fills_total",
+                "Fetches for the cache by how they ended",
+                &["route", "result"],
+            ),
+            collapsed: families.counters(
+                "weir_cache_collapsed_total",
+                "Requests answered by another's fetch",
+                &["route"],
+            ),
+            upstream_requests: families.counters(
+                "weir_upstream_requests_total",
+                "Requests to the upstream by status class",
+                &["route", "status"],
+            ),
+            upstream_seconds: families.histograms(
+                "weir_upstream_seconds",
+                "From request to response head",
+                &["route"],
+                SECONDS,
+            ),
         }
     }
 }
@@ -415,8 +449,16 @@ impl Metrics {
 impl RouteMetrics {
     /// Counts a request that ended.
     pub fn finish(&self, outcome: Outcome, status: StatusCode, took: Duration, now_ms: u64) {
-        self.requests[outcome as usize][class(status)].inc();
-        self.seconds[outcome as usize].observe(took.as_secs_f64());
+        let class = class(status);
+        let labels = || [self.name.as_str(), outcome.as_str(), CLASSES[class]];
+        self.requests
+            .at(outcome as usize * CLASSES.len() + class, || self.families.requests.with_label_values(&labels()))
+            .inc();
+        self.seconds
+            .at(outcome as usize, || {
+                self.families.request_seconds.with_label_values(&[self.name.as_str(), outcome.as_str()])
+            })
+            .observe(took.as_secs_f64());
         match outcome {
             Outcome::Hit | Outcome::Stale | Outcome::Revalidated | Outcome::Collapsed => self.ratio.count(true, now_ms),
             Outcome::Miss => self.ratio.count(false, now_ms),
@@ -426,32 +468,46 @@ impl RouteMetrics {
 
     /// Counts a lookup.
     pub fn lookup(&self, tier: Tier, result: Lookup) {
-        self.lookups[tier as usize][result as usize].inc();
+        let labels = || [self.name.as_str(), tier.as_str(), result.as_str()];
+        self.lookups
+            .at(tier as usize * Lookup::ALL.len() + result as usize, || {
+                self.families.lookups.with_label_values(&labels())
+            })
+            .inc();
     }
 
     /// Counts a fetch for the cache.
     pub fn fill(&self, result: Fill) {
-        self.fills[result as usize].inc();
+        let labels = || [self.name.as_str(), result.as_str()];
+        self.fills.at(result as usize, || self.families.fills.with_label_values(&labels())).inc();
     }
 
     /// Counts a request to the upstream; `None` where no head came back.
     pub fn upstream(&self, status: Option<StatusCode>, took: Duration) {
-        self.upstream[status.map_or(9, class)].inc();
-        self.upstream_seconds.observe(took.as_secs_f64());
+        let class = status.map_or(CLASSES.len(), class);
+        let labels = || [self.name.as_str(), CLASSES.get(class).copied().unwrap_or("none")];
+        self.upstream.at(class, || self.families.upstream_requests.with_label_values(&labels())).inc();
+        self.upstream_seconds
+            .at(0, || self.families.upstream_seconds.with_label_values(&[self.name.as_str()]))
+            .observe(took.as_secs_f64());
     }
 }
 
 impl LimitMetrics {
     /// Counts a decision.
     pub fn decided(&self, decision: Decision, source: Source) {
-        self.decisions[decision as usize][source as usize].inc();
+        let labels = || [self.route.as_str(), self.limit.as_str(), decision.as_str(), source.as_str()];
+        self.decisions
+            .at(decision as usize * Source::ALL.len() + source as usize, || self.family.with_label_values(&labels()))
+            .inc();
     }
 }
 
 impl CommandMetrics {
     /// Counts a command that ended.
     pub fn ended(&self, result: RedisResult, took: Duration) {
-        self.results[result as usize].inc();
+        let labels = || [self.name.as_str(), result.as_str()];
+        self.results.at(result as usize, || self.family.with_label_values(&labels())).inc();
         if result != RedisResult::Unavailable {
             self.seconds.observe(took.as_secs_f64());
         }
@@ -488,17 +544,19 @@ impl RatioWindow {
         });
     }
 
-    fn share(&self, now_ms: u64) -> f64 {
+    /// The share; NaN for a minute without lookups, `None` where none was ever counted.
+    fn share(&self, now_ms: u64) -> Option<f64> {
         let now = (now_ms / RATIO_SLOT_MS) & 0xff_ffff;
-        let (mut hits, mut all) = (0, 0);
+        let (mut hits, mut all, mut ever) = (0, 0, false);
         for slot in &self.0 {
             let packed = slot.load(Ordering::Relaxed);
+            ever |= packed != 0;
             if now.wrapping_sub(packed >> 40) & 0xff_ffff < RATIO_SLOTS {
                 hits += (packed >> 20) & 0xf_ffff;
                 all += packed & 0xf_ffff;
             }
         }
-        if all == 0 { 0.0 } else { hits as f64 / all as f64 }
+        ever.then(|| hits as f64 / all as f64)
     }
 }
 
@@ -542,24 +600,4 @@ impl Families<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ratio_covers_the_last_minute_only() {
-        let window = RatioWindow::default();
-        for _ in 0..3 {
-            window.count(true, 10_000);
-        }
-        window.count(false, 20_000);
-        assert_eq!(window.share(20_000), 0.75);
-        assert_eq!(window.share(72_000), 0.0, "only the miss is left");
-        assert_eq!(window.share(200_000), 0.0);
-    }
-
-    #[test]
-    fn every_status_has_a_class() {
-        assert_eq!(CLASSES[class(StatusCode::OK)], "2xx");
-        assert_eq!(CLASSES[class(StatusCode::from_u16(999).expect("valid"))], "9xx");
-    }
-}
+mod tests;
