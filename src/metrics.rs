@@ -276,7 +276,7 @@ impl Metrics {
     /// # Panics
     /// If a family of the same name is registered already.
     pub fn new(registry: Registry) -> Arc<Self> {
-        let families = Families(&registry);
+        let families = Families(registry);
         let metrics = Self {
             route_families: RouteFamilies::register(&families),
             hit_ratio: families.gauges(
@@ -318,12 +318,12 @@ impl Metrics {
                 .gauge("weir_redis_breaker_open", "1 while the breaker keeps requests from Redis"),
             connections: families.gauge("weir_connections", "Open client connections"),
             routes: std::sync::Mutex::default(),
-            registry: registry.clone(),
+            registry: families.0.clone(),
         };
         let build = families.gauges("weir_build_info", "Always 1; the label says which build runs", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         let process = prometheus::process_collector::ProcessCollector::for_self();
-        registry.register(Box::new(process)).expect("process metrics are registered once");
+        metrics.registry.register(Box::new(process)).expect("process metrics are registered once");
         for result in Reload::ALL {
             metrics.reloads.with_label_values(&[result.as_str()]);
         }
@@ -403,7 +403,7 @@ impl Metrics {
 }
 
 impl RouteFamilies {
-    fn register(families: &Families<'_>) -> Self {
+    fn register(families: &Families) -> Self {
         Self {
             requests: families.counters(
                 "weir_requests_total",
@@ -561,9 +561,9 @@ impl RatioWindow {
 }
 
 /// Registers families; a duplicate name is a programmer's error.
-struct Families<'r>(&'r Registry);
+struct Families(Registry);
 
-impl Families<'_> {
+impl Families {
     fn add<C: prometheus::core::Collector + Clone + 'static>(&self, family: prometheus::Result<C>) -> C {
         let family = family.expect("the name is valid");
         self.0.register(Box::new(family.clone())).expect("the name is registered once");
