@@ -3,7 +3,9 @@
 //! Labels are route names, limit names and closed enums, never paths or identities, so that the number of series does
 //! not depend on what clients send.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod labels;
+mod ratio;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,164 +15,8 @@ use prometheus::{
     TextEncoder,
 };
 
-/// Declares a closed enum of label values with one `as_str` for header, log and label.
-macro_rules! labels {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$vdoc])* $variant,)+ }
-
-        impl $name {
-            /// Every value, in order.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            /// Text in headers, logs and labels.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $text,)+ }
-            }
-        }
-    };
-}
-
-labels! {
-    /// How a request ended; each has exactly one.
-    Outcome {
-        /// Fresh, from the cache.
-        Hit = "hit",
-        /// Stale, from the cache, where that is allowed.
-        Stale = "stale",
-        /// From the cache, after the upstream confirmed it.
-        Revalidated = "revalidated",
-        /// From the upstream, on a route that caches.
-        Miss = "miss",
-        /// From a fetch that another request had started.
-        Collapsed = "collapsed",
-        /// From the upstream, past the cache.
-        Pass = "pass",
-        /// Denied by a limit.
-        Denied = "denied",
-        /// Refused as malformed, ambiguous or unroutable.
-        Refused = "refused",
-        /// The upstream could not be reached or did not answer; the answer is our own.
-        Failed = "failed",
-        /// The client left before its answer began.
-        Cancelled = "cancelled",
-        /// An invalidation by method.
-        Purged = "purged",
-    }
-}
-
-labels! {
-    /// Where something was looked up.
-    Tier {
-        /// This process.
-        Memory = "memory",
-        /// The shared store.
-        Redis = "redis",
-    }
-}
-
-labels! {
-    /// What a lookup found.
-    Lookup {
-        /// A fresh entry.
-        Hit = "hit",
-        /// A stale one.
-        Stale = "stale",
-        /// Nothing usable.
-        Miss = "miss",
-        /// An entry that an invalidation had overtaken.
-        Invalidated = "invalidated",
-        /// Bytes that do not decode.
-        Corrupt = "corrupt",
-        /// The store did not answer.
-        Unavailable = "unavailable",
-    }
-}
-
-labels! {
-    /// How a fetch for the cache ended.
-    Fill {
-        /// Stored.
-        Stored = "stored",
-        /// The stored answer was confirmed.
-        Revalidated = "revalidated",
-        /// The answer may not be stored.
-        Uncacheable = "uncacheable",
-        /// Larger than may be stored, or no room to hold it.
-        TooLarge = "too_large",
-        /// Cut short, or never answered.
-        Failed = "failed",
-        /// Overtaken by a newer fill or an invalidation.
-        Superseded = "superseded",
-    }
-}
-
-labels! {
-    /// What a limit said.
-    Decision {
-        /// Let through.
-        Allowed = "allowed",
-        /// Denied.
-        Denied = "denied",
-        /// Would have been denied (`dry_run`).
-        DryRun = "dry_run",
-    }
-}
-
-labels! {
-    /// Who decided.
-    Source {
-        /// Redis.
-        Redis = "redis",
-        /// This process.
-        Local = "local",
-        /// The `redis_down` rule.
-        Fallback = "fallback",
-    }
-}
-
-labels! {
-    /// The way an invalidation came in.
-    Door {
-        /// `POST /invalidate`.
-        Admin = "admin",
-        /// `PUBLISH` from a foreign program.
-        Publish = "publish",
-        /// `XADD` from a foreign program.
-        Stream = "stream",
-        /// `PURGE` on a route that allows it.
-        Purge = "purge",
-        /// `invalidates` of a route, or an unsafe method.
-        Write = "write",
-    }
-}
-
-labels! {
-    /// How a Redis command ended.
-    RedisResult {
-        /// Answered.
-        Ok = "ok",
-        /// Answered with an error.
-        Error = "error",
-        /// Not answered in time.
-        Timeout = "timeout",
-        /// Not sent: no connection, or the breaker is open.
-        Unavailable = "unavailable",
-    }
-}
-
-labels! {
-    /// How a configuration reload ended.
-    Reload {
-        /// Taken.
-        Applied = "applied",
-        /// Refused; the old one stays.
-        Rejected = "rejected",
-        /// Nothing had changed.
-        Unchanged = "unchanged",
-    }
-}
+pub use self::labels::{Decision, Door, Fill, Lookup, Outcome, RedisResult, Reload, Source, Tier};
+use self::ratio::RatioWindow;
 
 /// Bucket bounds of every duration histogram, in seconds.
 const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -516,48 +362,6 @@ impl CommandMetrics {
 
 fn class(status: StatusCode) -> usize {
     usize::from(status.as_u16() / 100 - 1).min(8)
-}
-
-/// Slots of the ratio's minute.
-const RATIO_SLOTS: u64 = 12;
-
-/// Length of one of them.
-const RATIO_SLOT_MS: u64 = 5_000;
-
-/// Hits and lookups of the last minute, in slots of five seconds.
-///
-/// A slot packs its number (24 bits), hits (20 bits) and lookups (20 bits, saturating) so that counting is one atomic
-/// update without a lock.
-#[derive(Default)]
-struct RatioWindow([AtomicU64; RATIO_SLOTS as usize]);
-
-impl RatioWindow {
-    fn count(&self, hit: bool, now_ms: u64) {
-        let number = (now_ms / RATIO_SLOT_MS) & 0xff_ffff;
-        let slot = &self.0[(number % RATIO_SLOTS) as usize];
-        let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
-            let (hits, all) =
-                if packed >> 40 == number { ((packed >> 20) & 0xf_ffff, packed & 0xf_ffff) } else { (0, 0) };
-            // A full slot halves both counts: the share stays, the bits suffice.
-            let (hits, all) = if all == 0xf_ffff { (hits / 2, all / 2) } else { (hits, all) };
-            Some(number << 40 | (hits + u64::from(hit)) << 20 | (all + 1))
-        });
-    }
-
-    /// The share; NaN for a minute without lookups, `None` where none was ever counted.
-    fn share(&self, now_ms: u64) -> Option<f64> {
-        let now = (now_ms / RATIO_SLOT_MS) & 0xff_ffff;
-        let (mut hits, mut all, mut ever) = (0, 0, false);
-        for slot in &self.0 {
-            let packed = slot.load(Ordering::Relaxed);
-            ever |= packed != 0;
-            if now.wrapping_sub(packed >> 40) & 0xff_ffff < RATIO_SLOTS {
-                hits += (packed >> 20) & 0xf_ffff;
-                all += packed & 0xf_ffff;
-            }
-        }
-        ever.then(|| hits as f64 / all as f64)
-    }
 }
 
 /// Registers families; a duplicate name is a programmer's error.
