@@ -72,7 +72,7 @@ pub enum ClientError {
         /// What was wrong.
         cause: String,
     },
-    /// Nothing within [`TIMEOUT`].
+    /// Nothing in the time that a request may take.
     TimedOut {
         /// `host:port`.
         address: String,
