@@ -13,7 +13,7 @@
 //!
 //! A module uses only what stands to its right, and `tests/it/tidy.rs` keeps it so:
 //!
-//! `main -> app -> {admin, server, proxy} -> {cache, limit} -> fleet -> invalidation -> kv -> {metrics, clock, config, message} -> syntax`
+//! `main -> app -> {admin, server, proxy} -> {cache, limit} -> fleet -> invalidation -> kv -> log -> {metrics, clock, config, message} -> syntax`
 
 pub mod admin;
 pub mod app;
@@ -24,6 +24,7 @@ pub mod fleet;
 pub mod invalidation;
 pub mod kv;
 pub mod limit;
+pub mod log;
 pub mod message;
 pub mod metrics;
 pub mod proxy;

@@ -1,0 +1,160 @@
+//! Closed sets of label values.
+
+/// Declares a closed enum of label values with one `as_str` for header, log and label.
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+
+        impl $name {
+            /// Every value, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// Text in headers, logs and labels.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+
+labels! {
+    /// How a request ended; each has exactly one.
+    Outcome {
+        /// Fresh, from the cache.
+        Hit = "hit",
+        /// Stale, from the cache, where that is allowed.
+        Stale = "stale",
+        /// From the cache, after the upstream confirmed it.
+        Revalidated = "revalidated",
+        /// From the upstream, on a route that caches.
+        Miss = "miss",
+        /// From a fetch that another request had started.
+        Collapsed = "collapsed",
+        /// From the upstream, past the cache.
+        Pass = "pass",
+        /// Denied by a limit.
+        Denied = "denied",
+        /// Refused as malformed, ambiguous or unroutable.
+        Refused = "refused",
+        /// The upstream could not be reached or did not answer; the answer is our own.
+        Failed = "failed",
+        /// The client left before its answer began.
+        Cancelled = "cancelled",
+        /// An invalidation by method.
+        Purged = "purged",
+    }
+}
+
+labels! {
+    /// Where something was looked up.
+    Tier {
+        /// This process.
+        Memory = "memory",
+        /// The shared store.
+        Redis = "redis",
+    }
+}
+
+labels! {
+    /// What a lookup found.
+    Lookup {
+        /// A fresh entry.
+        Hit = "hit",
+        /// A stale one.
+        Stale = "stale",
+        /// Nothing usable.
+        Miss = "miss",
+        /// An entry that an invalidation had overtaken.
+        Invalidated = "invalidated",
+        /// Bytes that do not decode.
+        Corrupt = "corrupt",
+        /// The store did not answer.
+        Unavailable = "unavailable",
+    }
+}
+
+labels! {
+    /// How a fetch for the cache ended.
+    Fill {
+        /// Stored.
+        Stored = "stored",
+        /// The stored answer was confirmed.
+        Revalidated = "revalidated",
+        /// The answer may not be stored.
+        Uncacheable = "uncacheable",
+        /// Larger than may be stored, or no room to hold it.
+        TooLarge = "too_large",
+        /// Cut short, or never answered.
+        Failed = "failed",
+        /// Overtaken by a newer fill or an invalidation.
+        Superseded = "superseded",
+    }
+}
+
+labels! {
+    /// What a limit said.
+    Decision {
+        /// Let through.
+        Allowed = "allowed",
+        /// Denied.
+        Denied = "denied",
+        /// Would have been denied (`dry_run`).
+        DryRun = "dry_run",
+    }
+}
+
+labels! {
+    /// Who decided.
+    Source {
+        /// Redis.
+        Redis = "redis",
+        /// This process.
+        Local = "local",
+        /// The `redis_down` rule.
+        Fallback = "fallback",
+    }
+}
+
+labels! {
+    /// The way an invalidation came in.
+    Door {
+        /// `POST /invalidate`.
+        Admin = "admin",
+        /// `PUBLISH` from a foreign program.
+        Publish = "publish",
+        /// `XADD` from a foreign program.
+        Stream = "stream",
+        /// `PURGE` on a route that allows it.
+        Purge = "purge",
+        /// `invalidates` of a route, or an unsafe method.
+        Write = "write",
+    }
+}
+
+labels! {
+    /// How a Redis command ended.
+    RedisResult {
+        /// Answered.
+        Ok = "ok",
+        /// Answered with an error.
+        Error = "error",
+        /// Not answered in time.
+        Timeout = "timeout",
+        /// Not sent: no connection, or the breaker is open.
+        Unavailable = "unavailable",
+    }
+}
+
+labels! {
+    /// How a configuration reload ended.
+    Reload {
+        /// Taken.
+        Applied = "applied",
+        /// Refused; the old one stays.
+        Rejected = "rejected",
+        /// Nothing had changed.
+        Unchanged = "unchanged",
+    }
+}
