@@ -1,4 +1,8 @@
 //! Every key and channel, with its hash tag, the reason for it, and its TTL.
+//!
+//! `ns` stands for `redis.namespace`. The table for people is in `docs/redis.md`.
+
+use std::fmt::Write;
 
 /// Builds the names under one namespace.
 #[derive(Debug, Clone)]
@@ -12,8 +16,106 @@ impl Keys {
         Self { namespace: namespace.to_owned() }
     }
 
-    /// A bucket: `{ns:l:scope:identity}`. `identity` is an HMAC in hex.
+    /// A stored answer: `ns:e:{hash}`. Tagged by the hash, so that one script reaches entry and lease. TTL: the entry's
+    /// own.
+    pub fn entry(&self, hash: &[u8; 16]) -> Vec<u8> {
+        self.tagged("e", hash)
+    }
+
+    /// The right to fetch one key: `ns:f:{hash}`, in its entry's slot. TTL: the lease's.
+    pub fn lease(&self, hash: &[u8; 16]) -> Vec<u8> {
+        self.tagged("f", hash)
+    }
+
+    /// A bucket: `ns:l:scope:identity`. `identity` is an HMAC in hex. Untagged, so that hot limits spread over the
+    /// slots. TTL: the time that the bucket needs to fill up.
     pub fn bucket(&self, scope: &str, identity: &str) -> Vec<u8> {
         format!("{}:l:{scope}:{identity}", self.namespace).into_bytes()
+    }
+
+    /// Channel on which every logged invalidation is announced.
+    pub fn bus(&self) -> String {
+        format!("{}:bus", self.namespace)
+    }
+
+    /// Channel that wakes who waits for a key; the payload is the key's hash, in 16 bytes or 32 hex digits.
+    pub fn bell(&self) -> String {
+        format!("{}:bell", self.namespace)
+    }
+
+    /// Channel on which foreign programs publish invalidations.
+    pub fn door(&self) -> String {
+        format!("{}:invalidate", self.namespace)
+    }
+
+    /// Stream to which foreign programs add invalidations. No TTL: it is theirs, and Weir empties it.
+    pub fn door_stream(&self) -> Vec<u8> {
+        format!("{}:invalidate:in", self.namespace).into_bytes()
+    }
+
+    /// The counter, a hash of incarnation, sequence and the master's `run_id`. No TTL: it is what tells a Redis that
+    /// lost its data from one that did not.
+    pub fn counter(&self) -> Vec<u8> {
+        self.beside_the_door("seq")
+    }
+
+    /// The log, a stream with ids `<seq>-0`. No TTL; bounded by count and age.
+    pub fn log(&self) -> Vec<u8> {
+        self.beside_the_door("log")
+    }
+
+    /// Content hashes of what was logged lately, and under which number. TTL a minute.
+    pub fn seen(&self) -> Vec<u8> {
+        self.beside_the_door("seen")
+    }
+
+    /// Pods by when they were last heard of, a sorted set. TTL three proofs.
+    pub fn pods(&self) -> Vec<u8> {
+        self.beside_the_door("pods")
+    }
+
+    /// What the breaker's probe reads; it never exists.
+    pub fn probe(&self) -> Vec<u8> {
+        format!("{}:probe", self.namespace).into_bytes()
+    }
+
+    fn tagged(&self, kind: &str, hash: &[u8; 16]) -> Vec<u8> {
+        let mut key = String::with_capacity(self.namespace.len() + kind.len() + 36);
+        let _ = write!(key, "{}:{kind}:{{{:032x}}}", self.namespace, u128::from_be_bytes(*hash));
+        key.into_bytes()
+    }
+
+    /// The door's name is fixed by what foreign programs write to, and has no tag: Cluster hashes all of it. Tagging the
+    /// others with that whole name puts them into its slot, so that one script moves from door to log.
+    fn beside_the_door(&self, kind: &str) -> Vec<u8> {
+        format!("{0}:{kind}:{{{0}:invalidate:in}}", self.namespace).into_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What Redis Cluster hashes of a key.
+    fn slot_of(key: &[u8]) -> &[u8] {
+        let open = key.iter().position(|b| *b == b'{');
+        let close = open.and_then(|o| key[o..].iter().position(|b| *b == b'}').map(|c| o + c));
+        match (open, close) {
+            (Some(open), Some(close)) if close > open + 1 => &key[open + 1..close],
+            _ => key,
+        }
+    }
+
+    #[test]
+    fn what_one_script_touches_lies_in_one_slot() {
+        let keys = Keys::new("shop-prod");
+        assert_eq!(keys.door_stream(), b"shop-prod:invalidate:in");
+        assert_eq!(keys.door(), "shop-prod:invalidate");
+        for key in [keys.counter(), keys.log(), keys.seen(), keys.pods()] {
+            assert_eq!(slot_of(&key), keys.door_stream());
+        }
+        let hash = [7; 16];
+        assert_eq!(slot_of(&keys.entry(&hash)), slot_of(&keys.lease(&hash)));
+        assert_eq!(keys.entry(&hash), b"shop-prod:e:{07070707070707070707070707070707}");
     }
 }

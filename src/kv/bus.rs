@@ -1,0 +1,179 @@
+//! Connections that are nobody's to share: the subscription, the wait on a stream, and the breaker's probe.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use deadpool_redis::redis::aio::{MultiplexedConnection, SendError};
+use deadpool_redis::redis::{AsyncConnectionConfig, Client, Cmd, ProtocolVersion, PushInfo, PushKind, Value};
+use tokio::sync::mpsc;
+
+use super::link::OPENING;
+use super::reply::{Fault, Reply};
+use super::{Shared, Unavailable, jittered};
+use crate::clock::Stopwatch;
+
+/// Messages that may wait for being read; one more, and the subscription counts as lost: the log has them all.
+pub const PENDING_MESSAGES: usize = 4096;
+
+/// Pause between probes while the breaker is open.
+const PROBE_EVERY: Duration = Duration::from_millis(250);
+
+/// Longest that one probe waits.
+const PROBE_WAIT: Duration = Duration::from_millis(500);
+
+/// A request may need two trips: a Redis that takes longer than this share of the deadline for one is of no use to it.
+const TRIPS: u32 = 2;
+
+/// A connection of its own, on the runtime that opened it.
+pub struct Dedicated(MultiplexedConnection);
+
+impl Dedicated {
+    /// Opens one.
+    ///
+    /// # Errors
+    /// Redis cannot be reached, or refuses.
+    pub async fn open(shared: &Shared) -> Result<Self, Unavailable> {
+        Self::connect(shared, None).await.map_err(Into::into)
+    }
+
+    /// Sends `parts` as one command and waits up to `wait` for its answer. After [`Unavailable::Timeout`] the connection
+    /// is of no use.
+    ///
+    /// # Errors
+    /// No answer, or an error.
+    pub async fn command(&mut self, parts: &[&[u8]], wait: Duration) -> Result<Reply, Unavailable> {
+        let mut command = Cmd::new();
+        for part in parts {
+            command.arg(*part);
+        }
+        match tokio::time::timeout(wait, self.0.send_packed_command(&command)).await {
+            Ok(Ok(Value::ServerError(error))) => Err(Unavailable::Refused(error.code().to_owned())),
+            Ok(Ok(value)) => Ok(value.into()),
+            Ok(Err(error)) => Err(Fault::from(error).into()),
+            Err(_) => Err(Unavailable::Timeout),
+        }
+    }
+
+    async fn connect(shared: &Shared, inbox: Option<Inbox>) -> Result<Self, Fault> {
+        let mut address = shared.address.clone();
+        let mut config = AsyncConnectionConfig::new().set_connection_timeout(Some(OPENING)).set_response_timeout(None);
+        if let Some(inbox) = inbox {
+            let settings = address.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+            address = address.set_redis_settings(settings);
+            config = config.set_push_sender(move |push| inbox.take(push));
+        }
+        let client = Client::open(address).map_err(Fault::from)?;
+        let opening = client.get_multiplexed_async_connection_with_config(&config);
+        match tokio::time::timeout(OPENING, opening).await {
+            Ok(Ok(connection)) => Ok(Self(connection)),
+            Ok(Err(error)) => {
+                if error.is_connection_refusal() {
+                    shared.breaker.refused("connection refused");
+                }
+                Err(Fault::from(error))
+            }
+            Err(_) => Err(Fault::Timeout),
+        }
+    }
+}
+
+/// One message.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// The channel that it came on.
+    pub channel: Bytes,
+    /// What it says.
+    pub payload: Bytes,
+}
+
+/// Takes pushes off the connection, which must not wait.
+struct Inbox {
+    messages: mpsc::Sender<Option<Message>>,
+    overflowed: Arc<AtomicBool>,
+}
+
+impl Inbox {
+    fn take(&self, push: PushInfo) -> Result<(), SendError> {
+        let message = match push.kind {
+            PushKind::Message => match <[Value; 2]>::try_from(push.data) {
+                Ok([Value::BulkString(channel), Value::BulkString(payload)]) => {
+                    Some(Message { channel: channel.into(), payload: payload.into() })
+                }
+                _ => return Ok(()),
+            },
+            PushKind::Disconnection => None,
+            _ => return Ok(()),
+        };
+        if self.messages.try_send(message).is_err() {
+            self.overflowed.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+/// A subscription to channels, in the order in which Redis sent the messages, without a hole until it ends.
+pub struct Subscription {
+    connection: Dedicated,
+    messages: mpsc::Receiver<Option<Message>>,
+    overflowed: Arc<AtomicBool>,
+}
+
+impl Subscription {
+    /// Subscribes; when this returns, whatever is published comes.
+    ///
+    /// # Errors
+    /// Redis cannot be reached, or refuses.
+    pub async fn open(shared: &Shared, channels: &[String]) -> Result<Self, Unavailable> {
+        let (sender, messages) = mpsc::channel(PENDING_MESSAGES);
+        let overflowed = Arc::new(AtomicBool::new(false));
+        let inbox = Inbox { messages: sender, overflowed: Arc::clone(&overflowed) };
+        let mut connection = Dedicated::connect(shared, Some(inbox)).await?;
+        for channel in channels {
+            connection.command(&[b"SUBSCRIBE", channel.as_bytes()], OPENING).await?;
+        }
+        Ok(Self { connection, messages, overflowed })
+    }
+
+    /// The next message; `None` once the subscription has ended or missed one.
+    pub async fn next(&mut self) -> Option<Message> {
+        if self.overflowed.load(Ordering::Acquire) {
+            return None;
+        }
+        self.messages.recv().await.flatten()
+    }
+
+    /// Whether the connection still answers within `wait`: a stalled one looks like silence.
+    pub async fn is_alive(&mut self, wait: Duration) -> bool {
+        self.connection.command(&[b"PING"], wait).await.is_ok()
+    }
+}
+
+/// Closes the breaker, whenever it is open, once Redis answers as fast as requests need it. Runs for ever.
+pub async fn probe(shared: Arc<Shared>) {
+    loop {
+        shared.breaker.opened().await;
+        let mut connection = None;
+        while shared.breaker.is_open() {
+            tokio::time::sleep(jittered(PROBE_EVERY)).await;
+            // A connection that answered late is kept, so that its warming up does not count twice.
+            let mut probing = match connection.take() {
+                Some(open) => open,
+                None => match Dedicated::open(&shared).await {
+                    Ok(open) => open,
+                    Err(_) => continue,
+                },
+            };
+            let watch = Stopwatch::start();
+            // GET, not PING: a Redis that is loading, busy or without its master answers some commands, but not this.
+            if probing.command(&[b"GET", &shared.keys.probe()], PROBE_WAIT).await.is_ok() {
+                if watch.elapsed() <= shared.deadline / TRIPS {
+                    shared.breaker.close();
+                }
+                connection = Some(probing);
+            }
+        }
+    }
+}

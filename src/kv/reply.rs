@@ -1,0 +1,180 @@
+//! Answers: the client library's values and errors, as the rest of Weir sees them.
+
+use bytes::Bytes;
+use deadpool_redis::redis::{ErrorKind, RedisError, Value};
+
+use super::Unavailable;
+
+/// A script's reply.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// Nil.
+    Nil,
+    /// An integer.
+    Int(i64),
+    /// A bulk or simple string.
+    Bytes(Bytes),
+    /// An array.
+    Array(Vec<Reply>),
+}
+
+impl Reply {
+    /// The number, sent as integer or as text.
+    pub fn number(&self) -> Option<u64> {
+        match self {
+            Self::Int(number) => u64::try_from(*number).ok(),
+            Self::Bytes(text) => std::str::from_utf8(text).ok()?.parse().ok(),
+            Self::Nil | Self::Array(_) => None,
+        }
+    }
+
+    /// The string.
+    pub fn bytes(&self) -> Option<&Bytes> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes),
+            Self::Nil | Self::Int(_) | Self::Array(_) => None,
+        }
+    }
+
+    /// The items; none where it is no array.
+    pub fn items(&self) -> &[Reply] {
+        match self {
+            Self::Array(items) => items,
+            Self::Nil | Self::Int(_) | Self::Bytes(_) => &[],
+        }
+    }
+}
+
+impl From<Value> for Reply {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Int(number) => Self::Int(number),
+            Value::BulkString(bytes) => Self::Bytes(bytes.into()),
+            Value::SimpleString(text) | Value::VerbatimString { text, .. } => Self::Bytes(text.into()),
+            Value::Okay => Self::Bytes(Bytes::from_static(b"OK")),
+            Value::Array(items) | Value::Set(items) => Self::Array(items.into_iter().map(Self::from).collect()),
+            Value::Map(pairs) => {
+                Self::Array(pairs.into_iter().flat_map(|(key, value)| [Self::from(key), Self::from(value)]).collect())
+            }
+            Value::Attribute { data, .. } => Self::from(*data),
+            Value::Boolean(truth) => Self::Int(truth.into()),
+            Value::Double(number) => Self::Bytes(number.to_string().into()),
+            Value::BigNumber(bytes) => Self::Bytes(bytes.into()),
+            _ => Self::Nil,
+        }
+    }
+}
+
+/// Why there is no reply, in the detail that connections and breaker need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// No connection, or the breaker is open.
+    NotSent,
+    /// Not within the budget.
+    Timeout,
+    /// The connection ended; its handle is of no use any more.
+    Dropped,
+    /// An error of this kind.
+    Refused(String),
+}
+
+/// Kinds of errors that say more than the command was wrong, as they stand in Redis' answers.
+const KINDS: &[&str] = &[
+    "READONLY",
+    "MASTERDOWN",
+    "LOADING",
+    "OOM",
+    "MISCONF",
+    "NOREPLICAS",
+    "BUSY",
+    "CLUSTERDOWN",
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+    "MAXCLIENTS",
+];
+
+/// Those with which Redis as a whole is of no use: not even reading works.
+const USELESS: &[&str] = &["MASTERDOWN", "LOADING", "BUSY", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "MAXCLIENTS"];
+
+impl Fault {
+    /// Whether it says that Redis as a whole is of no use. One that is full, read-only or cannot save still reads.
+    pub(super) fn is_trouble(&self) -> bool {
+        match self {
+            Self::NotSent => false,
+            Self::Timeout | Self::Dropped => true,
+            Self::Refused(kind) => USELESS.contains(&kind.as_str()),
+        }
+    }
+}
+
+impl From<RedisError> for Fault {
+    fn from(error: RedisError) -> Self {
+        let detail = error.detail().unwrap_or_default();
+        if let Some(code) = error.code() {
+            if detail.contains("max number of clients") {
+                return Self::Refused("MAXCLIENTS".to_owned());
+            }
+            // Before Redis 7 a script's error carries its cause behind `ERR Error running script`.
+            let inner = || KINDS.iter().find(|kind| detail.contains(&format!("-{kind} "))).copied();
+            let kind = if code == "ERR" { inner().unwrap_or(code) } else { code };
+            return Self::Refused(kind.to_owned());
+        }
+        match error.kind() {
+            ErrorKind::AuthenticationFailed => {
+                let kind = KINDS.iter().find(|kind| detail.contains(**kind)).copied().unwrap_or("WRONGPASS");
+                Self::Refused(kind.to_owned())
+            }
+            _ if error.is_timeout() => Self::Timeout,
+            _ => Self::Dropped,
+        }
+    }
+}
+
+impl From<Fault> for Unavailable {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::NotSent => Self::NotSent,
+            Fault::Timeout | Fault::Dropped => Self::Timeout,
+            Fault::Refused(kind) => Self::Refused(kind),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deadpool_redis::redis::parse_redis_value;
+
+    use super::*;
+
+    fn fault(line: &str) -> Fault {
+        match parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap().extract_error() {
+            Err(error) => Fault::from(error),
+            Ok(_) => panic!("no error: {line}"),
+        }
+    }
+
+    #[test]
+    fn each_kind_is_recognised() {
+        for (line, kind, trouble) in [
+            ("READONLY You can't write against a read only replica.", "READONLY", false),
+            ("MASTERDOWN Link with MASTER is down", "MASTERDOWN", true),
+            ("LOADING Redis is loading the dataset in memory", "LOADING", true),
+            ("OOM command not allowed when used memory > 'maxmemory'.", "OOM", false),
+            ("MISCONF Redis is configured to save RDB snapshots", "MISCONF", false),
+            ("NOREPLICAS Not enough good replicas to write.", "NOREPLICAS", false),
+            ("BUSY Redis is busy running a script.", "BUSY", true),
+            ("CLUSTERDOWN The cluster is down", "CLUSTERDOWN", true),
+            ("NOAUTH Authentication required.", "NOAUTH", true),
+            ("WRONGPASS invalid username-password pair", "WRONGPASS", true),
+            ("NOPERM this user has no permissions", "NOPERM", false),
+            ("ERR max number of clients reached", "MAXCLIENTS", true),
+            ("ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed", "OOM", false),
+            ("ERR wrong number of arguments", "ERR", false),
+        ] {
+            let fault = fault(line);
+            assert_eq!(fault, Fault::Refused(kind.to_owned()), "{line}");
+            assert_eq!(fault.is_trouble(), trouble, "{line}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use prometheus::Registry;
+
+use super::*;
+
+/// A redis-server of the test's own, on a socket in a directory of its own; ended and removed on drop.
+pub(crate) struct Server {
+    directory: PathBuf,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Not yet running.
+    pub(crate) fn down() -> Self {
+        let directory = std::env::temp_dir().join(format!("weir-{:016x}", random()));
+        std::fs::create_dir_all(&directory).unwrap();
+        Self { directory, child: None }
+    }
+
+    /// Running and answering.
+    pub(crate) async fn up() -> Self {
+        let mut server = Self::down();
+        server.start().await;
+        server
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.join("redis.sock")
+    }
+
+    /// Starts it, empty.
+    pub(crate) async fn start(&mut self) {
+        let child = Command::new("redis-server")
+            .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"])
+            .arg(self.socket())
+            .arg("--dir")
+            .arg(&self.directory)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        let shared = self.shared();
+        eventually("redis-server answers", async || Dedicated::open(&shared).await.is_ok()).await;
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let _ = std::fs::remove_file(self.socket());
+    }
+
+    /// SIGSTOP, or SIGCONT.
+    pub(crate) fn freeze(&self, freeze: bool) {
+        let signal = if freeze { "-STOP" } else { "-CONT" };
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// The process' part, for a pod that uses this server.
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        self.shared_with(&self.config())
+    }
+
+    pub(crate) fn shared_with(&self, config: &config::Redis) -> Arc<Shared> {
+        Shared::new(config, Metrics::new(Registry::new()), Clock::system()).unwrap()
+    }
+
+    pub(crate) fn config(&self) -> config::Redis {
+        config::Redis {
+            url: config::Secret::new(format!("unix://{}", self.socket().display())),
+            namespace: "shop-prod".to_owned(),
+            deadline: Duration::from_millis(100),
+            startup_wait: Duration::from_secs(5),
+            max_value: 1 << 18,
+            key_secret: config::Secret::new("secret"),
+            replicas: 1,
+        }
+    }
+
+    /// Sends a command as a foreign program would.
+    pub(crate) async fn command(&self, parts: &[&str]) -> Reply {
+        let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
+        let mut connection = Dedicated::open(&self.shared()).await.unwrap();
+        connection.command(&parts, Duration::from_secs(5)).await.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Waits until `holds`, up to ten seconds.
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let watch = Stopwatch::start();
+    while !holds().await {
+        assert!(watch.elapsed() < Duration::from_secs(10), "never: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+use super::bus::{Dedicated, Subscription, probe};
+
+static ECHO: Script = Script { name: "echo", source: "return {KEYS[1], ARGV[1], tonumber(ARGV[2]), false}" };
+static FAIL: Script = Script { name: "fail", source: "return redis.error_reply('OOM no room')" };
+
+async fn works(redis: &Redis) -> bool {
+    redis.get(b"absent", &mut Budget::new(Duration::from_millis(50))).await == Ok(None)
+}
+
+#[tokio::test]
+async fn scripts_are_loaded_when_redis_does_not_have_them() {
+    let server = Server::up().await;
+    let redis = Redis::new(server.shared());
+    let expected = Reply::Array(vec![
+        Reply::Bytes(Bytes::from_static(b"k")),
+        Reply::Bytes(Bytes::from_static(b"a")),
+        Reply::Int(7),
+        Reply::Nil,
+    ]);
+    for flush in [false, true, false] {
+        if flush {
+            server.command(&["SCRIPT", "FLUSH"]).await;
+        }
+        let reply = redis.run(&ECHO, &[b"k"], &[b"a", b"7"], &mut Budget::new(Duration::from_secs(2))).await;
+        assert_eq!(reply, Ok(expected.clone()));
+    }
+    let refused = redis.run(&FAIL, &[], &[], &mut Budget::new(Duration::from_secs(2))).await;
+    assert_eq!(refused, Err(Unavailable::Refused("OOM".to_owned())));
+}
+
+#[tokio::test]
+async fn down_at_start_costs_nothing_and_is_attached_when_it_comes_up() {
+    let mut server = Server::down();
+    let shared = server.shared();
+    let redis = Redis::new(Arc::clone(&shared));
+    let task = tokio::spawn(probe(Arc::clone(&shared)));
+    assert_eq!(redis.get(b"k", &mut redis.budget()).await, Err(Unavailable::NotSent));
+    assert!(shared.breaker().is_open(), "a refused connection says enough");
+    server.start().await;
+    let watch = Stopwatch::start();
+    eventually("attached", async || works(&redis).await).await;
+    assert!(watch.elapsed() < Duration::from_secs(2), "{:?}", watch.elapsed());
+    task.abort();
+}
+
+#[tokio::test]
+async fn a_frozen_redis_opens_the_breaker_within_a_second_and_is_back_within_two() {
+    let server = Server::up().await;
+    let mut config = server.config();
+    config.deadline = Duration::from_millis(20);
+    let shared = server.shared_with(&config);
+    let redis = Redis::new(Arc::clone(&shared));
+    let task = tokio::spawn(probe(Arc::clone(&shared)));
+    eventually("works", async || works(&redis).await).await;
+    server.freeze(true);
+    let watch = Stopwatch::start();
+    eventually("open", async || {
+        let one = Stopwatch::start();
+        let _ = redis.get(b"k", &mut redis.budget()).await;
+        assert!(one.elapsed() < Duration::from_millis(200), "far beyond its budget: {:?}", one.elapsed());
+        shared.breaker().is_open()
+    })
+    .await;
+    assert!(watch.elapsed() < Duration::from_secs(1), "{:?}", watch.elapsed());
+    let one = Stopwatch::start();
+    assert_eq!(redis.get(b"k", &mut redis.budget()).await, Err(Unavailable::NotSent));
+    assert!(one.elapsed() < Duration::from_millis(5), "an open breaker costs nothing");
+    server.freeze(false);
+    let watch = Stopwatch::start();
+    eventually("back", async || works(&redis).await).await;
+    assert!(watch.elapsed() < Duration::from_secs(2), "{:?}", watch.elapsed());
+    task.abort();
+}
+
+#[tokio::test]
+async fn a_killed_redis_is_used_again_when_it_is_back() {
+    let mut server = Server::up().await;
+    let shared = server.shared();
+    let redis = Redis::new(Arc::clone(&shared));
+    let task = tokio::spawn(probe(Arc::clone(&shared)));
+    eventually("works", async || works(&redis).await).await;
+    server.kill();
+    eventually("open", async || !works(&redis).await && shared.breaker().is_open()).await;
+    server.start().await;
+    let watch = Stopwatch::start();
+    eventually("back", async || works(&redis).await).await;
+    assert!(watch.elapsed() < Duration::from_secs(2), "{:?}", watch.elapsed());
+    let reply = redis.run(&ECHO, &[b"k"], &[b"a", b"7"], &mut Budget::new(Duration::from_secs(2))).await;
+    assert!(reply.is_ok(), "its scripts are gone, and loaded again: {reply:?}");
+    task.abort();
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_is_no_trouble() {
+    let server = Server::up().await;
+    let shared = server.shared();
+    let redis = Redis::new(Arc::clone(&shared));
+    eventually("works", async || works(&redis).await).await;
+    server.freeze(true);
+    let until = Stopwatch::start();
+    while until.elapsed() < Duration::from_millis(300) {
+        let mut budget = redis.budget();
+        let left = tokio::time::timeout(Duration::from_millis(1), redis.get(b"k", &mut budget)).await;
+        assert!(left.is_err());
+    }
+    assert!(!shared.breaker().is_open());
+    server.freeze(false);
+}
+
+#[tokio::test]
+async fn a_subscription_delivers_in_order_and_says_when_it_ended() {
+    let server = Server::up().await;
+    let shared = server.shared();
+    let mut subscription = Subscription::open(&shared, &["a".to_owned(), "b".to_owned()]).await.unwrap();
+    for (channel, text) in [("a", "1"), ("b", "2"), ("a", "3")] {
+        server.command(&["PUBLISH", channel, text]).await;
+        let message = subscription.next().await.unwrap();
+        assert_eq!((&message.channel[..], &message.payload[..]), (channel.as_bytes(), text.as_bytes()));
+    }
+    assert!(subscription.is_alive(Duration::from_secs(2)).await);
+    server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    assert!(subscription.next().await.is_none());
+}

@@ -1,0 +1,56 @@
+-- The token bucket, the twin of bucket.rs: the same operations in the same order on the same doubles. Prepended to
+-- take.lua and refund.lua.
+--
+-- A bucket is a string of three little-endian doubles: credit, the time in microseconds at which it was true, and the
+-- price in whose units it counts. No value is a full bucket: the TTL is the time until it is full, and a margin.
+
+local CLOCK_BACK_MAX_US = 1000000
+local FAR_US = 9007199254740992
+local TTL_MARGIN_MS = 1000
+
+-- Redis' own time, never a pod's; `given` is a test's.
+local function clock(given)
+  if given ~= '' then
+    return tonumber(given)
+  end
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
+-- Credit and stamp of the bucket at `key`, brought to `now`.
+local function refilled(key, accrual, price, capacity, now)
+  local raw = redis.call('GET', key)
+  if not raw or #raw ~= 24 then
+    return capacity, now
+  end
+  local credit, stamp, unit = struct.unpack('<ddd', raw)
+  if unit ~= price then
+    credit = math.floor(credit / unit * price)
+  end
+  if now > stamp then
+    credit = credit + (now - stamp) * accrual
+    stamp = now
+  elseif stamp - now > CLOCK_BACK_MAX_US then
+    stamp = now
+  end
+  if credit > capacity then
+    credit = capacity
+  end
+  return credit, stamp
+end
+
+local function wait_ms(credit, stamp, accrual, price, now)
+  if credit >= price then
+    return 0
+  end
+  return math.ceil((stamp - now + math.ceil((price - credit) / accrual)) / 1000)
+end
+
+local function full_ms(credit, stamp, accrual, capacity, now)
+  return math.ceil((stamp - now + math.min(math.ceil((capacity - credit) / accrual), FAR_US)) / 1000)
+end
+
+local function keep(key, credit, stamp, accrual, price, capacity, now)
+  local ttl = full_ms(credit, stamp, accrual, capacity, now) + TTL_MARGIN_MS
+  redis.call('SET', key, struct.pack('<ddd', credit, stamp, price), 'PX', string.format('%.0f', ttl))
+end

@@ -1,0 +1,162 @@
+//! The token bucket, pure: `now` is an argument, and `bucket.lua` is its twin to the last bit.
+//!
+//! Tokens are counted in whole units so that nothing is ever rounded: for a rate of `amount / period`, reduced to
+//! lowest terms in microseconds, a bucket gains `accrual` units a microsecond, a request costs `price` units, and
+//! `burst * price` fill it. All three are integers held in `f64`, the only number that Lua has; they are exact below
+//! 2^53 units (a burst of 100,000 at a rate by the day, far more at others), and beyond that both twins still round alike.
+//!
+//! In every window `w`: admitted <= burst + rate * w, refunds and clock steps included.
+
+use crate::syntax::rate::Rate;
+
+/// Microseconds on the clock that a bucket lives by: Redis' own, or the steady clock in memory.
+pub type Micros = f64;
+
+/// A clock that goes back by at most this is waited for (concurrent readers, a slewed clock); by more, it has been
+/// set, and the bucket starts again from it without gaining anything.
+const CLOCK_BACK_MAX_US: Micros = 1_000_000.0;
+
+/// Largest time that is reported: what an `f64` counts exactly.
+const FAR_US: Micros = 9_007_199_254_740_992.0;
+
+/// What a limit makes of its buckets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shape {
+    /// Units gained in a microsecond.
+    pub accrual: f64,
+    /// Units that one request costs.
+    pub price: f64,
+    /// Units in a full bucket.
+    pub capacity: f64,
+}
+
+impl Shape {
+    /// The shape of `rate` with room for `burst` requests, at least one.
+    pub fn new(rate: Rate, burst: u32) -> Self {
+        let (amount, period_us) = (u64::from(rate.amount.max(1)), u64::from(rate.period_ms.max(1)) * 1000);
+        let common = gcd(amount, period_us);
+        let price = (period_us / common) as f64;
+        Self { accrual: (amount / common) as f64, price, capacity: f64::from(burst.max(1)) * price }
+    }
+
+    /// One pod's part of it: rate and burst divided by `pods`, but room for at least one request.
+    pub fn divided(self, pods: u32) -> Self {
+        let price = self.price * f64::from(pods.max(1));
+        Self { accrual: self.accrual, price, capacity: self.capacity.max(price) }
+    }
+
+    /// Seconds to fill an empty bucket, rounded up.
+    pub fn window_secs(&self) -> u64 {
+        (self.capacity / self.accrual / 1e6).ceil() as u64
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// One identity's tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bucket {
+    /// Units in it at `stamp`.
+    credit: f64,
+    /// When `credit` was true.
+    stamp: Micros,
+    /// The price in whose units `credit` counts, so that a reload that changes the rate keeps the tokens.
+    unit: f64,
+}
+
+/// What a bucket says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Level {
+    /// Whole requests left.
+    pub remaining: u64,
+    /// Milliseconds until one request is there, rounded up; 0 if one is.
+    pub wait_ms: u64,
+    /// Milliseconds until it is full, rounded up.
+    pub full_ms: u64,
+}
+
+/// What must be known of a charge to give it back.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mark {
+    /// When it was made.
+    pub at: Micros,
+    /// How long after `at` the bucket would have been full if it had not been made.
+    pub room: Micros,
+    /// Units taken.
+    pub paid: f64,
+}
+
+impl Bucket {
+    /// A bucket nobody has taken from.
+    pub fn full(shape: &Shape, now: Micros) -> Self {
+        Self { credit: shape.capacity, stamp: now, unit: shape.price }
+    }
+
+    /// Brings it to `now`.
+    pub fn refill(&mut self, shape: &Shape, now: Micros) {
+        if self.unit != shape.price {
+            self.credit = (self.credit / self.unit * shape.price).floor();
+            self.unit = shape.price;
+        }
+        if now > self.stamp {
+            self.credit += (now - self.stamp) * shape.accrual;
+            self.stamp = now;
+        } else if self.stamp - now > CLOCK_BACK_MAX_US {
+            self.stamp = now;
+        }
+        if self.credit > shape.capacity {
+            self.credit = shape.capacity;
+        }
+    }
+
+    /// Whether one request is in it. Only true to `now` after [`Bucket::refill`], like all below.
+    pub fn covers(&self, shape: &Shape) -> bool {
+        self.credit >= shape.price
+    }
+
+    /// Takes one request, or what there is of it.
+    pub fn charge(&mut self, shape: &Shape, now: Micros) -> Mark {
+        let paid = self.credit.min(shape.price);
+        let room = ((shape.capacity - self.credit) / shape.accrual).floor().min(FAR_US);
+        self.credit -= paid;
+        Mark { at: now, room, paid }
+    }
+
+    /// Gives a charge back, less what the bucket would have spilled since if it had never been made: a refund must not
+    /// leave more than that, or a window could admit more than its bound.
+    pub fn refund(&mut self, shape: &Shape, mark: &Mark) {
+        let mut spilled = mark.paid;
+        if self.stamp >= mark.at {
+            spilled = ((self.stamp - mark.at - mark.room) * shape.accrual).clamp(0.0, mark.paid);
+        }
+        self.credit = (self.credit + (mark.paid - spilled)).min(shape.capacity);
+    }
+
+    /// What it says of itself at `now`.
+    pub fn level(&self, shape: &Shape, now: Micros) -> Level {
+        let mut wait_ms = 0.0;
+        if self.credit < shape.price {
+            wait_ms = ((self.stamp - now + ((shape.price - self.credit) / shape.accrual).ceil()) / 1000.0).ceil();
+        }
+        Level {
+            remaining: (self.credit / shape.price).floor() as u64,
+            wait_ms: wait_ms as u64,
+            full_ms: self.full_ms(shape, now) as u64,
+        }
+    }
+
+    /// When it will be full.
+    pub fn full_at(&self, shape: &Shape) -> Micros {
+        self.stamp + ((shape.capacity - self.credit) / shape.accrual).ceil().min(FAR_US)
+    }
+
+    fn full_ms(&self, shape: &Shape, now: Micros) -> f64 {
+        ((self.stamp - now + ((shape.capacity - self.credit) / shape.accrual).ceil().min(FAR_US)) / 1000.0).ceil()
+    }
+}
+
+#[cfg(test)]
+#[path = "bucket_tests.rs"]
+mod tests;
