@@ -1,1 +1,436 @@
-//! Not yet.
+//! The composition root: builds every part, binds every listener, runs, reloads and drains. Nothing else constructs what
+//! it depends on.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use http::{Request, StatusCode};
+use prometheus::Registry;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::task::TaskTracker;
+
+use crate::admin::readiness::Readiness;
+use crate::admin::{self, AdminState};
+use crate::cache::Cache;
+use crate::cache::shared::SharedTier;
+use crate::clock::Clock;
+use crate::config::watch::Watch;
+use crate::config::{Config, Loaded, Overrides, Report, Secret, ServerLimits};
+use crate::invalidation::Invalidation;
+use crate::kv;
+use crate::limit::{self, Limiter};
+use crate::log;
+use crate::message::{Answer, Body};
+use crate::metrics::{Metrics, Reload};
+use crate::proxy::Proxy;
+use crate::proxy::exchange::Books;
+use crate::proxy::state::{Live, Shared, Worker};
+use crate::proxy::upstream::{Connections, Upstream};
+use crate::server::{self, Service};
+
+/// How often gauges are set and unused connections are closed.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// Longest wait for the last log lines to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Where a configuration comes from, now and at each reload.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A file.
+    File(PathBuf),
+    /// One route in front of this URL.
+    Upstream(String),
+    /// Text from inside the program.
+    Text {
+        /// What reports call it.
+        name: String,
+        /// TOML.
+        text: String,
+    },
+}
+
+impl Source {
+    /// Loads and checks it.
+    ///
+    /// # Errors
+    /// Every problem, each with its place and a remedy.
+    pub fn load(&self, overrides: &Overrides) -> Result<Loaded, Report> {
+        match self {
+            Self::File(path) => Config::load(path, overrides),
+            Self::Upstream(url) => Config::for_upstream(url, overrides),
+            Self::Text { name, text } => Config::from_toml(name, text, overrides),
+        }
+    }
+}
+
+/// Why Weir could not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// A listener's address cannot be taken.
+    Bind {
+        /// The setting.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The address of Redis cannot be read.
+    Redis(String),
+    /// A thread, a runtime or a signal handler is not to be had.
+    System(io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind { key, address, error } => {
+                write!(f, "error: {key}: {address} cannot be taken: {error}\nhelp: end what listens there, or choose another: --set {key}=127.0.0.1:0 takes a free port")
+            }
+            Self::Redis(problem) => write!(f, "error: redis.url: {problem}"),
+            Self::System(error) => write!(f, "error: the system gave no thread, runtime or signal handler: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
+}
+
+/// Where a Weir listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// Clients.
+    pub proxy: SocketAddr,
+    /// Operators.
+    pub admin: SocketAddr,
+}
+
+/// A Weir whose addresses are taken and that does not run yet.
+pub struct App {
+    addresses: Addresses,
+    loaded: Loaded,
+    source: Source,
+    overrides: Overrides,
+    proxy: server::Bound,
+    admin: admin::Bound,
+}
+
+impl App {
+    /// Takes the addresses.
+    ///
+    /// # Errors
+    /// One of them is taken, or not this host's.
+    pub fn bind(loaded: Loaded, source: Source, overrides: Overrides) -> Result<Self, StartError> {
+        let bind = |key, address| move |error| StartError::Bind { key, address, error };
+        let config = &loaded.config;
+        let proxy = server::bind(config.server.listen).map_err(bind("server.listen", config.server.listen))?;
+        let admin = admin::bind(config.admin.listen).map_err(bind("admin.listen", config.admin.listen))?;
+        let addresses = Addresses { proxy: proxy.address, admin: admin.address() };
+        Ok(Self { addresses, loaded, source, overrides, proxy, admin })
+    }
+
+    /// The addresses that were taken.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Serves until a signal ends it and the drain is over.
+    ///
+    /// # Errors
+    /// A part could not be started.
+    pub fn run(self) -> Result<(), StartError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let Self { addresses, loaded, source, overrides, proxy, admin } = self;
+        let sink = log::init(loaded.config.log);
+        let ended = runtime.block_on(async {
+            let parts = Parts::build(&loaded.config, &sink, &runtime)?;
+            let running = parts.serve(proxy, &loaded.config).await?;
+            let (drain, _) = watch::channel(false);
+            let serving = admin.serve(AdminState {
+                metrics: Arc::clone(&parts.metrics),
+                clock: parts.clock.clone(),
+                invalidation: Arc::clone(&parts.shared.invalidation) as Arc<dyn admin::Invalidate>,
+                fleet: loaded.config.redis.is_some(),
+                token: Arc::clone(&parts.token),
+                readiness: parts.readiness.clone(),
+                drain,
+            })?;
+            tracing::info!(
+                proxy = %addresses.proxy,
+                admin = %addresses.admin,
+                version = env!("CARGO_PKG_VERSION"),
+                "listening"
+            );
+            let mut reloader = Reloader::new(loaded, source, overrides)?;
+            parts.attend(&mut reloader).await?;
+            parts.end(running, &reloader.config).await;
+            drop(serving);
+            Ok(())
+        });
+        sink.flush(LAST_LINES);
+        ended
+    }
+}
+
+/// Everything that lives as long as the process.
+struct Parts {
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    readiness: Readiness,
+    token: admin::Token,
+    limits: Arc<ArcSwap<ServerLimits>>,
+    shared: Arc<Shared>,
+    connections: Arc<Connections>,
+    kv: Option<Arc<kv::Shared>>,
+    sink: log::Sink,
+}
+
+impl Parts {
+    fn build(config: &Config, sink: &log::Sink, runtime: &Runtime) -> Result<Self, StartError> {
+        let metrics = Metrics::new(Registry::new());
+        metrics.adopt(sink.dropped_total());
+        let clock = Clock::system();
+        let readiness = Readiness::new();
+        let (kv, invalidation) = match &config.redis {
+            None => (None, Invalidation::local(clock.clone(), Arc::clone(&metrics))),
+            Some(redis) => {
+                let kv = kv::Shared::new(redis, Arc::clone(&metrics), clock.clone())
+                    .map_err(|error| StartError::Redis(error.to_string()))?;
+                let (invalidation, follow) = Invalidation::shared(Arc::clone(&kv), config.cache.max_staleness);
+                runtime.spawn(follow);
+                runtime.spawn(unblock(Arc::clone(&invalidation), readiness.block("invalidations"), redis.startup_wait));
+                (Some(kv), invalidation)
+            }
+        };
+        let secret = key_secret(config);
+        let cache = Cache::new(&config.cache, &secret, Arc::clone(&invalidation), clock.clone(), &metrics);
+        let tier = kv.as_ref().zip(config.redis.as_ref());
+        let tier = tier.map(|(kv, redis)| SharedTier::new(Arc::clone(kv), redis, &config.cache));
+        let limiter = Arc::new(Limiter::new(
+            clock.clone(),
+            limit::Settings {
+                secret,
+                replicas: config.redis.as_ref().map_or(1, |redis| redis.replicas),
+                keys: kv::keys::Keys::new(config.redis.as_ref().map_or("", |redis| &redis.namespace)),
+            },
+        ));
+        let workers = config.server.workers.get();
+        Ok(Self {
+            token: Arc::new(ArcSwapOption::from_pointee(config.admin.token.clone())),
+            limits: Arc::new(ArcSwap::from_pointee(config.server.limits)),
+            connections: Connections::new(config.upstream.clone(), workers, clock.clone()),
+            shared: Shared::new(
+                Live::new(Arc::new(config.clone()), &metrics),
+                cache,
+                tier,
+                limiter,
+                invalidation,
+            ),
+            metrics,
+            clock,
+            readiness,
+            kv,
+            sink: sink.clone(),
+        })
+    }
+
+    async fn serve(&self, bound: server::Bound, config: &Config) -> io::Result<server::Running> {
+        let settings = server::Settings {
+            limits: Arc::clone(&self.limits),
+            metrics: Arc::clone(&self.metrics),
+            clock: self.clock.clone(),
+        };
+        let (shared, connections, kv) = (Arc::clone(&self.shared), Arc::clone(&self.connections), self.kv.clone());
+        let (metrics, clock, sink) = (Arc::clone(&self.metrics), self.clock.clone(), self.sink.clone());
+        let make = move |index| {
+            let worker = Worker {
+                shared: Arc::clone(&shared),
+                upstream: Upstream::new(Arc::clone(&connections), index),
+                redis: kv.clone().map(kv::Redis::new),
+                books: Arc::new(Books {
+                    metrics: Arc::clone(&metrics),
+                    clock: clock.clone(),
+                    access: sink.for_worker(),
+                }),
+                behind: TaskTracker::new(),
+            };
+            std::future::ready(Front(Proxy::new(worker)))
+        };
+        server::start(bound, config.server.workers, settings, make).await
+    }
+
+    /// Signals, changed files and the clock, until a signal says to end.
+    async fn attend(&self, reloader: &mut Reloader) -> Result<(), StartError> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut tick = interval(HOUSEKEEPING);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = hangup.recv() => self.reload(reloader),
+                () = reloader.changed() => self.reload(reloader),
+                _ = tick.tick() => {
+                    self.connections.sweep();
+                    self.shared.cache.report(&self.metrics);
+                }
+            }
+        }
+    }
+
+    /// Takes a new configuration, or keeps the old one and says why. Requests in flight keep the one they began with;
+    /// cache and buckets stay.
+    fn reload(&self, reloader: &mut Reloader) {
+        let loaded = match reloader.source.load(&reloader.overrides) {
+            Ok(loaded) => loaded,
+            Err(report) => {
+                self.metrics.reloaded(Reload::Rejected);
+                return tracing::error!(problems = %report, "the new configuration is not taken; the old one stays");
+            }
+        };
+        if !loaded.warnings.is_empty() {
+            tracing::warn!(warnings = %loaded.warnings, "the configuration could be better");
+        }
+        let restart = reloader.config.restart_needed(&loaded.config);
+        if !restart.is_empty() {
+            tracing::warn!(keys = ?restart, "these settings change at the next start only");
+        }
+        let config = loaded.config.keeping(&reloader.config);
+        self.limits.store(Arc::new(config.server.limits));
+        self.token.store(config.admin.token.clone().map(Arc::new));
+        self.sink.set_access(config.log.access);
+        self.shared.replace(Live::new(Arc::new(config.clone()), &self.metrics));
+        reloader.take(config, loaded.files);
+        self.metrics.reloaded(Reload::Applied);
+        tracing::info!("the configuration was reloaded");
+    }
+
+    /// Unready but accepting, then no new connections, then what is in flight.
+    async fn end(&self, running: server::Running, config: &Config) {
+        self.readiness.drain();
+        tracing::info!(lame_duck = ?config.server.lame_duck, drain = ?config.server.drain, "ending");
+        running.leave();
+        let mut again = AnySignal::new();
+        tokio::select! {
+            () = tokio::time::sleep(config.server.lame_duck) => {}
+            () = again.recv() => tracing::info!("asked twice: the lame duck's time is cut short"),
+        }
+        let drained = running.drain(config.server.drain).await;
+        tracing::info!(cut = drained.cut, "ended");
+    }
+}
+
+/// The key of the HMACs: shared by the fleet, or this process's own where there is none.
+fn key_secret(config: &Config) -> Secret {
+    match &config.redis {
+        Some(redis) => redis.key_secret.clone(),
+        None => Secret::new([kv::random(), kv::random(), kv::random(), kv::random()].map(u64::to_be_bytes).concat()),
+    }
+}
+
+async fn unblock(invalidation: Arc<Invalidation>, item: admin::readiness::Blocker, wait: Duration) {
+    if tokio::time::timeout(wait, invalidation.ready()).await.is_err() {
+        tracing::warn!(?wait, "Redis did not answer in time; serving without it until it does");
+    }
+    drop(item);
+}
+
+/// A second signal while the first is obeyed.
+struct AnySignal(Option<(Signal, Signal)>);
+
+impl AnySignal {
+    fn new() -> Self {
+        Self(signal(SignalKind::terminate()).ok().zip(signal(SignalKind::interrupt()).ok()))
+    }
+
+    async fn recv(&mut self) {
+        match &mut self.0 {
+            None => std::future::pending().await,
+            Some((terminate, interrupt)) => {
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            }
+        }
+    }
+}
+
+/// The configuration in use, and what tells when another is to be had.
+struct Reloader {
+    config: Config,
+    source: Source,
+    overrides: Overrides,
+    files: Vec<PathBuf>,
+    watch: Option<(Watch, mpsc::Receiver<()>)>,
+}
+
+impl Reloader {
+    fn new(loaded: Loaded, source: Source, overrides: Overrides) -> Result<Self, StartError> {
+        let Loaded { config, files, .. } = loaded;
+        let mut reloader = Self { config, source, overrides, files: Vec::new(), watch: None };
+        reloader.observe(files);
+        Ok(reloader)
+    }
+
+    fn take(&mut self, config: Config, files: Vec<PathBuf>) {
+        self.config = config;
+        self.observe(files);
+    }
+
+    fn observe(&mut self, files: Vec<PathBuf>) {
+        if files == self.files {
+            return;
+        }
+        self.watch = match Watch::start(files.clone()) {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                tracing::warn!(%error, "the configuration's files cannot be watched; SIGHUP reloads them");
+                None
+            }
+        };
+        self.files = files;
+    }
+
+    async fn changed(&mut self) {
+        let changed = match &mut self.watch {
+            Some((_, changes)) => changes.recv().await,
+            None => None,
+        };
+        if changed.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Joins the proxy to the server.
+#[derive(Clone)]
+struct Front(Proxy);
+
+impl Service for Front {
+    fn call(&self, request: Request<Body>) -> impl Future<Output = Answer> + Send {
+        self.0.handle(request)
+    }
+
+    fn refuse(&self, status: StatusCode, why: &'static str) -> Answer {
+        self.0.refuse(status, why)
+    }
+
+    fn settle(&self) -> impl Future<Output = ()> + Send {
+        self.0.settle()
+    }
+}

@@ -20,6 +20,7 @@ pub mod app;
 pub mod cache;
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod fleet;
 pub mod invalidation;
 pub mod kv;

@@ -58,6 +58,24 @@ pub(crate) struct Journey<'a> {
 }
 
 impl Proxy {
+    /// The proxy of one worker.
+    pub fn new(worker: Worker) -> Self {
+        Self(Arc::new(worker))
+    }
+
+    /// Ends when every fetch and write behind an answer has ended.
+    pub async fn settle(&self) {
+        self.0.behind.close();
+        self.0.behind.wait().await;
+    }
+
+    /// Accounts for a request that the server could not take, and answers it.
+    pub fn refuse(&self, status: StatusCode, why: &'static str) -> Answer {
+        let live = self.0.shared.live();
+        let mut exchange = Exchange::open(&self.0.books, &live.unmatched().metrics, Stopwatch::start());
+        exchange.decide(Outcome::Refused, status);
+        respond::refused(status, why)
+    }
     /// Answers one request.
     pub async fn handle(&self, request: Request<Body>) -> Answer {
         let started = Stopwatch::start();
@@ -70,8 +88,11 @@ impl Proxy {
         let client = client::identify(peer.as_ref(), &parts.headers, &live.config);
 
         // One form of the target before anything looks at it: what is routed is keyed, limited and forwarded.
-        let target = Target::of(&parts, client.scheme);
-        let route = live.route(&target, &parts);
+        let mut target = Target::of(&parts, client.scheme);
+        let route = Arc::clone(live.route(&target, &parts));
+        if let Some(rule) = &route.rule.cache {
+            target.keep_query(&rule.query);
+        }
         let mut exchange = Exchange::open(&worker.books, &route.metrics, started);
         exchange.describe(&route.name, client.ip, &parts.method, target.host_value(), &parts.uri);
         let idle = route.body_idle;
@@ -101,7 +122,7 @@ impl Proxy {
                 Err(reason) => journey.pass(&mut parts, body, reason).await,
             },
         };
-        route.limits.annotate(&journey.charged, &mut answer.fields);
+        journey.charged.append_fields(&mut answer.fields);
         forward::edit(&mut answer, &route.rule.response);
         body::settle(answer, journey.exchange, idle)
     }

@@ -22,8 +22,8 @@ pub struct Books {
     pub metrics: Arc<Metrics>,
     /// Time.
     pub clock: Clock,
-    /// Access lines, where they are wanted.
-    pub access: Option<Sink>,
+    /// Access lines.
+    pub access: Sink,
 }
 
 /// A request's account.
@@ -66,7 +66,7 @@ impl Exchange {
 
     /// Adds what the access line says, where one is wanted.
     pub fn describe(&mut self, route: &Arc<str>, client: IpAddr, method: &Method, host: &HeaderValue, uri: &Uri) {
-        if self.books.access.is_some() {
+        if self.books.access.logs_access() {
             self.line = Some(Box::new(Line {
                 route: Arc::clone(route),
                 client,
@@ -114,8 +114,8 @@ impl Drop for Exchange {
         let status = self.status.unwrap_or(closed);
         self.books.metrics.requests_in_flight.dec();
         self.route.finish(self.outcome, status, took, now);
-        if let (Some(line), Some(sink)) = (&self.line, &self.books.access) {
-            sink.access(&Access {
+        if let Some(line) = &self.line {
+            self.books.access.access(&Access {
                 time_ms: now,
                 method: line.method.as_str(),
                 host: line.host.to_str().unwrap_or_default(),
@@ -124,10 +124,11 @@ impl Drop for Exchange {
                 outcome: self.outcome,
                 tier: line.tier,
                 route: &line.route,
-                duration: took,
-                upstream: line.upstream,
+                duration_us: took.as_micros() as u64,
+                upstream_us: line.upstream.map(|took| took.as_micros() as u64),
                 bytes: self.bytes,
                 client: line.client,
+                request_id: None,
             });
         }
     }

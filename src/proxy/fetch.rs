@@ -264,7 +264,8 @@ impl Fetch {
         let _ = self.hand_over.send((response, "too-large"));
         self.permit.end(End::TooLarge);
         if self.lease.is_some() {
-            tokio::spawn(async move { release(&self.worker, self.lease, self.redis_deadline).await });
+            let behind = self.worker.behind.clone();
+            behind.spawn(async move { release(&self.worker, self.lease, self.redis_deadline).await });
         }
     }
 }

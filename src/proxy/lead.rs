@@ -97,6 +97,10 @@ pub(crate) async fn lead(
         }
         Waited::LongEnough => return Led::Alone,
     };
+    // Where a stale answer may be served in place of a denial, what was charged so far stays charged.
+    if previous.as_ref().is_some_and(|previous| previous.excuses_errors) {
+        journey.charged.keep();
+    }
     if let Err(denial) = journey.limited(Stage::Origin, parts).await {
         if let (Some(lease), Some(redis), Some(tier)) = (lease, &worker.redis, &worker.shared.tier) {
             tier.release(redis, &lease, &mut Budget::new(journey.live.redis_deadline)).await;
@@ -110,7 +114,7 @@ pub(crate) async fn lead(
     }
     let follower = permit.follower().leading();
     let (fetch, direct, timing) = start(journey, ask, parts, permit, lease, previous);
-    tokio::spawn(fetch::run(fetch));
+    worker.behind.spawn(fetch::run(fetch));
     Led::Asked(Lead { follower, direct, timing })
 }
 
@@ -124,7 +128,7 @@ pub(crate) fn refresh(journey: &Journey<'_>, ask: &Ask<'_>, parts: &Parts, found
 fn spawn_refresh(journey: &Journey<'_>, ask: &Ask<'_>, parts: &Parts, permit: Permit, found: &Found) {
     let previous = Previous { slot: Arc::clone(&found.slot), is_gone: false, excuses_errors: true };
     let (fetch, _, _) = start(journey, ask, parts, permit, None, Some(previous));
-    tokio::spawn(fetch::run_behind(fetch));
+    journey.worker.behind.spawn(fetch::run_behind(fetch));
 }
 
 /// Looks into the shared tier, and keeps in memory what is found there.

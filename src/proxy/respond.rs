@@ -131,7 +131,7 @@ pub fn refused(status: StatusCode, detail: impl Display) -> Answer {
 pub fn denied(denial: &Denial) -> Answer {
     let mut answer = own(StatusCode::TOO_MANY_REQUESTS, denial.explain());
     append_status(&mut answer.fields, "weir; detail=denied");
-    denial.annotate(&mut answer.fields);
+    denial.append_fields(&mut answer.fields);
     answer
 }
 

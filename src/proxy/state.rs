@@ -6,6 +6,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::request::Parts;
 use http::{HeaderMap, Method};
+use tokio_util::task::TaskTracker;
 
 use super::exchange::Books;
 use super::route::Router;
@@ -70,6 +71,8 @@ pub struct Worker {
     pub redis: Option<kv::Redis>,
     /// Where requests are accounted for.
     pub books: Arc<Books>,
+    /// Fetches and writes that go on behind their answers.
+    pub behind: TaskTracker,
 }
 
 /// A configuration in use: routes resolved to their metrics and limits.
@@ -128,6 +131,11 @@ impl Live {
         let method = if parts.method.as_str() == "PURGE" { &Method::GET } else { &parts.method };
         let found = self.router.find(target.host(), method, target.path(), &parts.headers);
         found.and_then(|index| self.routes.get(index)).unwrap_or(&self.unmatched)
+    }
+
+    /// What stands for the requests that no route takes.
+    pub fn unmatched(&self) -> &RouteState {
+        &self.unmatched
     }
 
     /// Whether a GET of the target would be answered by a route that caches.

@@ -27,7 +27,7 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
     let patience = forward::patience(journey.route);
     let upstream = journey.worker.upstream.clone();
     let invalidation = Arc::clone(&journey.worker.shared.invalidation);
-    let task = tokio::spawn(async move {
+    let task = journey.worker.behind.spawn(async move {
         let watch = Stopwatch::start();
         let reply = upstream.send(request, patience).await;
         let took = watch.elapsed();
