@@ -1,1 +1,3 @@
-//! Not yet.
+//! The request's way.
+
+pub mod route;
