@@ -125,7 +125,7 @@ impl Order {
                 format!("send at most {MESSAGE_BYTES}, or a tag, prefix or route for many URLs at once"),
             ));
         }
-        let refuse = |problem: String| {
+        let refuse = |problem: &str| {
             SyntaxError::new(
                 format!("the message cannot be read: {problem}"),
                 "send an object with lists of strings, such as {\"tags\":[\"product:7\"]}",
@@ -133,9 +133,9 @@ impl Order {
         };
         // serde takes a list for a struct, field by field.
         if bytes.trim_ascii_start().first() != Some(&b'{') {
-            return Err(refuse("it is no JSON object".to_owned()));
+            return Err(refuse("it is no JSON object"));
         }
-        serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))
+        serde_json::from_slice(bytes).map_err(|error| refuse(&shown(&error.to_string())))
     }
 
     /// The selectors, parsed and normalised.

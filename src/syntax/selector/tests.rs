@@ -111,6 +111,9 @@ fn reads_messages() {
         assert!(Order::parse_message(message.as_bytes()).is_err(), "{message}");
     }
     assert!(Order::parse_message(b"\xff\xfe").is_err());
+    let error =
+        Order::parse_message(format!(r#"{{"a\\n{}":1}}"#, "x".repeat(9000)).as_bytes()).unwrap_err().to_string();
+    assert!(error.len() < 300 && !error.contains('\n'), "{error}");
     assert!(Order::parse_message(&vec![b' '; MESSAGE_BYTES + 1]).unwrap_err().problem.contains("long"));
 }
 
