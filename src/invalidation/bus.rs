@@ -248,7 +248,7 @@ impl Keeper {
             let Some(head) = page.head.filter(|head| head.incarnation == at.incarnation) else {
                 // Another log: the next proof joins it.
                 self.state.kick();
-                return Ok(());
+                return Err(Unavailable::NotSent);
             };
             self.state.change(|mirror| {
                 for record in &page.records {
@@ -264,7 +264,8 @@ impl Keeper {
                 return Ok(());
             }
         }
-        Ok(())
+        // Not level is not proven.
+        Err(Unavailable::Timeout)
     }
 
     /// Reads one page backwards and lowers the floor to it.

@@ -162,20 +162,29 @@ async fn what_the_bus_loses_is_read_from_the_log() {
     assert_eq!(other.verdict(before, "never named"), Verdict::Valid, "nothing was lost");
 }
 
-#[tokio::test]
-async fn trimmed_past_the_cursor_the_floor_rises() {
+/// Makes a log of nothing but record 9, logged at `time_ms`.
+async fn trimmed_past_the_cursor(time_ms: &str) {
     let server = Server::up().await;
     let one = Pod::ready(&server).await;
     let before = one.state.position();
     let keys = &server.shared().keys;
     let (counter, log) = (String::from_utf8(keys.counter()).unwrap(), String::from_utf8(keys.log()).unwrap());
-    let script = format!(
-        "redis.call('XADD', '{log}', '9-0', 't', '0', 'o', '{{\"tags\":[\"x\"]}}'); return redis.call('HSET', '{counter}', 'seq', '9')"
-    );
-    server.command(&["EVAL", &script, "0"]).await;
+    let script = "redis.call('XADD', KEYS[1], '9-0', 't', ARGV[1], 'o', '{\"tags\":[\"x\"]}') \
+                  return redis.call('HSET', KEYS[2], 'seq', '9')";
+    server.command(&["EVAL", script, "2", &log, &counter, time_ms]).await;
     one.learns("the loss", before, "never named", Verdict::Gone).await;
-    eventually("level", async || one.state.position().seq == 9).await;
+    eventually("level", async || one.state.position() == Position { seq: 9, ..before }).await;
     assert_eq!(one.verdict(one.state.position(), "x"), Verdict::Valid);
+}
+
+#[tokio::test]
+async fn trimmed_past_the_cursor_the_floor_rises() {
+    trimmed_past_the_cursor("99999999999999").await;
+}
+
+#[tokio::test]
+async fn trimmed_by_age_to_nothing_the_floor_rises_too() {
+    trimmed_past_the_cursor("0").await;
 }
 
 #[tokio::test]
@@ -233,6 +242,24 @@ async fn while_redis_is_away_it_is_applied_here_and_logged_later() {
     eventually("logged", async || log_length(&server).await == 1).await;
     eventually("trusted again", async || one.state.trusted(one.shared.clock.steady(), 0, BOUND, 0.0)).await;
     eventually("nothing waits", async || one.state.status().queued == 0).await;
+}
+
+#[tokio::test]
+async fn after_a_freeze_it_hears_again() {
+    let server = Server::up().await;
+    let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
+    let before = other.state.position();
+    server.freeze(true);
+    let receipt = one.state.submit(&tags("a"), Door::Admin).await.unwrap();
+    assert!(!receipt.logged);
+    assert_eq!(one.verdict(before, "a"), Verdict::Gone);
+    eventually("noticed", async || !one.state.status().connected && !other.state.status().connected).await;
+    server.freeze(false);
+    let watch = Stopwatch::start();
+    eventually("back", async || one.state.status().connected && other.state.status().connected).await;
+    other.learns("what was queued", before, "a", Verdict::Gone).await;
+    assert!(watch.elapsed() < Duration::from_secs(2), "{:?}", watch.elapsed());
+    assert_eq!(other.state.position().incarnation, before.incarnation, "nothing was lost");
 }
 
 #[tokio::test]
