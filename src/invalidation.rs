@@ -1,11 +1,44 @@
 //! What has been invalidated, in which order, and how sure we are to know it.
+//!
+//! Nothing is deleted to invalidate. Each invalidation gets a number in Redis' log; each stored answer carries the
+//! position that its process had reached when it *began* to ask the upstream; an answer is used only if nothing later
+//! names it. Three tasks on the control runtime keep this process level with the log: `bus` follows and proves, `clerk`
+//! logs what comes in here, `stream` empties the durable door. Without Redis the same code counts by itself.
 
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use crate::clock::SteadyMs;
-use crate::metrics::Door;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use crate::clock::{Clock, SteadyMs};
+use crate::kv;
+use crate::metrics::{Door, Metrics};
 use crate::syntax::SyntaxError;
-use crate::syntax::selector::Order;
+use crate::syntax::selector::{Order, Selector};
+
+mod bus;
+mod clerk;
+mod doors;
+pub mod epochs;
+mod log;
+pub mod mirror;
+mod stream;
+
+use clerk::Submission;
+use mirror::{Applied, Mirror};
+
+/// Longest that a door waits for its order to be logged; then it is answered as not logged, and retried.
+pub const SUBMIT_WAIT: Duration = Duration::from_secs(1);
+
+/// Longest that a door waits for what was logged before its own order to be applied here.
+const LEVEL_WAIT: Duration = Duration::from_millis(50);
+
+/// Shortest time between proofs, however small the bound.
+const SHORTEST_PROOF: Duration = Duration::from_millis(250);
+
+/// Proofs that a pod may miss before it counts as gone.
+const MISSED_PROOFS: u32 = 3;
 
 /// A place in the sequence of invalidations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,39 +86,253 @@ pub struct Receipt {
     pub logged: bool,
 }
 
+/// What operators are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    /// Whether the process hears the bus and could last prove its currency; always, without Redis.
+    pub connected: bool,
+    /// How long ago it last proved that it knows every invalidation; `None` if it never did, or has no Redis.
+    pub proven: Option<Duration>,
+    /// How far it has followed the log, or its own count.
+    pub position: Position,
+    /// Pods heard of lately, this one included.
+    pub pods: u32,
+    /// Invalidations that Redis has not taken yet.
+    pub queued: usize,
+}
+
 /// The process's knowledge of every invalidation, and the doors' way in; shared by all workers.
-pub struct Invalidation {}
+pub struct Invalidation {
+    mirror: RwLock<Mirror>,
+    version: AtomicU64,
+    /// Wakes who waits for the mirror to move.
+    moved: Notify,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    fleet: Option<FleetSide>,
+}
+
+/// What there is only with Redis.
+struct FleetSide {
+    submissions: mpsc::Sender<Submission>,
+    /// Asks for a proof now.
+    kick: Notify,
+    /// When the question of the last proof was sent; 0 is never.
+    proven_at: AtomicU64,
+    connected: AtomicBool,
+    pods: AtomicU32,
+    queued: AtomicUsize,
+    ready: watch::Sender<bool>,
+    ready_by: SteadyMs,
+}
 
 impl Invalidation {
+    /// Knowledge of this process alone, for running without Redis.
+    pub fn local(clock: Clock, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self::build(clock, metrics, None))
+    }
+
+    /// Knowledge that the fleet shares, and the work that keeps it so, to be run on the control runtime for as long as the
+    /// process lives. `bound` is `cache.max_staleness`.
+    pub fn shared(shared: Arc<kv::Shared>, bound: Duration) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
+        let (submissions, inbox) = mpsc::channel(clerk::SUBMISSIONS);
+        let fleet = FleetSide {
+            submissions,
+            kick: Notify::new(),
+            proven_at: AtomicU64::new(0),
+            connected: AtomicBool::new(false),
+            pods: AtomicU32::new(0),
+            queued: AtomicUsize::new(0),
+            ready: watch::Sender::new(false),
+            ready_by: shared.clock.steady() + shared.startup_wait.as_millis() as u64,
+        };
+        let state = Arc::new(Self::build(shared.clock.clone(), Arc::clone(&shared.metrics), Some(fleet)));
+        let work = {
+            let state = Arc::clone(&state);
+            async move {
+                // Made here, because connections live on the runtime that opens them.
+                let log = log::Log::new(kv::Redis::control(Arc::clone(&shared)));
+                let every = (bound / 4).max(SHORTEST_PROOF);
+                tokio::join!(
+                    bus::Keeper::new(Arc::clone(&state), log.clone(), Arc::clone(&shared), every).run(),
+                    clerk::Clerk::new(Arc::clone(&state), log.clone(), inbox).run(),
+                    stream::listen(&state, &log, &shared),
+                    bus::show_age(&state),
+                );
+            }
+        };
+        (state, work)
+    }
+
+    fn build(clock: Clock, metrics: Arc<Metrics>, fleet: Option<FleetSide>) -> Self {
+        Self {
+            mirror: RwLock::new(Mirror::new(kv::random())),
+            version: AtomicU64::new(1),
+            moved: Notify::new(),
+            clock,
+            metrics,
+            fleet,
+        }
+    }
+
     /// The position to give a fill that begins now.
     pub fn position(&self) -> Position {
-        Position::default()
+        self.mirror.read().expect("no panic while held").position()
     }
 
     /// A number that moves whenever a verdict could change; one atomic load.
     pub fn version(&self) -> u64 {
-        0
+        self.version.load(Ordering::Acquire)
     }
 
     /// What is known of an answer whose fill began at `position`.
     pub fn verdict(&self, position: Position, subject: &Subject<'_>) -> Verdict {
-        let _ = (position, subject);
-        Verdict::Valid
+        self.mirror.read().expect("no panic while held").verdict(position, subject)
     }
 
     /// Whether entries may be used at `now`: currency was proven within `bound`, or this pod asked the upstream for the
     /// entry at `asked` (0: never), less than `bound` ago. `spread` (0.0 to 1.0, from the key) spreads the end.
     pub fn trusted(&self, now: SteadyMs, asked: SteadyMs, bound: Duration, spread: f64) -> bool {
-        let _ = (now, asked, bound, spread);
-        true
+        let Some(fleet) = &self.fleet else { return true };
+        let bound_ms = bound.as_millis() as u64;
+        let within = |since: u64, limit_ms: u64| since != 0 && now.saturating_sub(since) <= limit_ms;
+        // The spread only shortens: B is never exceeded, and not every entry is fetched again in the same moment.
+        within(fleet.proven_at.load(Ordering::Acquire), bound_ms)
+            || within(asked, (bound_ms as f64 * (1.0 - 0.2 * spread.clamp(0.0, 1.0))) as u64)
     }
 
-    /// Logs and applies an order.
+    /// Logs and applies an order. When this returns, no answer from before is used in this process.
     ///
     /// # Errors
     /// The order cannot be read. A Redis that cannot take it is no error here: see [`Receipt::logged`].
     pub async fn submit(&self, order: &Order, door: Door) -> Result<Receipt, SyntaxError> {
-        let _ = (order, door);
-        Err(SyntaxError::new("not yet", ""))
+        let selectors: Arc<[Selector]> = order.selectors()?.into();
+        self.count(&selectors, door);
+        let Some(fleet) = &self.fleet else { return Ok(self.apply_here(&selectors, order.soft, true)) };
+        let (answer, logged) = oneshot::channel();
+        let submission = Submission {
+            order: to_json(order),
+            selectors: Arc::clone(&selectors),
+            soft: order.soft,
+            since: None,
+            door,
+            answer: Some(answer),
+        };
+        if fleet.submissions.try_send(submission).is_err() {
+            tracing::error!("the queue of invalidations is full: applied in this pod only");
+            return Ok(self.apply_here(&selectors, order.soft, false));
+        }
+        match tokio::time::timeout(SUBMIT_WAIT, logged).await {
+            Ok(Ok(receipt)) => {
+                if receipt.logged {
+                    // Fills get the log's positions again once this process is level with it.
+                    let _ = tokio::time::timeout(LEVEL_WAIT, self.reached(receipt.position)).await;
+                }
+                Ok(receipt)
+            }
+            // The clerk is slow, or gone with its runtime; what it has taken on, it goes on trying.
+            Ok(Err(_)) | Err(_) => Ok(self.apply_here(&selectors, order.soft, false)),
+        }
+    }
+
+    /// Completes when everything that was logged before the start is known, or after `redis.startup_wait`.
+    pub async fn ready(&self) {
+        let Some(fleet) = &self.fleet else { return };
+        let left = Duration::from_millis(fleet.ready_by.saturating_sub(self.clock.steady()));
+        let mut ready = fleet.ready.subscribe();
+        let _ = tokio::time::timeout(left, ready.wait_for(|ready| *ready)).await;
+    }
+
+    /// What operators are told.
+    pub fn status(&self) -> Status {
+        let mirror = self.mirror.read().expect("no panic while held");
+        let position = mirror.followed().unwrap_or_else(|| mirror.position());
+        drop(mirror);
+        let Some(fleet) = &self.fleet else {
+            return Status { connected: true, proven: None, position, pods: 1, queued: 0 };
+        };
+        Status {
+            connected: fleet.connected.load(Ordering::Relaxed),
+            proven: self.proof_age(),
+            position,
+            pods: fleet.pods.load(Ordering::Relaxed),
+            queued: fleet.queued.load(Ordering::Relaxed),
+        }
+    }
+
+    fn proof_age(&self) -> Option<Duration> {
+        match self.fleet.as_ref()?.proven_at.load(Ordering::Acquire) {
+            0 => None,
+            at => Some(Duration::from_millis(self.clock.steady().saturating_sub(at))),
+        }
+    }
+
+    fn count(&self, selectors: &[Selector], door: Door) {
+        for selector in selectors {
+            self.metrics.invalidated(selector.kind().as_str(), door);
+        }
+    }
+
+    /// Applies what has no number in the log.
+    fn apply_here(&self, selectors: &[Selector], soft: bool, logged: bool) -> Receipt {
+        let position = self.change(|mirror| {
+            mirror.unlogged(selectors, soft);
+            mirror.position()
+        });
+        Receipt { position, logged }
+    }
+
+    /// Applies what was logged at `at`, wherever this process stands.
+    fn apply_logged(&self, at: Position, selectors: &[Selector], soft: bool) -> Applied {
+        let applied = self.change(|mirror| {
+            let applied = mirror.record(at, selectors, soft);
+            if applied == Applied::Foreign {
+                mirror.unlogged(selectors, soft);
+            }
+            applied
+        });
+        if applied != Applied::InOrder {
+            self.kick();
+        }
+        applied
+    }
+
+    /// Changes the mirror. The version moves before the lock is released: who reads the new version waits for the lock,
+    /// and finds the change made.
+    fn change<R>(&self, change: impl FnOnce(&mut Mirror) -> R) -> R {
+        let mut mirror = self.mirror.write().expect("no panic while held");
+        let result = change(&mut mirror);
+        self.version.fetch_add(1, Ordering::AcqRel);
+        drop(mirror);
+        self.moved.notify_waiters();
+        result
+    }
+
+    fn followed(&self) -> Option<Position> {
+        self.mirror.read().expect("no panic while held").followed()
+    }
+
+    async fn reached(&self, position: Position) {
+        loop {
+            let moved = self.moved.notified();
+            let level = |at: Position| at.incarnation != position.incarnation || at.seq >= position.seq;
+            if self.followed().is_none_or(level) {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    fn kick(&self) {
+        if let Some(fleet) = &self.fleet {
+            fleet.kick.notify_one();
+        }
     }
 }
+
+fn to_json(order: &Order) -> String {
+    serde_json::to_string(order).expect("strings and booleans always serialise")
+}
+
+#[cfg(test)]
+mod tests;

@@ -107,7 +107,8 @@ impl Inbox {
             PushKind::Disconnection => None,
             _ => return Ok(()),
         };
-        if self.messages.try_send(message).is_err() {
+        // Behind a hole nothing more is taken: what was read before it stays without one.
+        if !self.overflowed.load(Ordering::Acquire) && self.messages.try_send(message).is_err() {
             self.overflowed.store(true, Ordering::Release);
         }
         Ok(())
@@ -140,7 +141,7 @@ impl Subscription {
     /// The next message; `None` once the subscription has ended or missed one.
     pub async fn next(&mut self) -> Option<Message> {
         if self.overflowed.load(Ordering::Acquire) {
-            return None;
+            return self.messages.try_recv().ok().flatten();
         }
         self.messages.recv().await.flatten()
     }

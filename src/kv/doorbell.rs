@@ -19,8 +19,11 @@ pub struct Doorbells(Arc<Mutex<Waiting>>);
 struct Waiting {
     next: u64,
     count: usize,
-    by_key: HashMap<[u8; 16], Vec<(u64, oneshot::Sender<()>)>, ahash::RandomState>,
+    by_key: HashMap<[u8; 16], Vec<Waiter>, ahash::RandomState>,
 }
+
+/// A waiter's number, and how to wake it.
+type Waiter = (u64, oneshot::Sender<()>);
 
 /// Completes when the bell rings for its key; never, if the bus is away. Whoever holds it polls as a safety net.
 ///

@@ -1,0 +1,333 @@
+//! The keeper: keeps the mirror level with the log, and proves that it is.
+//!
+//! The bus makes it fast, the log makes it whole, the proof says that it is so. What the bus loses is read from the log;
+//! what the log has lost raises the floor; that nothing was lost is only ever known from an answer of the log's master.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::clerk::Submission;
+use super::log::{self, Direction, Log, PAGE, RECORDS, WAIT};
+use super::mirror::Applied;
+use super::{Invalidation, MISSED_PROOFS, Position, doors, stream, to_json};
+use crate::clock::Stopwatch;
+use crate::kv::bus::{Message, Subscription};
+use crate::kv::{Shared, Unavailable, jittered, random};
+use crate::metrics::Door;
+
+/// Pause before Redis is tried again.
+const RETRY_EVERY: Duration = Duration::from_millis(250);
+
+/// Pause before a lost subscription is renewed: a fleet that lost it at once does not come back at once.
+const RENEW_AFTER: Duration = Duration::from_millis(20);
+
+/// Pages that one catching up may read: the whole log, twice.
+const PAGES: u64 = 2 * RECORDS / PAGE + 2;
+
+/// Rounds of emptying the door that one proof may take.
+const ROUNDS: u32 = 64;
+
+/// Clock differences below this are the round trip's own, and not taken over.
+const CLOCK_NOISE_MS: u64 = 5;
+
+/// Round trips above this say too little of the time.
+const CLOCK_TRIP: Duration = Duration::from_millis(100);
+
+/// How often the gauge of the proof's age is set.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
+
+/// Follows one log.
+pub(super) struct Keeper {
+    state: Arc<Invalidation>,
+    log: Log,
+    shared: Arc<Shared>,
+    /// Time between proofs.
+    every: Duration,
+    pod: String,
+    subscription: Option<Subscription>,
+    /// The highest record known when the last message of this subscription was read; `None` before a proof was had over
+    /// it.
+    heard: Option<Position>,
+    /// The record at which the next page backwards begins.
+    backfill: Option<u64>,
+    due: Instant,
+}
+
+impl Keeper {
+    pub(super) fn new(state: Arc<Invalidation>, log: Log, shared: Arc<Shared>, every: Duration) -> Self {
+        let (pod, due) = (format!("{:016x}", random()), Instant::now());
+        Self { state, log, shared, every, pod, subscription: None, heard: None, backfill: None, due }
+    }
+
+    /// Runs for ever.
+    pub(super) async fn run(mut self) {
+        let state = Arc::clone(&self.state);
+        loop {
+            let kicked = async { state.fleet.as_ref().expect("there is a fleet").kick.notified().await };
+            tokio::select! {
+                biased;
+                // Proofs before messages: a flood of messages must not cost the trust in every entry.
+                () = tokio::time::sleep_until(self.due) => self.tick().await,
+                message = next(&mut self.subscription) => match message {
+                    Some(message) => self.hear(message).await,
+                    None => self.lose(),
+                },
+                () = kicked => self.due = Instant::now(),
+                () = std::future::ready(()), if self.backfill.is_some() => self.read_back().await,
+            }
+        }
+    }
+
+    /// Renews the subscription, then proves, in this order: what is published after the question is heard.
+    async fn tick(&mut self) {
+        let subscribed = self.subscribe().await;
+        let proven = self.prove().await;
+        let alive = match &mut self.subscription {
+            // A stalled subscription looks like silence.
+            Some(subscription) if proven.is_ok() => subscription.is_alive(WAIT).await,
+            _ => true,
+        };
+        let well = subscribed.is_ok() && proven.is_ok() && alive;
+        if let Some(fleet) = &self.state.fleet
+            && fleet.connected.swap(well, Ordering::Relaxed) != well
+        {
+            let error = subscribed.and(proven.map(|_| ())).err().map(|error| error.to_string());
+            tracing::info!(connected = well, error, "the invalidation bus");
+        }
+        if alive {
+            // A quarter less, never more: the bound counts on a proof in each B/4.
+            let pause = if well { self.every.mul_f64(0.75 + jitter() / 4.0) } else { jittered(RETRY_EVERY) };
+            self.due = Instant::now() + pause;
+        } else {
+            self.lose();
+        }
+    }
+
+    async fn subscribe(&mut self) -> Result<(), Unavailable> {
+        if self.subscription.is_none() {
+            let keys = &self.shared.keys;
+            let channels = [keys.bus(), keys.door(), keys.bell()];
+            self.subscription = Some(Subscription::open(&self.shared, &channels).await?);
+        }
+        Ok(())
+    }
+
+    fn lose(&mut self) {
+        (self.subscription, self.heard) = (None, None);
+        self.due = Instant::now() + jittered(RENEW_AFTER);
+    }
+
+    async fn hear(&mut self, message: Message) {
+        let keys = &self.shared.keys;
+        if message.channel == keys.bell().as_bytes() {
+            self.shared.bells().ring(&message.payload);
+        } else if message.channel == keys.door().as_bytes() {
+            self.knock(&message.payload);
+        } else if self.announce(&message.payload).await.is_err() {
+            // The log could not be read; the next proof tries again.
+            self.due = Instant::now() + jittered(RETRY_EVERY);
+        }
+    }
+
+    /// A record on the bus.
+    async fn announce(&mut self, payload: &[u8]) -> Result<(), Unavailable> {
+        let Some((incarnation, record)) = log::announced(payload) else {
+            tracing::warn!("a message on the bus cannot be read: the log is asked instead");
+            return self.prove().await.map(|_| ());
+        };
+        let at = Position { incarnation, seq: record.seq };
+        let lag_ms = self.state.clock.now().saturating_sub(record.time_ms);
+        self.state.metrics.invalidation_lag.observe(lag_ms as f64 / 1000.0);
+        if let Some(heard) = self.heard.as_mut().filter(|heard| heard.incarnation == incarnation) {
+            heard.seq = heard.seq.max(at.seq);
+        }
+        let known = |followed: Position| followed.incarnation == incarnation && followed.seq >= at.seq;
+        if self.state.followed().is_some_and(known) {
+            return Ok(());
+        }
+        match self.state.change(|mirror| mirror.record(at, &record.selectors, record.soft)) {
+            Applied::InOrder => Ok(()),
+            Applied::Gap => self.catch_up().await,
+            Applied::Foreign => self.prove().await.map(|_| ()),
+        }
+    }
+
+    /// A message at the PUBLISH door: applied here at once, then logged by whichever pod comes first.
+    ///
+    /// Every pod hears it, and one record is enough; but a second, equal message that came after somebody had fetched
+    /// anew must not be taken for the first. `heard` decides: a record equal to this message stands for it only if it has
+    /// a higher number. Redis writes to one subscriber in the order in which it does things. So every record logged
+    /// before this message was published has been read from this subscription before this message, or had a number at
+    /// or below the head that was proven over this subscription; its number is at most `heard`. A higher number means
+    /// logged after the publishing, and such a record refuses all that began before, which is all that this message asks
+    /// for. A `heard` that is too high only logs twice. Before the proof there is none, and it is logged in any case.
+    fn knock(&self, payload: &[u8]) {
+        let (order, selectors) = match doors::message(payload) {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::warn!(%error, "a message at the PUBLISH door was dropped: it cannot be read");
+                return;
+            }
+        };
+        self.state.apply_here(&selectors, order.soft, false);
+        let submission = Submission {
+            order: to_json(&order),
+            selectors: selectors.into(),
+            soft: order.soft,
+            since: self.heard,
+            door: Door::Publish,
+            answer: None,
+        };
+        let fleet = self.state.fleet.as_ref().expect("there is a fleet");
+        if fleet.submissions.try_send(submission).is_err() {
+            tracing::error!("the queue of invalidations is full: a published one was applied in this pod only");
+        }
+    }
+
+    /// Asks where the log stands, and gets there. Then everything acknowledged before the question was sent is applied.
+    async fn prove(&mut self) -> Result<(), Unavailable> {
+        let (sent, trip) = (self.state.clock.steady(), Stopwatch::start());
+        let before = self.state.followed();
+        let lasts = self.every * MISSED_PROOFS;
+        let mut proof = self.log.prove(&self.pod, lasts).await?;
+        self.adopt(proof.time_ms, trip.elapsed());
+        let asked = proof.head;
+        self.reach(asked, before).await?;
+        let mut head = asked;
+        for _ in 0..ROUNDS {
+            if proof.door.is_empty() {
+                break;
+            }
+            head = stream::drain(&self.state, &self.log, &proof.door).await?;
+            if proof.door.len() < doors::ENTRIES {
+                proof.door.clear();
+            } else {
+                proof = self.log.prove(&self.pod, lasts).await?;
+            }
+        }
+        self.reach(head, Some(asked)).await?;
+        if self.subscription.is_some() {
+            let heard = self.heard.filter(|heard| heard.incarnation == head.incarnation).map_or(0, |heard| heard.seq);
+            self.heard = Some(Position { incarnation: head.incarnation, seq: heard.max(head.seq) });
+        }
+        if proof.door.is_empty()
+            && let Some(fleet) = &self.state.fleet
+        {
+            fleet.proven_at.store(sent, Ordering::Release);
+            fleet.pods.store(proof.pods, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Follows the log to `head`. `before` is how far it had been followed when `head` was asked for: a head below that,
+    /// or of another incarnation, means that the log is not the one that was followed.
+    async fn reach(&mut self, head: Position, before: Option<Position>) -> Result<(), Unavailable> {
+        match before {
+            Some(before) if before.incarnation == head.incarnation && before.seq <= head.seq => {
+                if self.state.followed().is_some_and(|at| at.seq < head.seq) { self.catch_up().await } else { Ok(()) }
+            }
+            before => {
+                if before.is_some() {
+                    tracing::warn!(head.seq, "Redis lost the invalidation log: answers from before are not used");
+                }
+                self.state.change(|mirror| mirror.follow(head, random()));
+                self.backfill = Some(head.seq);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads what is missing from the log.
+    async fn catch_up(&mut self) -> Result<(), Unavailable> {
+        for _ in 0..PAGES {
+            let Some(at) = self.state.followed() else { return Ok(()) };
+            let page = self.log.read(Direction::Forward, at.seq + 1).await?;
+            let Some(head) = page.head.filter(|head| head.incarnation == at.incarnation) else {
+                // Another log: the next proof joins it.
+                self.state.kick();
+                return Err(Unavailable::NotSent);
+            };
+            self.state.change(|mirror| {
+                for record in &page.records {
+                    // Trimmed before it was read, if there is a hole.
+                    mirror.lost_up_to(record.seq - 1);
+                    mirror.record(Position { seq: record.seq, ..at }, &record.selectors, record.soft);
+                }
+                if page.records.is_empty() {
+                    mirror.lost_up_to(head.seq);
+                }
+            });
+            if self.state.followed().is_none_or(|at| at.seq >= head.seq) {
+                return Ok(());
+            }
+        }
+        // Not level is not proven.
+        Err(Unavailable::Timeout)
+    }
+
+    /// Reads one page backwards and lowers the floor to it.
+    async fn read_back(&mut self) {
+        let (Some(from), Some(at)) = (self.backfill, self.state.followed()) else { return self.backfill = None };
+        let page = match self.log.read(Direction::Backward, from).await {
+            Ok(page) if page.head.is_some_and(|head| head.incarnation == at.incarnation) => page,
+            Ok(_) => return self.state.kick(),
+            Err(_) => return tokio::time::sleep(jittered(RETRY_EVERY)).await,
+        };
+        let mut below = from;
+        self.state.change(|mirror| {
+            for record in page.records.iter().take_while(|record| {
+                let next = record.seq == below;
+                below -= u64::from(next);
+                next
+            }) {
+                mirror.backfill(record.seq, &record.selectors, record.soft);
+            }
+            mirror.lower_floor(below);
+        });
+        if below > 0 && below < from && page.records.len() as u64 == PAGE {
+            self.backfill = Some(below);
+            return;
+        }
+        if below > 0 {
+            // The log begins above 1: of what was trimmed nothing is known.
+            self.state.change(super::mirror::Mirror::unknown_past);
+        }
+        self.backfill = None;
+        if let Some(fleet) = &self.state.fleet {
+            fleet.ready.send_replace(true);
+        }
+    }
+
+    /// Takes Redis' time over, half a round trip old.
+    fn adopt(&self, time_ms: u64, trip: Duration) {
+        let theirs = time_ms + trip.as_millis() as u64 / 2;
+        if trip <= CLOCK_TRIP && theirs.abs_diff(self.state.clock.now()) > CLOCK_NOISE_MS {
+            self.state.clock.adopt(theirs);
+        }
+    }
+}
+
+/// Keeps the gauge of the proof's age. Runs for ever.
+pub(super) async fn show_age(state: &Invalidation) {
+    let started = state.clock.steady();
+    loop {
+        let unproven = || Duration::from_millis(state.clock.steady() - started);
+        state.metrics.bus_age_seconds.set(state.proof_age().unwrap_or_else(unproven).as_secs_f64());
+        tokio::time::sleep(SHOW_EVERY).await;
+    }
+}
+
+/// The next message; never, without a subscription.
+async fn next(subscription: &mut Option<Subscription>) -> Option<Message> {
+    match subscription {
+        Some(subscription) => subscription.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn jitter() -> f64 {
+    (random() % 1024) as f64 / 1024.0
+}

@@ -1,0 +1,306 @@
+//! Epochs: for each selector the number of the last invalidation that named it. Pure, bounded, and never too low: what
+//! does not fit is folded into floors that name more than was meant.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use ahash::RandomState;
+
+use super::Subject;
+use crate::syntax::selector::{Selector, UrlQuery};
+
+/// Selectors kept exactly; when there are more, the older half is folded.
+pub const EXACT_SELECTORS: usize = 65_536;
+
+/// Floors that folded selectors share, by hash.
+pub const FLOORS: usize = 65_536;
+
+/// Prefixes kept; when there are more, the oldest is widened to everything.
+pub const PREFIXES: usize = 256;
+
+/// When a selector was last named, in one numbering; 0 is never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Epoch {
+    /// By an invalidation.
+    pub hard: u64,
+    /// By a soft one.
+    pub soft: u64,
+}
+
+impl Epoch {
+    /// Raises it to `other` where that is later.
+    fn raise(&mut self, other: Self) {
+        self.hard = self.hard.max(other.hard);
+        self.soft = self.soft.max(other.soft);
+    }
+}
+
+/// Epochs in both numberings: the fleet's log, and this process' own count of what it applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stamp {
+    /// Number in the log.
+    pub log: Epoch,
+    /// Number in the process.
+    pub own: Epoch,
+}
+
+impl Stamp {
+    /// The epoch of one invalidation.
+    pub fn of(log: u64, own: u64, soft: bool) -> Self {
+        let epoch = |seq| if soft { Epoch { hard: 0, soft: seq } } else { Epoch { hard: seq, soft: 0 } };
+        Self { log: epoch(log), own: epoch(own) }
+    }
+
+    fn raise(&mut self, other: Self) {
+        self.log.raise(other.log);
+        self.own.raise(other.own);
+    }
+
+    /// When it was last raised here.
+    fn age(&self) -> u64 {
+        self.own.hard.max(self.own.soft)
+    }
+}
+
+/// The epochs of all selectors.
+#[derive(Debug)]
+pub struct Epochs {
+    hasher: RandomState,
+    exact: HashMap<u64, Stamp, RandomState>,
+    /// Empty until something is folded.
+    floors: Vec<Stamp>,
+    prefixes: Vec<(Box<str>, Stamp)>,
+    all: Stamp,
+}
+
+impl Default for Epochs {
+    fn default() -> Self {
+        let hasher = RandomState::new();
+        Self {
+            exact: HashMap::with_hasher(hasher.clone()),
+            hasher,
+            floors: Vec::new(),
+            prefixes: Vec::new(),
+            all: Stamp::default(),
+        }
+    }
+}
+
+/// What a selector is hashed as. Host and query are `None` where the selector means any.
+#[derive(Hash)]
+enum Name<'a> {
+    Url { host: Option<&'a str>, path: &'a str, query: Option<Option<&'a str>> },
+    Tag(&'a str),
+    Route(&'a str),
+}
+
+impl Epochs {
+    /// Notes that `selector` was named.
+    pub fn raise(&mut self, selector: &Selector, epoch: Stamp) {
+        match selector {
+            Selector::Url(url) => {
+                let query = match &url.query {
+                    UrlQuery::Exact(query) => Some(query.as_deref()),
+                    UrlQuery::Any => None,
+                };
+                self.raise_exact(&Name::Url { host: url.host.as_deref(), path: &url.path, query }, epoch);
+            }
+            Selector::Tag(tag) => self.raise_exact(&Name::Tag(tag), epoch),
+            Selector::Route(route) => self.raise_exact(&Name::Route(route), epoch),
+            Selector::Prefix(prefix) => self.raise_prefix(prefix, epoch),
+            Selector::All => self.all.raise(epoch),
+        }
+    }
+
+    /// The latest epochs of all selectors that name `subject`. Allocates nothing.
+    pub fn of(&self, subject: &Subject<'_>) -> Stamp {
+        let mut latest = self.all;
+        for host in [Some(subject.host), None] {
+            for query in [Some(subject.query), None] {
+                self.look(&Name::Url { host, path: subject.path, query }, &mut latest);
+            }
+        }
+        for tag in subject.tags.iter().chain(subject.answer_tags) {
+            self.look(&Name::Tag(tag), &mut latest);
+        }
+        self.look(&Name::Route(subject.route), &mut latest);
+        for (prefix, epoch) in &self.prefixes {
+            if covers(prefix, subject.path) {
+                latest.raise(*epoch);
+            }
+        }
+        latest
+    }
+
+    fn raise_exact(&mut self, name: &Name<'_>, epoch: Stamp) {
+        let hash = self.hasher.hash_one(name);
+        self.exact.entry(hash).or_default().raise(epoch);
+        if self.exact.len() > EXACT_SELECTORS {
+            self.fold();
+        }
+    }
+
+    fn raise_prefix(&mut self, prefix: &str, epoch: Stamp) {
+        if let Some((_, held)) = self.prefixes.iter_mut().find(|(held, _)| **held == *prefix) {
+            return held.raise(epoch);
+        }
+        self.prefixes.push((prefix.into(), epoch));
+        if self.prefixes.len() > PREFIXES {
+            let oldest = (0..self.prefixes.len()).min_by_key(|i| self.prefixes[*i].1.age());
+            if let Some(oldest) = oldest {
+                let (_, epoch) = self.prefixes.swap_remove(oldest);
+                self.all.raise(epoch);
+            }
+        }
+    }
+
+    /// Moves the older half into the floors: a million invalidations cost a fold each 32,768th.
+    fn fold(&mut self) {
+        let mut ages: Vec<u64> = self.exact.values().map(Stamp::age).collect();
+        let (_, median, _) = ages.select_nth_unstable(EXACT_SELECTORS / 2);
+        let median = *median;
+        if self.floors.is_empty() {
+            self.floors = vec![Stamp::default(); FLOORS];
+        }
+        let floors = &mut self.floors;
+        self.exact.retain(|hash, epoch| {
+            let keep = epoch.age() > median;
+            if !keep {
+                floors[*hash as usize % FLOORS].raise(*epoch);
+            }
+            keep
+        });
+    }
+
+    fn look(&self, name: &Name<'_>, latest: &mut Stamp) {
+        if self.exact.is_empty() && self.floors.is_empty() {
+            return;
+        }
+        let hash = self.hasher.hash_one(name);
+        if let Some(epoch) = self.exact.get(&hash) {
+            latest.raise(*epoch);
+        }
+        if let Some(floor) = self.floors.get(hash as usize % FLOORS) {
+            latest.raise(*floor);
+        }
+    }
+}
+
+/// Whether `path` lies under `prefix`: on segment bounds, or as written if it ends in `/`.
+fn covers(prefix: &str, path: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::syntax::selector::UrlSelector;
+
+    const WORDS: [&str; 3] = ["a", "b", "c"];
+    const PATHS: [&str; 4] = ["/a", "/a/b", "/ab", "/"];
+    const QUERIES: [Option<&str>; 3] = [None, Some(""), Some("x=1")];
+
+    fn word() -> impl Strategy<Value = String> {
+        prop::sample::select(&WORDS).prop_map(str::to_owned)
+    }
+
+    fn path() -> impl Strategy<Value = String> {
+        prop::sample::select(&PATHS).prop_map(str::to_owned)
+    }
+
+    fn query() -> impl Strategy<Value = Option<String>> {
+        prop::sample::select(&QUERIES).prop_map(|q| q.map(str::to_owned))
+    }
+
+    fn selector() -> impl Strategy<Value = Selector> {
+        let wanted = prop_oneof![query().prop_map(UrlQuery::Exact), Just(UrlQuery::Any)];
+        let url = (prop::option::of(word()), path(), wanted)
+            .prop_map(|(host, path, query)| Selector::Url(UrlSelector { host, path, query }));
+        let prefix = prop::sample::select(&["/", "/a", "/a/"]).prop_map(|p: &str| Selector::Prefix(p.to_owned()));
+        prop_oneof![
+            4 => url,
+            3 => word().prop_map(Selector::Tag),
+            2 => word().prop_map(Selector::Route),
+            2 => prefix,
+            1 => Just(Selector::All),
+        ]
+    }
+
+    /// Whether a selector names a subject, by its definition.
+    fn names(selector: &Selector, subject: &Subject<'_>) -> bool {
+        match selector {
+            Selector::Url(url) => {
+                url.host.as_deref().is_none_or(|host| host == subject.host)
+                    && url.path == subject.path
+                    && match &url.query {
+                        UrlQuery::Any => true,
+                        UrlQuery::Exact(query) => query.as_deref() == subject.query,
+                    }
+            }
+            Selector::Tag(tag) => subject.tags.iter().chain(subject.answer_tags).any(|t| t == tag),
+            Selector::Prefix(p) if p.ends_with('/') => subject.path.starts_with(p.as_str()),
+            Selector::Prefix(p) => {
+                let (mut ours, mut theirs) = (subject.path.split('/'), p.split('/'));
+                theirs.all(|segment| ours.next() == Some(segment))
+            }
+            Selector::Route(route) => route == subject.route,
+            Selector::All => true,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_agrees_with_a_list_of_records(
+            records in prop::collection::vec((selector(), any::<bool>()), 0..40),
+            host in word(), path in path(), query in query(), route in word(),
+            tags in prop::collection::vec(word(), 0..2), answer_tags in prop::collection::vec(word(), 0..2),
+        ) {
+            let subject = Subject {
+                host: &host, path: &path, query: query.as_deref(), route: &route,
+                tags: &tags, answer_tags: &answer_tags,
+            };
+            let mut epochs = Epochs::default();
+            let mut expected = Stamp::default();
+            for (i, (selector, soft)) in records.iter().enumerate() {
+                let epoch = Stamp::of(i as u64 + 100, i as u64 + 1, *soft);
+                epochs.raise(selector, epoch);
+                if names(selector, &subject) {
+                    expected.raise(epoch);
+                }
+            }
+            prop_assert_eq!(epochs.of(&subject), expected);
+        }
+    }
+
+    fn tagged(tags: &[String]) -> Subject<'_> {
+        Subject { host: "h", path: "/p", query: None, route: "r", tags, answer_tags: &[] }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_folded_and_never_forgotten() {
+        let mut epochs = Epochs::default();
+        let count = 3 * EXACT_SELECTORS as u64;
+        for i in 1..=count {
+            epochs.raise(&Selector::Tag(format!("t{i}")), Stamp::of(i, i, false));
+        }
+        assert!(epochs.exact.len() <= EXACT_SELECTORS && epochs.floors.len() == FLOORS);
+        for i in (1..=count).step_by(997) {
+            let tags = [format!("t{i}")];
+            assert!(epochs.of(&tagged(&tags)).log.hard >= i, "tag {i}");
+        }
+        let untouched = epochs.of(&tagged(&["never named".to_owned()])).log.hard;
+        assert!(untouched < count - EXACT_SELECTORS as u64 / 2, "only old ones are shared: {untouched}");
+    }
+
+    #[test]
+    fn too_many_prefixes_widen_the_oldest() {
+        let mut epochs = Epochs::default();
+        for i in 1..=PREFIXES as u64 + 10 {
+            epochs.raise(&Selector::Prefix(format!("/{i}")), Stamp::of(i, i, false));
+        }
+        assert_eq!(epochs.prefixes.len(), PREFIXES);
+        assert_eq!(epochs.of(&tagged(&[])).log.hard, 10);
+    }
+}

@@ -1,0 +1,199 @@
+//! The log in Redis: one counter, one stream, and the scripts that keep them together.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Position;
+use super::doors::{self, Entry};
+use crate::kv::{Budget, Redis, Reply, Script, Unavailable};
+use crate::syntax::selector::{Order, Selector};
+
+/// Records kept; what is older is refused. About 15 MB.
+pub const RECORDS: u64 = 100_000;
+
+/// Age up to which they are kept: longer than most answers live.
+pub const RECORD_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// Records read at once.
+pub const PAGE: u64 = 512;
+
+/// Longest that one question to the log waits.
+pub const WAIT: Duration = Duration::from_millis(500);
+
+static INVALIDATE: Script =
+    Script { name: "invalidate", source: concat!(include_str!("../kv/log.lua"), include_str!("../kv/invalidate.lua")) };
+
+static DRAIN: Script =
+    Script { name: "drain", source: concat!(include_str!("../kv/log.lua"), include_str!("../kv/drain.lua")) };
+
+static PROOF: Script =
+    Script { name: "proof", source: concat!(include_str!("../kv/log.lua"), include_str!("../kv/proof.lua")) };
+
+static READ: Script = Script { name: "read_log", source: include_str!("../kv/read.lua") };
+
+/// One invalidation, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its number.
+    pub seq: u64,
+    /// Redis' time when it was logged, in ms.
+    pub time_ms: u64,
+    /// What it names. One that cannot be read (of a newer Weir's, say) names everything.
+    pub selectors: Vec<Selector>,
+    /// Stale instead of gone.
+    pub soft: bool,
+}
+
+impl Record {
+    fn read(seq: u64, time_ms: u64, order: &[u8]) -> Self {
+        let read = serde_json::from_slice::<Order>(order).ok().and_then(|o| Some((o.selectors().ok()?, o.soft)));
+        let (selectors, soft) = read.unwrap_or_else(|| {
+            tracing::warn!(seq, "a record of the invalidation log cannot be read: taken as naming everything");
+            (vec![Selector::All], false)
+        });
+        Self { seq, time_ms, selectors, soft }
+    }
+}
+
+/// Reads what the bus carries: `<incarnation> <seq> <ms> <order>`.
+pub fn announced(payload: &[u8]) -> Option<(u64, Record)> {
+    let mut parts = payload.splitn(4, |b| *b == b' ');
+    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
+    let (incarnation, seq, time_ms) = (number()?, number()?, number()?);
+    Some((incarnation, Record::read(seq, time_ms, parts.next()?)))
+}
+
+/// What a proof says.
+#[derive(Debug)]
+pub struct Proof {
+    /// Where the log stands.
+    pub head: Position,
+    /// Redis' time, in ms.
+    pub time_ms: u64,
+    /// Pods heard of lately, this one included.
+    pub pods: u32,
+    /// What lies at the door.
+    pub door: Vec<Entry>,
+}
+
+/// A page of the log.
+#[derive(Debug)]
+pub struct Page {
+    /// Where the log stands; `None` while there is none.
+    pub head: Option<Position>,
+    /// The records.
+    pub records: Vec<Record>,
+}
+
+/// Which way a page is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// To newer ones.
+    Forward,
+    /// To older ones.
+    Backward,
+}
+
+/// The log, as seen from one runtime.
+#[derive(Clone)]
+pub struct Log {
+    redis: Redis,
+    keys: [Vec<u8>; 5],
+    bus: String,
+}
+
+impl Log {
+    /// The log that `redis` leads to.
+    pub fn new(redis: Redis) -> Self {
+        let keys = &redis.shared().keys;
+        let (bus, keys) = (keys.bus(), [keys.counter(), keys.log(), keys.seen(), keys.door_stream(), keys.pods()]);
+        Self { redis, keys, bus }
+    }
+
+    /// Logs `order` (JSON). With `since`, an equal one logged after that position counts as this one. Says where it
+    /// stands, and whether it was logged by this very call.
+    pub async fn append(&self, order: &str, since: Option<Position>) -> Result<(Position, bool), Unavailable> {
+        let (incarnation, seq) = match since {
+            Some(since) => (since.incarnation.to_string(), since.seq.to_string()),
+            None => (String::new(), String::new()),
+        };
+        let (candidate, most, hash) = (candidate(), RECORDS.to_string(), doors::content_hash(order));
+        let args = [&candidate, &self.bus, &most, order, &hash, &incarnation, &seq].map(|arg: &str| arg.as_bytes());
+        let reply = self.run(&INVALIDATE, 3, &args).await?;
+        let logged = reply.items().get(2).and_then(Reply::number) == Some(1);
+        Ok((position(&reply)?, logged))
+    }
+
+    /// Moves `entries` from the door into the log. Says where the log stands, and which entries this call took.
+    pub async fn drain(&self, entries: &[(&Entry, String)]) -> Result<(Position, Vec<bool>), Unavailable> {
+        let (candidate, most) = (candidate(), RECORDS.to_string());
+        let hashes: Vec<String> = entries.iter().map(|(_, order)| doors::content_hash(order)).collect();
+        let mut args = vec![candidate.as_bytes(), self.bus.as_bytes(), most.as_bytes()];
+        for ((entry, order), hash) in entries.iter().zip(&hashes) {
+            args.extend([&entry.id[..], order.as_bytes(), hash.as_bytes()]);
+        }
+        let reply = self.run(&DRAIN, 4, &args).await?;
+        let taken = reply.items().iter().skip(2).map(|taken| taken.number() == Some(1)).collect();
+        Ok((position(&reply)?, taken))
+    }
+
+    /// Asks where the log stands.
+    pub async fn prove(&self, pod: &str, pod_counts_for: Duration) -> Result<Proof, Unavailable> {
+        let (candidate, lasts) = (candidate(), pod_counts_for.as_millis().to_string());
+        let (most, age) = (doors::ENTRIES.to_string(), RECORD_AGE.as_millis().to_string());
+        let args = [&candidate, pod, &lasts, &most, &age].map(|arg: &str| arg.as_bytes());
+        let reply = self.run(&PROOF, 5, &args).await?;
+        let number = |i: usize| reply.items().get(i).and_then(Reply::number).ok_or_else(malformed);
+        let door = reply.items().get(4).map(doors::entries).unwrap_or_default();
+        let pods = u32::try_from(number(3)?).unwrap_or(u32::MAX);
+        Ok(Proof { head: position(&reply)?, time_ms: number(2)?, pods, door })
+    }
+
+    /// Reads up to [`PAGE`] records from `from` on.
+    pub async fn read(&self, direction: Direction, from: u64) -> Result<Page, Unavailable> {
+        let way = if direction == Direction::Forward { "forward" } else { "backward" };
+        let (from, most) = (from.to_string(), PAGE.to_string());
+        let args = [way, &from, &most].map(|arg: &str| arg.as_bytes());
+        let reply = self.run(&READ, 2, &args).await?;
+        let records = reply.items().get(2).ok_or_else(malformed)?.items().iter();
+        let records = records.map(|record| match record.items() {
+            [seq, time, Reply::Bytes(order)] => {
+                Some(Record::read(seq.number()?, time.number().unwrap_or_default(), order))
+            }
+            _ => None,
+        });
+        let records = records.collect::<Option<Vec<Record>>>().ok_or_else(malformed)?;
+        Ok(Page { head: position(&reply).ok(), records })
+    }
+
+    async fn run(&self, script: &'static Script, keys: usize, args: &[&[u8]]) -> Result<Reply, Unavailable> {
+        let keys: Vec<&[u8]> = self.keys[..keys].iter().map(Vec::as_slice).collect();
+        self.redis.run(script, &keys, args, &mut Budget::new(WAIT)).await
+    }
+}
+
+/// An incarnation, should one begin.
+fn candidate() -> String {
+    crate::kv::random().max(1).to_string()
+}
+
+fn position(reply: &Reply) -> Result<Position, Unavailable> {
+    match reply.items() {
+        [incarnation, seq, ..] => {
+            let (incarnation, seq) = incarnation.number().zip(seq.number()).ok_or_else(malformed)?;
+            Ok(Position { incarnation, seq })
+        }
+        _ => Err(malformed()),
+    }
+}
+
+/// A reply that none of the scripts gives: something else lies under the keys.
+fn malformed() -> Unavailable {
+    Unavailable::Refused("MALFORMED".to_owned())
+}
+
+/// A string of a reply.
+pub(super) fn text(reply: &Reply) -> Bytes {
+    reply.bytes().cloned().unwrap_or_default()
+}

@@ -1,0 +1,241 @@
+//! The mirror: how far this process has followed the log, and what that says of an answer's position. Pure.
+//!
+//! There are two numberings. The log's is the fleet's. The process' own counts what was applied here, in the order in
+//! which it was, and needs nobody: it is all there is without Redis, before Redis was first reached, and while something
+//! has been applied here that is not in the log yet. A fill that begins in such a time carries an own position, which
+//! other pods refuse; one with the log's position would either outlive an unlogged invalidation or be refused for as
+//! long as Redis is away.
+
+use super::epochs::{Epochs, Stamp};
+use super::{Position, Subject, Verdict};
+use crate::syntax::selector::Selector;
+
+/// What a process knows of every invalidation.
+#[derive(Debug)]
+pub struct Mirror {
+    epochs: Epochs,
+    own: Position,
+    log: Option<Followed>,
+}
+
+/// The log, as far as it was followed.
+#[derive(Debug)]
+struct Followed {
+    incarnation: u64,
+    /// Every record up to this one was applied, but for those at or below the floor.
+    applied: u64,
+    /// Answers from before this one are refused: not every record behind it is known.
+    floor: u64,
+    /// The highest epoch given to something that was applied before its number was reached.
+    early: u64,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// It was the next one, or known already.
+    InOrder,
+    /// Records before it are missing.
+    Gap,
+    /// It is of another incarnation.
+    Foreign,
+}
+
+impl Mirror {
+    /// Knows of nothing; `own` is the process' own incarnation.
+    pub fn new(own: u64) -> Self {
+        Self { epochs: Epochs::default(), own: Position { incarnation: own, seq: 0 }, log: None }
+    }
+
+    /// The position to give a fill that begins now.
+    pub fn position(&self) -> Position {
+        match &self.log {
+            Some(log) if log.early <= log.applied => Position { incarnation: log.incarnation, seq: log.applied },
+            _ => self.own,
+        }
+    }
+
+    /// How far the log was followed.
+    pub fn followed(&self) -> Option<Position> {
+        self.log.as_ref().map(|log| Position { incarnation: log.incarnation, seq: log.applied })
+    }
+
+    /// What is known of an answer whose fill began at `position`.
+    pub fn verdict(&self, position: Position, subject: &Subject<'_>) -> Verdict {
+        let epoch = if position.incarnation == self.own.incarnation {
+            self.epochs.of(subject).own
+        } else {
+            match &self.log {
+                Some(log) if log.incarnation == position.incarnation && position.seq >= log.floor => {
+                    self.epochs.of(subject).log
+                }
+                _ => return Verdict::Gone,
+            }
+        };
+        if epoch.hard > position.seq {
+            Verdict::Gone
+        } else if epoch.soft > position.seq {
+            Verdict::Stale
+        } else {
+            Verdict::Valid
+        }
+    }
+
+    /// Begins to follow a log that stands at `head`: all of it is still to be read. If another was followed before, every
+    /// answer from before is refused, own ones too: what was logged last in the old one may be lost, unseen.
+    pub fn follow(&mut self, head: Position, new_own: u64) {
+        if self.log.is_some() {
+            *self = Self::new(new_own);
+        }
+        self.log = Some(Followed { incarnation: head.incarnation, applied: head.seq, floor: head.seq, early: 0 });
+    }
+
+    /// Applies record `at` of the log; its selectors at once, even behind a gap.
+    pub fn record(&mut self, at: Position, selectors: &[Selector], soft: bool) -> Applied {
+        let Some(log) = self.log.as_mut().filter(|log| log.incarnation == at.incarnation) else {
+            return Applied::Foreign;
+        };
+        if at.seq <= log.applied {
+            return Applied::InOrder;
+        }
+        let next = at.seq == log.applied + 1;
+        if next {
+            log.applied = at.seq;
+        } else {
+            log.early = log.early.max(at.seq);
+        }
+        self.raise(at.seq, selectors, soft);
+        if next { Applied::InOrder } else { Applied::Gap }
+    }
+
+    /// Applies a record from before the point at which the log was joined.
+    pub fn backfill(&mut self, seq: u64, selectors: &[Selector], soft: bool) {
+        self.raise(seq, selectors, soft);
+    }
+
+    /// Applies what is not in the log (yet): to every fill that began before now.
+    pub fn unlogged(&mut self, selectors: &[Selector], soft: bool) {
+        let epoch = self.log.as_mut().map_or(0, |log| {
+            // No fill gets a higher position of the log before a record takes this number.
+            log.early = log.early.max(log.applied + 1);
+            log.applied + 1
+        });
+        self.raise(epoch, selectors, soft);
+    }
+
+    /// Every record from `floor` on is known now.
+    pub fn lower_floor(&mut self, floor: u64) {
+        if let Some(log) = &mut self.log {
+            log.floor = log.floor.min(floor);
+        }
+    }
+
+    /// Records up to `seq` were trimmed before they could be read: whatever began before is refused.
+    pub fn lost_up_to(&mut self, seq: u64) {
+        let Some(log) = self.log.as_mut().filter(|log| log.applied < seq) else { return };
+        (log.applied, log.floor) = (seq, seq);
+        self.raise(seq, &[Selector::All], false);
+    }
+
+    /// What was logged before this process joined is not all known: nothing from before now is used.
+    pub fn unknown_past(&mut self) {
+        self.raise(0, &[Selector::All], false);
+    }
+
+    fn raise(&mut self, seq: u64, selectors: &[Selector], soft: bool) {
+        self.own.seq += 1;
+        let stamp = Stamp::of(seq, self.own.seq, soft);
+        for selector in selectors {
+            self.epochs.raise(selector, stamp);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seq: u64) -> Position {
+        Position { incarnation: 7, seq }
+    }
+
+    fn tag(name: &str) -> [Selector; 1] {
+        [Selector::Tag(name.to_owned())]
+    }
+
+    fn verdict(mirror: &Mirror, position: Position, tag: &str) -> Verdict {
+        let tags = [tag.to_owned()];
+        let subject = Subject { host: "h", path: "/p", query: None, route: "r", tags: &tags, answer_tags: &[] };
+        mirror.verdict(position, &subject)
+    }
+
+    #[test]
+    fn what_began_before_is_refused_and_what_began_after_is_not() {
+        let mut mirror = Mirror::new(1);
+        mirror.follow(at(5), 2);
+        let before = mirror.position();
+        assert_eq!(mirror.record(at(6), &tag("a"), false), Applied::InOrder);
+        assert_eq!(mirror.record(at(7), &tag("b"), true), Applied::InOrder);
+        assert_eq!(verdict(&mirror, before, "a"), Verdict::Gone);
+        assert_eq!(verdict(&mirror, before, "b"), Verdict::Stale);
+        assert_eq!(verdict(&mirror, before, "c"), Verdict::Valid);
+        assert_eq!(verdict(&mirror, mirror.position(), "a"), Verdict::Valid);
+        assert_eq!(verdict(&mirror, at(4), "c"), Verdict::Gone, "below the floor");
+        mirror.lower_floor(3);
+        assert_eq!(verdict(&mirror, at(4), "c"), Verdict::Valid);
+    }
+
+    #[test]
+    fn behind_a_gap_it_counts_at_once_and_fills_carry_own_positions() {
+        let mut mirror = Mirror::new(1);
+        mirror.follow(at(5), 2);
+        assert_eq!(mirror.record(at(8), &tag("a"), false), Applied::Gap);
+        assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
+        let own = mirror.position();
+        assert_eq!(own.incarnation, 1);
+        assert_eq!(verdict(&mirror, own, "a"), Verdict::Valid);
+        mirror.record(at(6), &tag("b"), false);
+        assert_eq!(verdict(&mirror, own, "b"), Verdict::Gone);
+        mirror.record(at(7), &[], false);
+        mirror.record(at(8), &tag("a"), false);
+        assert_eq!(mirror.position(), at(8));
+    }
+
+    #[test]
+    fn what_is_not_logged_counts_until_a_record_takes_its_number() {
+        let mut mirror = Mirror::new(1);
+        mirror.follow(at(5), 2);
+        mirror.unlogged(&tag("a"), false);
+        mirror.unlogged(&tag("a"), false);
+        assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
+        assert_eq!(mirror.position().incarnation, 1);
+        assert_eq!(verdict(&mirror, mirror.position(), "a"), Verdict::Valid);
+        mirror.record(at(6), &tag("a"), false);
+        assert_eq!(mirror.position(), at(6));
+        assert_eq!(verdict(&mirror, at(6), "a"), Verdict::Valid);
+    }
+
+    #[test]
+    fn a_lost_log_refuses_everything_from_before() {
+        let mut mirror = Mirror::new(1);
+        let detached = mirror.position();
+        mirror.follow(at(5), 2);
+        assert_eq!(verdict(&mirror, detached, "a"), Verdict::Valid, "the first log says nothing of a loss");
+        mirror.follow(Position { incarnation: 8, seq: 0 }, 3);
+        assert_eq!(verdict(&mirror, detached, "a"), Verdict::Gone);
+        assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
+        assert_eq!(mirror.record(at(6), &tag("a"), false), Applied::Foreign);
+        assert_eq!(verdict(&mirror, mirror.position(), "a"), Verdict::Valid);
+    }
+
+    #[test]
+    fn trimmed_records_raise_the_floor() {
+        let mut mirror = Mirror::new(1);
+        mirror.follow(at(5), 2);
+        mirror.lower_floor(0);
+        mirror.lost_up_to(9);
+        assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
+        assert_eq!(mirror.position(), at(9));
+        assert_eq!(verdict(&mirror, at(9), "a"), Verdict::Valid);
+    }
+}

@@ -1,0 +1,329 @@
+use prometheus::Registry;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::clock::Stopwatch;
+use crate::kv::tests::{Server, eventually};
+
+/// The bound B of these tests: a proof each 250 ms.
+const BOUND: Duration = Duration::from_secs(1);
+
+/// One pod, with its control work running.
+struct Pod {
+    state: Arc<Invalidation>,
+    shared: Arc<kv::Shared>,
+    work: JoinHandle<()>,
+}
+
+impl Pod {
+    fn start(server: &Server) -> Self {
+        let shared = server.shared();
+        let (state, work) = Invalidation::shared(Arc::clone(&shared), BOUND);
+        Self { state, shared, work: tokio::spawn(work) }
+    }
+
+    async fn ready(server: &Server) -> Self {
+        let pod = Self::start(server);
+        eventually("connected", async || pod.state.status().connected).await;
+        pod.state.ready().await;
+        assert!(*pod.state.fleet.as_ref().unwrap().ready.borrow());
+        pod
+    }
+
+    fn verdict(&self, position: Position, tag: &str) -> Verdict {
+        verdict(&self.state, position, tag)
+    }
+
+    async fn learns(&self, what: &str, position: Position, tag: &str, expected: Verdict) {
+        eventually(what, async || self.verdict(position, tag) == expected).await;
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.work.abort();
+    }
+}
+
+fn verdict(state: &Invalidation, position: Position, tag: &str) -> Verdict {
+    let tags = [tag.to_owned()];
+    state.verdict(position, &Subject { host: "h", path: "/p", query: None, route: "r", tags: &tags, answer_tags: &[] })
+}
+
+fn tags(name: &str) -> Order {
+    Order { tags: vec![name.to_owned()], ..Order::default() }
+}
+
+async fn log_length(server: &Server) -> u64 {
+    let key = String::from_utf8(server.shared().keys.log()).unwrap();
+    server.command(&["XLEN", &key]).await.number().unwrap()
+}
+
+#[tokio::test]
+async fn without_redis_it_counts_by_itself() {
+    let state = Invalidation::local(Clock::system(), Metrics::new(Registry::new()));
+    let before = state.position();
+    let version = state.version();
+    let receipt = state.submit(&tags("a"), Door::Admin).await.unwrap();
+    assert!(receipt.logged && state.version() > version);
+    assert_eq!(verdict(&state, before, "a"), Verdict::Gone);
+    assert_eq!(verdict(&state, before, "b"), Verdict::Valid);
+    assert_eq!(verdict(&state, state.position(), "a"), Verdict::Valid);
+    assert!(state.trusted(1_000_000, 0, BOUND, 0.0));
+    assert!(state.submit(&Order::default(), Door::Admin).await.is_err());
+    state.ready().await;
+}
+
+#[tokio::test]
+async fn each_door_reaches_the_other_pod() {
+    let server = Server::up().await;
+    let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
+    let before = other.state.position();
+    assert_eq!(before, one.state.position());
+
+    let receipt = one.state.submit(&tags("admin"), Door::Admin).await.unwrap();
+    assert!(receipt.logged);
+    assert_eq!(one.verdict(before, "admin"), Verdict::Gone, "at once where it was acknowledged");
+    other.learns("the admin door", before, "admin", Verdict::Gone).await;
+
+    let soft = Order { soft: true, ..tags("soft") };
+    one.state.submit(&soft, Door::Admin).await.unwrap();
+    other.learns("a soft one", before, "soft", Verdict::Stale).await;
+
+    server.command(&["PUBLISH", "shop-prod:invalidate", r#"{"tags":["publish"]}"#]).await;
+    server.command(&["XADD", "shop-prod:invalidate:in", "*", "tags", "x stream", "soft", "0"]).await;
+    server.command(&["XADD", "shop-prod:invalidate:in", "*", "nonsense", "x"]).await;
+    for pod in [&one, &other] {
+        pod.learns("the publish door", before, "publish", Verdict::Gone).await;
+        pod.learns("the stream door", before, "stream", Verdict::Gone).await;
+    }
+    eventually("the stream is empty", async || {
+        server.command(&["XLEN", "shop-prod:invalidate:in"]).await.number() == Some(0)
+    })
+    .await;
+    eventually("level", async || one.state.position() == other.state.position()).await;
+    assert_eq!(log_length(&server).await, 4, "each was logged once");
+    assert_eq!(one.state.position(), Position { seq: 4, ..before });
+    assert_eq!(one.verdict(one.state.position(), "publish"), Verdict::Valid);
+    eventually("both are seen", async || one.state.status().pods == 2).await;
+}
+
+#[tokio::test]
+async fn each_door_takes_milliseconds() {
+    let server = Server::up().await;
+    let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
+    let mut took = Vec::new();
+    for round in 0..60 {
+        let (tag, before) = (format!("t{round}"), other.state.position());
+        let watch = Stopwatch::start();
+        match round % 3 {
+            0 => drop(one.state.submit(&tags(&tag), Door::Admin).await.unwrap()),
+            1 => drop(server.command(&["PUBLISH", "shop-prod:invalidate", &format!(r#"{{"tags":["{tag}"]}}"#)]).await),
+            _ => drop(server.command(&["XADD", "shop-prod:invalidate:in", "*", "tags", &tag]).await),
+        }
+        other.learns("the invalidation", before, &tag, Verdict::Gone).await;
+        took.push(watch.elapsed());
+    }
+    took.sort();
+    assert!(took[57] < Duration::from_millis(50), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_second_equal_message_is_not_taken_for_the_first() {
+    let server = Server::up().await;
+    let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
+    for round in 1..=20 {
+        let before = one.state.position();
+        server.command(&["PUBLISH", "shop-prod:invalidate", r#"{"tags":["a"]}"#]).await;
+        for pod in [&one, &other] {
+            pod.learns("the message", before, "a", Verdict::Gone).await;
+            eventually("logged", async || pod.state.position().seq > before.seq).await;
+        }
+        eventually("level", async || one.state.position() == other.state.position()).await;
+        assert!(log_length(&server).await >= round);
+    }
+}
+
+#[tokio::test]
+async fn what_the_bus_loses_is_read_from_the_log() {
+    let server = Server::up().await;
+    let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
+    let before = other.state.position();
+    for i in 0..200 {
+        if i % 20 == 0 {
+            server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+        }
+        assert!(one.state.submit(&tags(&format!("t{i}")), Door::Admin).await.unwrap().logged);
+    }
+    for i in 0..200 {
+        other.learns("every one", before, &format!("t{i}"), Verdict::Gone).await;
+    }
+    eventually("level", async || other.state.position().seq == before.seq + 200).await;
+    assert_eq!(other.verdict(before, "never named"), Verdict::Valid, "nothing was lost");
+}
+
+/// Makes a log of nothing but record 9, logged at `time_ms`.
+async fn trimmed_past_the_cursor(time_ms: &str) {
+    let server = Server::up().await;
+    let one = Pod::ready(&server).await;
+    let before = one.state.position();
+    let keys = &server.shared().keys;
+    let (counter, log) = (String::from_utf8(keys.counter()).unwrap(), String::from_utf8(keys.log()).unwrap());
+    let script = "redis.call('XADD', KEYS[1], '9-0', 't', ARGV[1], 'o', '{\"tags\":[\"x\"]}') \
+                  return redis.call('HSET', KEYS[2], 'seq', '9')";
+    server.command(&["EVAL", script, "2", &log, &counter, time_ms]).await;
+    one.learns("the loss", before, "never named", Verdict::Gone).await;
+    eventually("level", async || one.state.position() == Position { seq: 9, ..before }).await;
+    assert_eq!(one.verdict(one.state.position(), "x"), Verdict::Valid);
+}
+
+#[tokio::test]
+async fn trimmed_past_the_cursor_the_floor_rises() {
+    trimmed_past_the_cursor("99999999999999").await;
+}
+
+#[tokio::test]
+async fn trimmed_by_age_to_nothing_the_floor_rises_too() {
+    trimmed_past_the_cursor("0").await;
+}
+
+#[tokio::test]
+async fn a_joiner_learns_what_was_logged_before_it() {
+    let server = Server::up().await;
+    let one = Pod::ready(&server).await;
+    let before = one.state.position();
+    let count = 2 * log::PAGE + 10;
+    for i in 0..count {
+        one.state.submit(&tags(&format!("t{i}")), Door::Admin).await.unwrap();
+    }
+    let joiner = Pod::ready(&server).await;
+    assert_eq!(joiner.state.position(), one.state.position());
+    assert_eq!(joiner.verdict(before, "other"), Verdict::Valid, "the floor went down to the log's beginning");
+    for i in 0..count {
+        assert_eq!(joiner.verdict(before, &format!("t{i}")), Verdict::Gone);
+    }
+}
+
+#[tokio::test]
+async fn redis_back_empty_is_another_incarnation() {
+    let mut server = Server::up().await;
+    let one = Pod::ready(&server).await;
+    let before = one.state.position();
+    assert_eq!(one.verdict(before, "a"), Verdict::Valid);
+    server.kill();
+    server.start().await;
+    let watch = Stopwatch::start();
+    one.learns("the loss", before, "a", Verdict::Gone).await;
+    assert!(watch.elapsed() < Duration::from_secs(5));
+    let after = one.state.position();
+    assert_ne!(after.incarnation, before.incarnation);
+    assert_eq!(one.verdict(after, "a"), Verdict::Valid);
+    server.command(&["FLUSHALL"]).await;
+    one.learns("emptied while running", after, "a", Verdict::Gone).await;
+}
+
+#[tokio::test]
+async fn while_redis_is_away_it_is_applied_here_and_logged_later() {
+    let mut server = Server::up().await;
+    let one = Pod::ready(&server).await;
+    let before = one.state.position();
+    server.kill();
+    let watch = Stopwatch::start();
+    let receipt = one.state.submit(&tags("a"), Door::Write).await.unwrap();
+    assert!(!receipt.logged && watch.elapsed() < SUBMIT_WAIT);
+    assert_eq!(one.verdict(before, "a"), Verdict::Gone);
+    let detached = one.state.position();
+    assert_eq!(one.verdict(detached, "a"), Verdict::Valid, "a fill of now is of use in this pod");
+    eventually("trust ends", async || !one.state.trusted(one.shared.clock.steady(), 0, BOUND, 0.0)).await;
+    let now = one.shared.clock.steady();
+    assert!(one.state.trusted(now, now - 700, BOUND, 1.0));
+    assert!(!one.state.trusted(now, now - 900, BOUND, 1.0));
+    server.start().await;
+    eventually("logged", async || log_length(&server).await == 1).await;
+    eventually("trusted again", async || one.state.trusted(one.shared.clock.steady(), 0, BOUND, 0.0)).await;
+    eventually("nothing waits", async || one.state.status().queued == 0).await;
+}
+
+#[tokio::test]
+async fn after_a_freeze_it_hears_again() {
+    let server = Server::up().await;
+    let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
+    let before = other.state.position();
+    server.freeze(true);
+    let receipt = one.state.submit(&tags("a"), Door::Admin).await.unwrap();
+    assert!(!receipt.logged);
+    assert_eq!(one.verdict(before, "a"), Verdict::Gone);
+    eventually("noticed", async || !one.state.status().connected && !other.state.status().connected).await;
+    server.freeze(false);
+    let watch = Stopwatch::start();
+    eventually("back", async || one.state.status().connected && other.state.status().connected).await;
+    other.learns("what was queued", before, "a", Verdict::Gone).await;
+    assert!(watch.elapsed() < Duration::from_secs(2), "{:?}", watch.elapsed());
+    assert_eq!(other.state.position().incarnation, before.incarnation, "nothing was lost");
+}
+
+#[tokio::test]
+async fn a_full_redis_acknowledges_nothing_and_still_proves() {
+    let server = Server::up().await;
+    let one = Pod::ready(&server).await;
+    let before = one.state.position();
+    server.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let receipt = one.state.submit(&tags("a"), Door::Admin).await.unwrap();
+    assert!(!receipt.logged);
+    assert_eq!(one.verdict(before, "a"), Verdict::Gone);
+    let proven_at = || one.state.fleet.as_ref().unwrap().proven_at.load(Ordering::Relaxed);
+    let last = proven_at();
+    eventually("another proof", async || proven_at() > last + 300).await;
+    server.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    eventually("logged", async || log_length(&server).await == 1).await;
+}
+
+#[tokio::test]
+async fn an_entry_of_the_stream_leaves_it_only_for_the_log() {
+    let server = Server::up().await;
+    let first = Pod::ready(&server).await;
+    let before = first.state.position();
+    drop(first);
+    for i in 0..3 * doors::ENTRIES {
+        server.command(&["XADD", "shop-prod:invalidate:in", "*", "tags", &format!("t{i}")]).await;
+    }
+    server.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let one = Pod::start(&server);
+    let refused = r#"weir_redis_commands_total{command="drain",result="error"} 3"#;
+    eventually("refusals", async || one.shared.metrics.render(0).contains(refused)).await;
+    assert!(!one.state.status().connected, "what lies at the door is not known: that is no proof");
+    let there = server.command(&["XLEN", "shop-prod:invalidate:in"]).await.number();
+    assert_eq!(there, Some(3 * doors::ENTRIES as u64));
+    server.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    for i in 0..3 * doors::ENTRIES {
+        one.learns("every entry", before, &format!("t{i}"), Verdict::Gone).await;
+    }
+    eventually("connected", async || one.state.status().connected).await;
+    assert_eq!(log_length(&server).await, 3 * doors::ENTRIES as u64);
+}
+
+#[tokio::test]
+async fn down_at_start_it_serves_and_attaches() {
+    let mut server = Server::down();
+    let one = Pod::start(&server);
+    let detached = one.state.position();
+    assert_eq!(one.verdict(detached, "a"), Verdict::Valid);
+    assert!(!one.state.submit(&tags("b"), Door::Admin).await.unwrap().logged);
+    server.start().await;
+    let watch = Stopwatch::start();
+    eventually("connected", async || one.state.status().connected).await;
+    assert!(watch.elapsed() < Duration::from_secs(2), "{:?}", watch.elapsed());
+    assert_eq!(one.verdict(detached, "a"), Verdict::Valid, "what was fetched meanwhile is kept");
+    assert_eq!(one.verdict(detached, "b"), Verdict::Gone);
+    eventually("logged", async || log_length(&server).await == 1).await;
+    eventually("level", async || one.state.position().seq == 1).await;
+}
+
+#[tokio::test]
+async fn a_bell_rings_in_other_pods() {
+    let server = Server::up().await;
+    let one = Pod::ready(&server).await;
+    let ring = kv::Redis::new(Arc::clone(&one.shared)).listen(&[9; 16]);
+    server.command(&["PUBLISH", &one.shared.keys.bell(), &"09".repeat(16)]).await;
+    tokio::time::timeout(Duration::from_secs(5), ring).await.unwrap();
+}
