@@ -3,6 +3,21 @@
 //! `raw` mirrors the TOML with spans, `check` turns it into these types and collects every problem with its place and
 //! remedy, `report` prints them, `watch` reloads. Everything here is immutable and shared behind an `Arc`.
 
+pub mod overrides;
+pub mod report;
+pub mod schema;
+pub mod watch;
+
+mod check;
+mod load;
+mod machine;
+mod raw;
+mod reload;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -12,6 +27,11 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+pub use overrides::Overrides;
+pub use report::Report;
 
 use crate::syntax::glob::Glob;
 use crate::syntax::pattern::Pattern;
@@ -59,16 +79,19 @@ pub struct Server {
 }
 
 /// `server.unmatched`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Unmatched {
     /// Forward untouched, counted as route `-`.
     Forward,
     /// Answer 404.
+    #[serde(rename = "404")]
     NotFound,
 }
 
 /// `server.ambiguous_paths`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum AmbiguousPaths {
     /// Answer 400.
     Reject,
@@ -110,7 +133,8 @@ pub struct Log {
 }
 
 /// `log.format`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// One JSON object a line.
     Json,
@@ -180,19 +204,23 @@ pub enum Target {
 }
 
 /// `upstream.protocol`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Protocol {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2 by prior knowledge.
+    #[serde(rename = "h2")]
     Http2,
 }
 
 /// `[redis]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redis {
     /// `redis://` or `unix://` address; may hold a password.
     pub url: Secret,
+    /// Password from a file or the environment; wins over the one in the address.
+    pub password: Option<Secret>,
     /// Prefix of every key and channel.
     pub namespace: String,
     /// Longest that one request waits for Redis, all in all.
@@ -265,7 +293,8 @@ pub enum IdentityPart {
 }
 
 /// `on`: which requests a limit counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Every request.
     Request,
@@ -276,7 +305,8 @@ pub enum Stage {
 }
 
 /// `redis_down`: what a limit does while Redis does not answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum RedisDown {
     /// Rate and burst divided by the pods, in memory.
     Local,
@@ -379,7 +409,8 @@ pub struct CacheRule {
 }
 
 /// `cache.upstream_ttl`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum UpstreamTtl {
     /// The upstream's lifetimes win.
     Respect,
@@ -388,7 +419,8 @@ pub enum UpstreamTtl {
 }
 
 /// `cache.credentials`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Credentials {
     /// `ttl` never applies to a request with credentials that are not part of the key.
     Protect,
@@ -397,7 +429,8 @@ pub enum Credentials {
 }
 
 /// `cache.cookies`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Cookies {
     /// An answer that sets a cookie is not stored.
     Refuse,
@@ -406,7 +439,8 @@ pub enum Cookies {
 }
 
 /// `cache.client_directives`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum ClientDirectives {
     /// A client's reload is no way past the cache.
     Ignore,
@@ -415,7 +449,8 @@ pub enum ClientDirectives {
 }
 
 /// `cache.cut_off`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum CutOff {
     /// Trust an entry for B after this pod asked for it.
     Bound,
@@ -442,6 +477,17 @@ pub enum QueryKeep {
     Except(Vec<Glob>),
     /// Only these.
     Only(Vec<Glob>),
+}
+
+/// A configuration that holds, what is worth a word about it, and the files it came from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The checked configuration.
+    pub config: Config,
+    /// Nothing that stops Weir; perhaps empty.
+    pub warnings: Report,
+    /// To watch: the file itself and every secret file it names.
+    pub files: Vec<PathBuf>,
 }
 
 impl Config {
