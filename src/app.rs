@@ -197,6 +197,7 @@ struct Parts {
     shared: Arc<Shared>,
     connections: Arc<Connections>,
     kv: Option<Arc<kv::Shared>>,
+    secret: Secret,
     sink: log::Sink,
 }
 
@@ -213,18 +214,19 @@ impl Parts {
                     .map_err(|error| StartError::Redis(error.to_string()))?;
                 let (invalidation, follow) = Invalidation::shared(Arc::clone(&kv), config.cache.max_staleness);
                 runtime.spawn(follow);
+                runtime.spawn(kv::bus::probe(Arc::clone(&kv)));
                 runtime.spawn(unblock(Arc::clone(&invalidation), readiness.block("invalidations"), redis.startup_wait));
                 (Some(kv), invalidation)
             }
         };
         let secret = key_secret(config);
-        let cache = Cache::new(&config.cache, &secret, Arc::clone(&invalidation), clock.clone(), &metrics);
+        let cache = Cache::new(&config.cache, Arc::clone(&invalidation), clock.clone(), &metrics);
         let tier = kv.as_ref().zip(config.redis.as_ref());
         let tier = tier.map(|(kv, redis)| SharedTier::new(Arc::clone(kv), redis, &config.cache));
         let limiter = Arc::new(Limiter::new(
             clock.clone(),
             limit::Settings {
-                secret,
+                secret: secret.clone(),
                 replicas: config.redis.as_ref().map_or(1, |redis| redis.replicas),
                 keys: kv::keys::Keys::new(config.redis.as_ref().map_or("", |redis| &redis.namespace)),
             },
@@ -235,7 +237,7 @@ impl Parts {
             limits: Arc::new(ArcSwap::from_pointee(config.server.limits)),
             connections: Connections::new(config.upstream.clone(), workers, clock.clone()),
             shared: Shared::new(
-                Live::new(Arc::new(config.clone()), &metrics),
+                Live::new(Arc::new(config.clone()), &secret, &metrics),
                 cache,
                 tier,
                 limiter,
@@ -245,6 +247,7 @@ impl Parts {
             clock,
             readiness,
             kv,
+            secret,
             sink: sink.clone(),
         })
     }
@@ -316,7 +319,7 @@ impl Parts {
         self.limits.store(Arc::new(config.server.limits));
         self.token.store(config.admin.token.clone().map(Arc::new));
         self.sink.set_access(config.log.access);
-        self.shared.replace(Live::new(Arc::new(config.clone()), &self.metrics));
+        self.shared.replace(Live::new(Arc::new(config.clone()), &self.secret, &self.metrics));
         reloader.take(config, loaded.files);
         self.metrics.reloaded(Reload::Applied);
         tracing::info!("the configuration was reloaded");

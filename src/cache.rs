@@ -11,6 +11,7 @@ pub mod flight;
 pub mod freshness;
 pub mod key;
 pub mod memory;
+pub mod negotiation;
 pub mod policy;
 pub mod shared;
 pub mod tags;
@@ -26,6 +27,7 @@ use crate::metrics::{Lookup, Metrics};
 use entry::{Entry, Stored};
 use flight::{Flights, Joined};
 use freshness::State;
+use key::KeyBuilder;
 use memory::{Memory, Slot};
 
 fn stale(slot: Arc<Slot>, excuses_errors: bool) -> Look {
@@ -40,11 +42,12 @@ pub struct Cache {
     invalidation: Arc<Invalidation>,
     clock: Clock,
     settings: CacheTiers,
-    keyring: key::Keyring,
 }
 
 /// Everything about one request that decides whether a stored answer may be used for it.
 pub struct Ask<'a> {
+    /// What makes the route's keys.
+    pub keys: &'a KeyBuilder,
     /// Primary key.
     pub key: &'a [u8],
     /// Request fields.
@@ -116,7 +119,6 @@ impl Cache {
     /// An empty cache.
     pub fn new(
         settings: &CacheTiers,
-        secret: &crate::config::Secret,
         invalidation: Arc<Invalidation>,
         clock: Clock,
         metrics: &Metrics,
@@ -127,18 +129,12 @@ impl Cache {
             invalidation,
             clock,
             settings: settings.clone(),
-            keyring: key::Keyring::new(secret, &settings.generation),
         })
     }
 
     /// The bounds that all routes share.
     pub fn settings(&self) -> &CacheTiers {
         &self.settings
-    }
-
-    /// What makes keys.
-    pub fn keyring(&self) -> &key::Keyring {
-        &self.keyring
     }
 
     /// Sets the gauges.
@@ -151,7 +147,7 @@ impl Cache {
         let Some(slot) = self.memory.get(ask.key) else { return (Look::Nothing(Missing::default()), Lookup::Miss) };
         let Stored::Vary(vary) = &slot.stored else { return self.judge(slot, ask) };
         let mut key = Vec::with_capacity(ask.key.len() + 128);
-        self.keyring.variant(&mut key, ask.key, &vary.names, ask.headers);
+        ask.keys.variant(&mut key, ask.key, &vary.names, ask.headers);
         match self.memory.get(&key) {
             Some(slot) => self.judge(slot, ask),
             None => (Look::Nothing(Missing { other_variant: true, previous: None }), Lookup::Miss),
@@ -217,7 +213,7 @@ impl Cache {
 
     fn is_trusted(&self, slot: &Slot, ask: &Ask<'_>) -> bool {
         ask.rule.cut_off == CutOff::Stale
-            || self.invalidation.trusted(ask.steady, slot.asked, ask.rule.max_staleness, key::spread(ask.key, slot.asked))
+            || self.invalidation.trusted(ask.steady, slot.asked, ask.rule.max_staleness, key::spread(key::hash(ask.key), slot.asked))
     }
 
     /// Joins the fetch for the request's key, or leads one.
@@ -229,7 +225,7 @@ impl Cache {
             && let Stored::Vary(vary) = &slot.stored
         {
             let mut key = Vec::with_capacity(ask.key.len() + 128);
-            self.keyring.variant(&mut key, ask.key, &vary.names, ask.headers);
+            ask.keys.variant(&mut key, ask.key, &vary.names, ask.headers);
             return self.flights.join(&key, position, usable);
         }
         self.flights.join(ask.key, position, usable)
@@ -250,7 +246,7 @@ impl Cache {
             *entry.key == *ask.key
         } else {
             let mut key = Vec::with_capacity(entry.key.len());
-            self.keyring.variant(&mut key, ask.key, &entry.vary, ask.headers);
+            ask.keys.variant(&mut key, ask.key, &entry.vary, ask.headers);
             *entry.key == *key
         };
         let subject = Subject { answer_tags: &entry.tags, ..ask.subject };

@@ -16,6 +16,7 @@ pub mod target;
 pub mod upstream;
 pub mod write;
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use http::request::Parts;
@@ -31,6 +32,7 @@ use crate::kv::Budget;
 use crate::limit::{Charged, Denial, Facts, Verdict};
 use crate::message::{Answer, Body, Peer};
 use crate::metrics::{Outcome, Tier};
+use client::Client;
 use exchange::Exchange;
 use lead::{Lead, Led};
 use respond::{Forward, Forwarded};
@@ -40,6 +42,10 @@ use target::Target;
 /// Times that a request joins a fetch anew (its leader left, an invalidation overtook it, its fields select another
 /// variant) before it goes for itself.
 const REJOINS: usize = 4;
+
+/// Stands in for a transport without an address.
+const UNKNOWN_PEER: Peer =
+    Peer { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), encrypted: false };
 
 /// One worker's proxy; cheap to clone.
 #[derive(Clone)]
@@ -51,7 +57,7 @@ pub(crate) struct Journey<'a> {
     pub(crate) live: &'a Arc<Live>,
     pub(crate) route: &'a Arc<RouteState>,
     pub(crate) target: &'a Target,
-    pub(crate) client: client::Client,
+    pub(crate) client: Client,
     pub(crate) exchange: Exchange,
     pub(crate) charged: Charged,
     pub(crate) budget: Budget,
@@ -84,11 +90,11 @@ impl Proxy {
         let (mut parts, body) = request.into_parts();
 
         // Who it is comes first: the scheme belongs to the key, the address to limits and logs.
-        let peer = parts.extensions.get::<Peer>().copied();
-        let client = client::identify(peer.as_ref(), &parts.headers, &live.config);
+        let peer = parts.extensions.get::<Peer>().copied().unwrap_or(UNKNOWN_PEER);
+        let client = Client::identify(&peer, &parts.headers, &live.config);
 
         // One form of the target before anything looks at it: what is routed is keyed, limited and forwarded.
-        let mut target = Target::of(&parts, client.scheme);
+        let mut target = Target::of(&parts, client.proto);
         let route = Arc::clone(live.route(&target, &parts));
         if let Some(rule) = &route.rule.cache {
             target.keep_query(&rule.query);
@@ -193,13 +199,16 @@ impl Journey<'_> {
     /// Memory, then the fetch in flight, then a fetch of its own.
     async fn through_cache(&mut self, mut parts: Parts, body: Body) -> Answer {
         let cache = Arc::clone(&self.worker.shared.cache);
-        let Some(rule) = self.route.rule.cache.as_ref() else { return self.pass(&mut parts, body, Forward::Bypass).await };
-        let key = self.route.key(cache.keyring(), self.target, &parts.headers);
+        let (Some(rule), Some(keys)) = (&self.route.rule.cache, &self.route.keys) else {
+            return self.pass(&mut parts, body, Forward::Bypass).await;
+        };
+        let key = self.route.key(self.target, &parts.headers);
         let tags = self.route.tags(self.target);
         let mut why = Forward::UriMiss;
         for _ in 0..REJOINS {
             let (now, steady) = cache.times();
             let ask = Ask {
+                keys,
                 key: &key,
                 headers: &parts.headers,
                 rule,

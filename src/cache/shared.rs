@@ -95,7 +95,7 @@ impl SharedTier {
         let Some(stored) = self.read(redis, ask.key, budget).await? else { return Ok(None) };
         let Stored::Vary(vary) = &stored else { return Ok(Some(self.promote(cache, ask, stored))) };
         let mut variant = Vec::with_capacity(ask.key.len() + 128);
-        cache.keyring().variant(&mut variant, ask.key, &vary.names, ask.headers);
+        ask.keys.variant(&mut variant, ask.key, &vary.names, ask.headers);
         let found = self.read(redis, &variant, budget).await?;
         Ok(found.map(|stored| self.promote(cache, ask, stored)))
     }

@@ -111,7 +111,7 @@ impl Fetch {
         let facts = RequestFacts::of(rule, &http::Method::GET, &self.headers);
         let received =
             Received { status: response.status(), headers: response.headers(), asked_at: sent, received_at: now };
-        match policy::storable(rule, facts, &received, key::spread(self.permit.key(), sent)) {
+        match policy::storable(rule, facts, &received, key::spread(key::hash(self.permit.key()), sent)) {
             Err(refusal) => self.refused(response, refusal).await,
             Ok(plan) => {
                 let entry = self.entry(plan, &received);
@@ -121,12 +121,11 @@ impl Fetch {
     }
 
     fn entry(&self, plan: &Plan, response: &Response<Body>, sent: u64, now: u64) -> Entry {
-        let keyring = self.worker.shared.cache.keyring();
         let mut variant = Vec::with_capacity(self.primary.len() + 64);
         if plan.vary.is_empty() {
             variant.extend_from_slice(&self.primary);
         } else {
-            keyring.variant(&mut variant, &self.primary, &plan.vary, &self.headers);
+            keys.variant(&mut variant, &self.primary, &plan.vary, &self.headers);
         }
         let mut entry = Entry::new(variant, plan, response.status(), response.headers(), sent, now);
         entry.position = self.permit.position();
@@ -136,7 +135,7 @@ impl Fetch {
 
     fn refreshed(&self, entry: &Entry, response: &Response<Body>, sent: u64, now: u64) -> Option<Entry> {
         let rule = self.route.rule.cache.as_ref()?;
-        let spread = key::spread(self.permit.key(), sent);
+        let spread = key::spread(key::hash(self.permit.key()), sent);
         let facts = policy::Asked { headers: &self.headers, method: &http::Method::GET };
         let mut refreshed = entry.refreshed(rule, &facts, response.headers(), sent, now, spread)?;
         refreshed.position = self.permit.position();

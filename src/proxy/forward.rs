@@ -14,7 +14,7 @@ use super::respond::{self, Forward, Forwarded};
 use super::state::RouteState;
 use super::upstream::{Patience, Reply};
 use super::{Journey, headers};
-use crate::cache::{Previous, conditional, key};
+use crate::cache::{Previous, conditional, negotiation};
 use crate::clock::Stopwatch;
 use crate::config::{FieldEdits, Protocol};
 use crate::message::{Answer, Body, Tunnel};
@@ -96,7 +96,7 @@ pub(crate) fn fill_request(journey: &Journey<'_>, parts: &Parts, previous: Optio
     for name in CONDITIONS {
         fields.remove(name);
     }
-    key::normalise_negotiation(&mut fields);
+    negotiation::normalise_negotiation(&mut fields);
     if let Some(previous) = previous
         && let Some(entry) = previous.entry()
     {

@@ -13,9 +13,9 @@ use super::route::Router;
 use super::target::Target;
 use super::upstream::Upstream;
 use crate::cache::Cache;
-use crate::cache::key::Keyring;
+use crate::cache::key::{self, KeyBuilder};
 use crate::cache::shared::SharedTier;
-use crate::config::{Config, Route, Unmatched};
+use crate::config::{Config, FieldEdits, Route, Secret, Unmatched};
 use crate::invalidation::{Invalidation, Subject};
 use crate::kv;
 use crate::limit::{Limiter, RouteLimits};
@@ -24,6 +24,12 @@ use crate::syntax::pattern::{Captures, Pattern};
 
 /// Name under which requests are counted that no route takes.
 pub const UNMATCHED: &str = "-";
+
+/// Longest silence in a tunnel that no route has a word on: the default of `tunnel_idle`.
+const UNMATCHED_TUNNEL_IDLE: Duration = Duration::from_secs(3600);
+
+/// Room for a key of the usual length.
+const USUAL_KEY_BYTES: usize = 256;
 
 /// What all workers share.
 pub struct Shared {
@@ -94,6 +100,8 @@ pub struct RouteState {
     pub rule: Arc<Route>,
     /// Its handles.
     pub metrics: Arc<RouteMetrics>,
+    /// What makes its keys, where it caches.
+    pub keys: Option<KeyBuilder>,
     /// Its limits by stage.
     pub limits: RouteLimits,
     /// Longest silence in a body.
@@ -104,18 +112,20 @@ pub struct RouteState {
 
 impl Live {
     /// Resolves a configuration.
-    pub fn new(config: Arc<Config>, metrics: &Metrics) -> Self {
+    pub fn new(config: Arc<Config>, secret: &Secret, metrics: &Metrics) -> Self {
+        let generation = &config.cache.generation;
         let state = |rule: &Arc<Route>, is_not_found| {
             Arc::new(RouteState {
                 name: rule.name.as_str().into(),
                 metrics: metrics.route(&rule.name),
                 limits: RouteLimits::new(metrics, &rule.name, &rule.limits),
+                keys: rule.cache.as_ref().map(|cache| KeyBuilder::new(generation, &rule.name, cache, secret.expose())),
                 body_idle: rule.body_idle,
                 rule: Arc::clone(rule),
                 is_not_found,
             })
         };
-        let unmatched = Arc::new(Route::unmatched(&config));
+        let unmatched = Arc::new(unmatched(&config));
         Self {
             redis_deadline: config.redis.as_ref().map_or(Duration::ZERO, |redis| redis.deadline),
             router: Router::new(&config.routes),
@@ -147,15 +157,17 @@ impl Live {
 
 impl RouteState {
     /// The primary key of a request.
-    pub fn key(&self, keyring: &Keyring, target: &Target, headers: &HeaderMap) -> Vec<u8> {
-        let mut key = Vec::with_capacity(256);
-        let fields = self.rule.cache.as_ref().map_or(&[][..], |rule| &rule.key_headers);
-        keyring.primary(
-            &mut key,
-            &key_parts(&self.name, target),
-            fields,
-            headers,
-        );
+    pub fn key(&self, target: &Target, headers: &HeaderMap) -> Vec<u8> {
+        let mut key = Vec::with_capacity(USUAL_KEY_BYTES);
+        let asked = key::Target {
+            scheme: target.scheme().as_str(),
+            host: target.host(),
+            path: target.path(),
+            query: target.query(),
+        };
+        if let Some(keys) = &self.keys {
+            keys.primary(&mut key, &asked, headers);
+        }
         key
     }
 
@@ -187,12 +199,22 @@ impl RouteState {
     }
 }
 
-fn key_parts<'t>(route: &'t str, target: &'t Target) -> crate::cache::key::KeyParts<'t> {
-    crate::cache::key::KeyParts {
-        route,
-        scheme: target.scheme().as_str(),
-        host: target.host(),
-        path: target.path(),
-        query: target.query(),
+/// What requests get that no route takes: forwarded as they are.
+fn unmatched(config: &Config) -> Route {
+    Route {
+        name: UNMATCHED.to_owned(),
+        path: Pattern::everything(),
+        hosts: Vec::new(),
+        methods: Vec::new(),
+        headers: Vec::new(),
+        cache: None,
+        limits: Vec::new(),
+        invalidates: None,
+        request: FieldEdits::default(),
+        response: FieldEdits::default(),
+        response_timeout: config.upstream.response_timeout,
+        body_idle: config.server.limits.body_idle,
+        tunnel_idle: UNMATCHED_TUNNEL_IDLE,
+        purge: false,
     }
 }

@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 
 use http::request::Parts;
-use http::uri::{PathAndQuery, Scheme};
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri, header};
 
+use super::client::Scheme;
 use crate::config::{QueryKeep, QueryRule};
 use crate::syntax::path::{self, Ambiguity};
 use crate::syntax::query;
@@ -54,8 +55,8 @@ impl Target {
     }
 
     /// The scheme that the client spoke.
-    pub fn scheme(&self) -> &Scheme {
-        &self.scheme
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
     }
 
     /// Lower-case authority.

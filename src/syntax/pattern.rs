@@ -38,6 +38,11 @@ impl<'p> Captures<'p> {
 }
 
 impl Pattern {
+    /// `/{*path}`: every path.
+    pub fn everything() -> Self {
+        Self { source: "/{*path}".to_owned(), segments: vec![Segment::Rest("path".to_owned())] }
+    }
+
     /// Reads a pattern; its literal segments are normalised as paths are.
     ///
     /// # Errors
