@@ -85,7 +85,7 @@ impl HttpBody for Patient {
                 this.is_silent = false;
                 Poll::Ready(Some(Ok(match frame.into_trailers() {
                     Ok(mut trailers) => {
-                        headers::strip_forbidden_trailers(&mut trailers);
+                        headers::filter_trailers(&mut trailers);
                         Frame::trailers(trailers)
                     }
                     Err(frame) => frame,

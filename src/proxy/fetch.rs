@@ -12,7 +12,7 @@ use http_body::Body as _;
 use tokio::sync::oneshot;
 
 use super::body::Patient;
-use super::respond;
+use super::{headers, respond};
 use super::state::{RouteState, Worker};
 use super::upstream::Patience;
 use crate::cache::entry::{Entry, Stored, Verdict};
@@ -84,7 +84,9 @@ pub(crate) async fn run(mut fetch: Fetch) {
         }
         Ok(reply) => {
             let mut response = reply.response;
-            super::headers::strip_hop_by_hop(response.headers_mut());
+            let version = response.version();
+            headers::strip_hop_by_hop(response.headers_mut());
+            headers::append_via(response.headers_mut(), version);
             fetch.received(response, sent).await;
         }
     }
@@ -120,27 +122,20 @@ impl Fetch {
         }
     }
 
-    fn entry(&self, plan: &Plan, response: &Response<Body>, sent: u64, now: u64) -> Entry {
-        let mut variant = Vec::with_capacity(self.primary.len() + 64);
-        if plan.vary.is_empty() {
-            variant.extend_from_slice(&self.primary);
-        } else {
-            keys.variant(&mut variant, &self.primary, &plan.vary, &self.headers);
+    fn entry(&self, plan: Plan, received: &Received<'_>) -> Entry {
+        let mut key = Vec::with_capacity(self.primary.len() + 64);
+        match &self.route.keys {
+            Some(keys) if !plan.vary.is_empty() => keys.variant(&mut key, &self.primary, &plan.vary, &self.headers),
+            _ => key.extend_from_slice(&self.primary),
         }
-        let mut entry = Entry::new(variant, plan, response.status(), response.headers(), sent, now);
+        let mut entry = Entry::new(key, plan, received);
         entry.position = self.permit.position();
-        entry.fence = self.lease.as_ref().map_or(0, |lease| lease.fence);
+        entry.fence = self.fence();
         entry
     }
 
-    fn refreshed(&self, entry: &Entry, response: &Response<Body>, sent: u64, now: u64) -> Option<Entry> {
-        let rule = self.route.rule.cache.as_ref()?;
-        let spread = key::spread(key::hash(self.permit.key()), sent);
-        let facts = policy::Asked { headers: &self.headers, method: &http::Method::GET };
-        let mut refreshed = entry.refreshed(rule, &facts, response.headers(), sent, now, spread)?;
-        refreshed.position = self.permit.position();
-        refreshed.fence = self.lease.as_ref().map_or(entry.fence, |lease| lease.fence);
-        Some(refreshed)
+    fn fence(&self) -> u64 {
+        self.lease.as_ref().map_or(0, |lease| lease.fence)
     }
 
     /// Reads the body for everybody, as far as there is room for it.

@@ -55,8 +55,9 @@ pub(crate) async fn pass(journey: &mut Journey<'_>, parts: &mut Parts, body: Bod
 /// The answer to a request that was forwarded as it is.
 pub(crate) fn passed(journey: &mut Journey<'_>, reply: Reply, why: Forward) -> Answer {
     let Reply { mut response, upgraded } = reply;
+    let version = response.version();
     let hop = headers::strip_hop_by_hop(response.headers_mut());
-    headers::add_via(response.headers_mut());
+    headers::append_via(response.headers_mut(), version);
     journey.exchange.decide(Outcome::Pass, response.status());
     let forwarded = Forwarded::because(why);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -109,10 +110,11 @@ fn outgoing(journey: &Journey<'_>, parts: &Parts, mut fields: HeaderMap, body: B
     let settings = journey.worker.upstream.settings();
     let hop = headers::strip_hop_by_hop(&mut fields);
     fields.remove(header::EXPECT);
-    if journey.route.rule.cache.is_some() {
-        headers::drop_overrides(&mut fields);
+    if let Some(rule) = &journey.route.rule.cache {
+        headers::drop_overrides(&mut fields, &rule.key_headers);
     }
-    headers::forwarding_fields(&mut fields, &journey.client, journey.target.host_value(), parts.version);
+    headers::set_forwarding(&mut fields, &journey.client, journey.target.host());
+    headers::append_via(&mut fields, parts.version);
     headers::join_cookies(&mut fields);
     let host = match &settings.target {
         crate::config::Target::Tcp { authority, .. } if !settings.preserve_host => HeaderValue::from_str(authority).ok(),
