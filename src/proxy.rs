@@ -1,3 +1,4 @@
 //! The request's way.
 
+pub mod client;
 pub mod route;
