@@ -3,6 +3,11 @@
 //! `raw` mirrors the TOML with spans, `check` turns it into these types and collects every problem with its place and
 //! remedy, `report` prints them, `watch` reloads. Everything here is immutable and shared behind an `Arc`.
 
+pub mod overrides;
+pub mod report;
+
+mod machine;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -12,6 +17,9 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
+
+pub use overrides::Overrides;
+pub use report::Report;
 
 use crate::syntax::glob::Glob;
 use crate::syntax::pattern::Pattern;
@@ -193,6 +201,8 @@ pub enum Protocol {
 pub struct Redis {
     /// `redis://` or `unix://` address; may hold a password.
     pub url: Secret,
+    /// Password from a file or the environment; wins over the one in the address.
+    pub password: Option<Secret>,
     /// Prefix of every key and channel.
     pub namespace: String,
     /// Longest that one request waits for Redis, all in all.
@@ -442,6 +452,17 @@ pub enum QueryKeep {
     Except(Vec<Glob>),
     /// Only these.
     Only(Vec<Glob>),
+}
+
+/// A configuration that holds, what is worth a word about it, and the files it came from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The checked configuration.
+    pub config: Config,
+    /// Nothing that stops Weir; perhaps empty.
+    pub warnings: Report,
+    /// To watch: the file itself and every secret file it names.
+    pub files: Vec<PathBuf>,
 }
 
 impl Config {
