@@ -5,8 +5,18 @@
 
 pub mod overrides;
 pub mod report;
+pub mod schema;
+pub mod watch;
 
+mod check;
+mod load;
 mod machine;
+mod raw;
+mod reload;
+mod text;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -17,6 +27,8 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 pub use overrides::Overrides;
 pub use report::Report;
@@ -67,16 +79,19 @@ pub struct Server {
 }
 
 /// `server.unmatched`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Unmatched {
     /// Forward untouched, counted as route `-`.
     Forward,
     /// Answer 404.
+    #[serde(rename = "404")]
     NotFound,
 }
 
 /// `server.ambiguous_paths`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum AmbiguousPaths {
     /// Answer 400.
     Reject,
@@ -118,7 +133,8 @@ pub struct Log {
 }
 
 /// `log.format`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// One JSON object a line.
     Json,
@@ -188,16 +204,18 @@ pub enum Target {
 }
 
 /// `upstream.protocol`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Protocol {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2 by prior knowledge.
+    #[serde(rename = "h2")]
     Http2,
 }
 
 /// `[redis]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redis {
     /// `redis://` or `unix://` address; may hold a password.
     pub url: Secret,
@@ -275,7 +293,8 @@ pub enum IdentityPart {
 }
 
 /// `on`: which requests a limit counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Every request.
     Request,
@@ -286,7 +305,8 @@ pub enum Stage {
 }
 
 /// `redis_down`: what a limit does while Redis does not answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum RedisDown {
     /// Rate and burst divided by the pods, in memory.
     Local,
@@ -389,7 +409,8 @@ pub struct CacheRule {
 }
 
 /// `cache.upstream_ttl`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum UpstreamTtl {
     /// The upstream's lifetimes win.
     Respect,
@@ -398,7 +419,8 @@ pub enum UpstreamTtl {
 }
 
 /// `cache.credentials`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Credentials {
     /// `ttl` never applies to a request with credentials that are not part of the key.
     Protect,
@@ -407,7 +429,8 @@ pub enum Credentials {
 }
 
 /// `cache.cookies`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Cookies {
     /// An answer that sets a cookie is not stored.
     Refuse,
@@ -416,7 +439,8 @@ pub enum Cookies {
 }
 
 /// `cache.client_directives`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum ClientDirectives {
     /// A client's reload is no way past the cache.
     Ignore,
@@ -425,7 +449,8 @@ pub enum ClientDirectives {
 }
 
 /// `cache.cut_off`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum CutOff {
     /// Trust an entry for B after this pod asked for it.
     Bound,

@@ -55,7 +55,7 @@ impl Overrides {
     }
 
     /// Puts every setting into `root`, and its place into `sources`.
-    pub(super) fn apply(&self, root: &mut DeTable<'_>, sources: &mut Sources<'_>, problems: &mut Vec<Problem>) {
+    pub(super) fn apply<'o>(&'o self, root: &mut DeTable<'o>, sources: &mut Sources<'_>, problems: &mut Vec<Problem>) {
         for entry in &self.entries {
             let value = entry.setting.as_ref().map_or("", |(_, value)| value.as_str());
             let span = sources.add(&entry.label, value, entry.from_environment);
@@ -103,19 +103,15 @@ fn named(parts: Vec<String>, value: String, example: &str) -> Result<(Vec<String
 }
 
 /// A TOML value where the text is one (`512`, `true`, `["10.0.0.0/8"]`), else the text itself.
-fn parse(text: &str, span: &Span) -> DeValue<'static> {
+fn parse<'o>(text: &'o str, span: &Span) -> DeValue<'o> {
     match DeValue::parse(text.trim()) {
-        Ok(value) => {
-            let mut value = value.into_inner();
-            value.make_owned();
-            moved(value, span)
-        }
-        Err(_) => DeValue::String(Cow::Owned(text.to_owned())),
+        Ok(value) => moved(value.into_inner(), span),
+        Err(_) => DeValue::String(Cow::Borrowed(text)),
     }
 }
 
 /// `value`, with `span` for itself and all of its parts.
-fn moved(value: DeValue<'static>, span: &Span) -> DeValue<'static> {
+fn moved<'o>(value: DeValue<'o>, span: &Span) -> DeValue<'o> {
     match value {
         DeValue::Array(array) => DeValue::Array(
             array.into_iter().map(|item| Spanned::new(span.clone(), moved(item.into_inner(), span))).collect(),
@@ -133,9 +129,14 @@ fn moved(value: DeValue<'static>, span: &Span) -> DeValue<'static> {
     }
 }
 
-fn put(table: &mut DeTable<'_>, key: &[String], value: DeValue<'static>, span: &Span) -> Result<(), (String, String)> {
+fn put<'o>(
+    table: &mut DeTable<'o>,
+    key: &'o [String],
+    value: DeValue<'o>,
+    span: &Span,
+) -> Result<(), (String, String)> {
     let Some((first, rest)) = key.split_first() else { return Ok(()) };
-    let spanned = Spanned::new(span.clone(), Cow::Owned(first.clone()));
+    let spanned = Spanned::new(span.clone(), Cow::Borrowed(first.as_str()));
     if rest.is_empty() {
         table.remove(first.as_str());
         table.insert(spanned, Spanned::new(span.clone(), value));

@@ -6,6 +6,9 @@ use std::ops::Range;
 /// Longest source line that is shown under a problem, in characters.
 const SNIPPET_CHARS: usize = 160;
 
+/// Keys that hold a secret themselves; they are allowed in the environment only, and not shown from anywhere.
+const SECRET_KEYS: [&str; 3] = ["password", "token", "key_secret"];
+
 /// Whether a problem stops Weir.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
@@ -163,7 +166,7 @@ impl<'t> Sources<'t> {
     }
 
     /// Whether `span` belongs to a variable of the environment.
-    pub(super) fn from_environment(&self, span: &Span) -> bool {
+    pub(super) fn is_environment(&self, span: &Span) -> bool {
         self.extra(span).is_some_and(|extra| extra.from_environment)
     }
 
@@ -217,23 +220,34 @@ impl<'t> Sources<'t> {
     }
 }
 
-/// The line with whatever stands between `://` and `@` starred out, character by character, so that columns still fit.
+/// The line with secrets starred out, character by character, so that columns still fit: whatever stands between `://` and
+/// `@`, and whatever follows a key that holds a secret itself.
 fn mask(line: &str) -> String {
     let mut chars: Vec<char> = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let mut index = 0;
-    while index + 2 < chars.len() {
-        if chars[index..index + 3] != [':', '/', '/'] {
+    while index < chars.len() {
+        let rest = &chars[index..];
+        if rest.starts_with(&[':', '/', '/']) {
+            let to = rest.iter().position(|c| matches!(c, '"' | '\'')).unwrap_or(rest.len());
+            if let Some(at) = rest[3.min(to)..to].iter().rposition(|&c| c == '@') {
+                chars[index + 3..index + 3 + at].fill('*');
+            }
+            index += to.max(3);
+        } else if let Some(value) = secret_value(rest) {
+            chars[index + value..].iter_mut().filter(|c| **c != ' ').for_each(|c| *c = '*');
+            break;
+        } else {
             index += 1;
-            continue;
         }
-        let from = index + 3;
-        let to = chars[from..].iter().position(|c| matches!(c, '"' | '\'')).map_or(chars.len(), |at| from + at);
-        if let Some(at) = chars[from..to].iter().rposition(|&c| c == '@') {
-            chars[from..from + at].fill('*');
-        }
-        index = to;
     }
     chars.into_iter().collect()
+}
+
+/// Where the value begins, if `rest` begins with a key that holds a secret, and `=`.
+fn secret_value(rest: &[char]) -> Option<usize> {
+    let key = SECRET_KEYS.iter().find(|key| key.chars().eq(rest.iter().copied().take(key.len())))?;
+    let equals = rest[key.len()..].iter().position(|c| !matches!(c, ' ' | '"' | '\''))?;
+    (rest[key.len() + equals] == '=').then_some(key.len() + equals + 1)
 }
 
 #[cfg(test)]
@@ -265,7 +279,7 @@ mod tests {
         let second = sources.add("WEIR__A", "2", true);
         assert_eq!(sources.problem(Severity::Error, Some(&first), "", "").place, Place::Override("--set a".into()));
         assert_eq!(sources.override_text(&second), Some("2"));
-        assert!(sources.from_environment(&second) && !sources.from_environment(&first));
+        assert!(sources.is_environment(&second) && !sources.is_environment(&first));
         assert_eq!(sources.override_text(&(0..1)), None);
     }
 }

@@ -1,0 +1,160 @@
+//! `[[limit]]`, and limits inside a route.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Check, nearest};
+use crate::config::raw::{self, Algorithm, At, LimitUse};
+use crate::config::report::Span;
+use crate::config::{IdentityPart, Limit, RedisDown, Stage};
+use crate::syntax::rate::Rate;
+
+/// Largest bucket, in requests; the scripts count in doubles, which hold it exactly.
+const MOST_BURST: u32 = 1_000_000_000;
+/// Most parts of one identity.
+const MOST_PARTS: usize = 8;
+/// Most limits of one route: all of one stage are taken in one script.
+const MOST_LIMITS: usize = 16;
+
+/// A shared limit: where its name stands, and the limit unless it is wrong.
+pub(super) struct Shared {
+    pub(super) span: Span,
+    pub(super) limit: Option<Arc<Limit>>,
+}
+
+/// Shared limits by name.
+pub(super) type SharedLimits = BTreeMap<String, Shared>;
+
+impl Check<'_, '_> {
+    pub(super) fn shared_limits(&mut self, raw: &[At<raw::Limit>]) -> SharedLimits {
+        let mut shared = SharedLimits::new();
+        for raw in raw {
+            let name_span = raw.value.name.as_ref().map_or_else(|| raw.span(), At::span);
+            let Some((name, limit)) = self.limit(&raw.value, &raw.span(), None) else { continue };
+            if shared.contains_key(&name) {
+                let remedy = "give each limit a name of its own";
+                self.error(&name_span, format!("there is another limit named \"{name}\" above"), remedy);
+                continue;
+            }
+            shared.insert(name, Shared { span: name_span, limit: limit.map(Arc::new) });
+        }
+        shared
+    }
+
+    /// A route's limits, in order.
+    pub(super) fn route_limits(&mut self, raw: &[At<LimitUse>], route: &str, shared: &SharedLimits) -> Vec<Arc<Limit>> {
+        let mut limits: Vec<Arc<Limit>> = Vec::new();
+        let mut names: Vec<String> = Vec::new();
+        for entry in raw {
+            let (name, limit, span) = match &entry.value {
+                LimitUse::Shared(name) => match shared.get(name) {
+                    Some(known) => (name.clone(), known.limit.clone(), entry.span()),
+                    None => {
+                        self.unknown_limit(name, &entry.span(), shared);
+                        continue;
+                    }
+                },
+                LimitUse::Own(own) => {
+                    let span = own.name.as_ref().map_or_else(|| entry.span(), At::span);
+                    let Some((name, limit)) = self.limit(own, &entry.span(), Some(route)) else { continue };
+                    (name, limit.map(Arc::new), span)
+                }
+            };
+            if names.contains(&name) {
+                let remedy = "give each limit of a route a name of its own, and name a shared one once";
+                self.error(&span, format!("this route has a limit named \"{name}\" already"), remedy);
+                continue;
+            }
+            if names.len() == MOST_LIMITS {
+                self.error(
+                    &span,
+                    format!("a route has at most {MOST_LIMITS} limits"),
+                    "remove some, or combine their keys",
+                );
+                break;
+            }
+            names.push(name);
+            limits.extend(limit);
+        }
+        limits
+    }
+
+    fn unknown_limit(&mut self, name: &str, span: &Span, shared: &SharedLimits) {
+        let remedy = match nearest(name, shared.keys().map(String::as_str)) {
+            Some(near) => format!("write \"{near}\""),
+            None => format!("add a [[limit]] with name = \"{}\"", name.escape_debug()),
+        };
+        self.error(span, format!("there is no limit named \"{}\"", name.escape_debug()), remedy);
+    }
+
+    /// The limit's name, if it has one, and the limit, if it is right. `route` is where it stands, for one inside a route.
+    fn limit(&mut self, raw: &raw::Limit, span: &Span, route: Option<&str>) -> Option<(String, Option<Limit>)> {
+        let name = self.read(&raw.name).map(|name| name.0);
+        let key = raw.key.as_ref().and_then(|key| self.identity(key));
+        let rate = self.read(&raw.rate);
+        let burst = match &raw.burst {
+            Some(at) if at.value == 0 => {
+                self.error(&at.span(), "a burst of 0 lets nothing through", "write at least 1");
+                None
+            }
+            _ => self.count(&raw.burst, 1..=MOST_BURST),
+        };
+        if let Some(at) = raw.algorithm.as_ref().filter(|at| at.value != Algorithm::TokenBucket) {
+            self.refuse(&at.span(), "algorithm", "write \"token_bucket\", or leave the key out");
+        }
+        if let Some(at) = &raw.after_loss {
+            self.refuse(&at.span(), "after_loss", "remove the key");
+        }
+        let on = raw.on.as_ref().map_or(Stage::Request, |at| at.value);
+        let name = name?;
+        let (Some(key), Some(rate)) = (key, rate) else { return Some((name, None)) };
+        if key.contains(&IdentityPart::Ip) && self.proxies_unsaid {
+            let key_span = raw.key.as_ref().map_or_else(|| span.clone(), At::span);
+            let text =
+                format!("limit \"{name}\" counts by `ip`, and no proxy is trusted: behind one, all clients are one");
+            self.warn(
+                &key_span,
+                text,
+                "name the proxy in `server.trusted_proxies`, or write trusted_proxies = [] if there is none",
+            );
+        }
+        let scope = route.map_or_else(|| name.clone(), |route| format!("{route}/{name}"));
+        let limit = Limit {
+            name: name.clone(),
+            scope,
+            key,
+            rate,
+            burst: burst.unwrap_or_else(|| default_burst(rate)),
+            on,
+            dry_run: raw.dry_run.as_ref().is_some_and(|at| at.value),
+            redis_down: raw.redis_down.as_ref().map_or(RedisDown::Local, |at| at.value),
+        };
+        Some((name, Some(limit)))
+    }
+
+    fn identity(&mut self, raw: &At<Vec<At<crate::config::text::Text<IdentityPart>>>>) -> Option<Vec<IdentityPart>> {
+        if raw.value.is_empty() {
+            self.error(&raw.span(), "`key` is empty", "write [\"route\"] to count all requests of a route together");
+            return None;
+        }
+        if raw.value.len() > MOST_PARTS {
+            self.error(&raw.span(), format!("`key` has more than {MOST_PARTS} parts"), "remove some");
+            return None;
+        }
+        let mut parts = Vec::with_capacity(raw.value.len());
+        for text in &raw.value {
+            let part = self.read_at(text)?;
+            if parts.contains(&part) {
+                self.error(&text.span(), format!("\"{}\" is there twice", text.value.source()), "remove one");
+            }
+            parts.push(part);
+        }
+        Some(parts)
+    }
+}
+
+/// The requests of one second, at least one.
+fn default_burst(rate: Rate) -> u32 {
+    let second = u64::from(rate.amount) * 1000 / u64::from(rate.period_ms.max(1));
+    u32::try_from(second).unwrap_or(MOST_BURST).clamp(1, MOST_BURST)
+}

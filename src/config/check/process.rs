@@ -1,0 +1,267 @@
+//! `[server]`, `[admin]`, `[log]`, `[upstream]` and `[cache]`: what the process has one of.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Uri;
+
+use super::{Check, bytes};
+use crate::config::raw::{self, At, UpstreamHost};
+use crate::config::{
+    Admin, AmbiguousPaths, CacheTiers, Log, LogFormat, Protocol, Server, ServerLimits, Target, Unmatched, Upstream,
+};
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080);
+const ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
+/// Most worker threads; more than any machine has CPUs.
+const MOST_WORKERS: u32 = 1024;
+/// Most connections of either side; below what a process can have open files.
+const MOST_CONNECTIONS: u32 = 1_000_000;
+/// A request line and a `Host` must fit.
+const HEAD: std::ops::RangeInclusive<usize> = KIB..=MIB;
+/// More attempts than this help nobody who waits.
+const MOST_RETRIES: u32 = 10;
+/// Shorter than this, no peer could ever be in time.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+/// The bound B is proved every quarter of it: below this, proving would be all that a pod does.
+pub(super) const SHORTEST_BOUND: Duration = Duration::from_millis(100);
+/// `upstream.response_timeout` where it is not set.
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+
+const MEMORY: usize = 256 * MIB;
+const FILL_MEMORY: usize = 64 * MIB;
+const MAX_OBJECT: usize = 4 * MIB;
+const COMPRESS_OVER: usize = 16 * KIB;
+const MAX_STALENESS: Duration = Duration::from_secs(10);
+const GENERATION: &str = "v1";
+/// Largest memory setting: far above any machine, far below an overflow of sums.
+const MOST_BYTES: usize = 1 << 44;
+
+fn nonzero(count: u32) -> NonZeroUsize {
+    NonZeroUsize::new(count as usize).unwrap_or(NonZeroUsize::MIN)
+}
+
+impl Check<'_, '_> {
+    pub(super) fn server(&mut self, raw: Option<&raw::Server>) -> Server {
+        let absent = raw::Server::default();
+        let raw = raw.unwrap_or(&absent);
+        if let Some(tls) = &raw.tls {
+            self.refuse(&tls.span(), "server.tls", "remove the table, and end TLS in front of Weir");
+        }
+        let limits = raw.limits.as_ref();
+        Server {
+            listen: self.read(&raw.listen).unwrap_or(LISTEN),
+            workers: self.count(&raw.workers, 1..=MOST_WORKERS).map_or(self.machine.cpus, nonzero),
+            trusted_proxies: self.read_all(&raw.trusted_proxies),
+            unmatched: raw.unmatched.as_ref().map_or(Unmatched::Forward, |at| at.value),
+            ambiguous_paths: raw.ambiguous_paths.as_ref().map_or(AmbiguousPaths::Reject, |at| at.value),
+            lame_duck: self.duration(&raw.lame_duck, Duration::ZERO).unwrap_or(Duration::from_secs(5)),
+            drain: self.duration(&raw.drain, Duration::ZERO).unwrap_or(Duration::from_secs(20)),
+            limits: self.server_limits(limits),
+        }
+    }
+
+    fn server_limits(&mut self, raw: Option<&raw::ServerLimits>) -> ServerLimits {
+        let absent = raw::ServerLimits::default();
+        let raw = raw.unwrap_or(&absent);
+        ServerLimits {
+            connections: self.count(&raw.connections, 1..=MOST_CONNECTIONS).unwrap_or(10_000) as usize,
+            head: self.size(&raw.head, HEAD).unwrap_or(32 * KIB),
+            head_timeout: self.duration(&raw.head_timeout, SHORTEST_WAIT).unwrap_or(Duration::from_secs(10)),
+            body_idle: self.duration(&raw.body_idle, SHORTEST_WAIT).unwrap_or(Duration::from_secs(30)),
+            keep_alive: self.duration(&raw.keep_alive, SHORTEST_WAIT).unwrap_or(Duration::from_secs(75)),
+        }
+    }
+
+    pub(super) fn admin(&mut self, raw: Option<&raw::Admin>, server: &Server) -> Admin {
+        let absent = raw::Admin::default();
+        let raw = raw.unwrap_or(&absent);
+        let listen = self.read(&raw.listen).unwrap_or(ADMIN_LISTEN);
+        let same_ip =
+            listen.ip() == server.listen.ip() || listen.ip().is_unspecified() || server.listen.ip().is_unspecified();
+        if let Some(at) = &raw.listen
+            && listen.port() != 0
+            && listen.port() == server.listen.port()
+            && same_ip
+        {
+            let text = format!("`admin.listen` takes port {}, which `server.listen` has", listen.port());
+            self.error(&at.span(), text, "choose another port, such as 9901");
+        }
+        Admin { listen, token: self.secret("admin.token", &raw.token_file, &raw.token) }
+    }
+
+    pub(super) fn log(&mut self, raw: Option<&raw::Log>) -> Log {
+        Log {
+            format: raw.and_then(|raw| raw.format.as_ref()).map_or(LogFormat::Json, |at| at.value),
+            access: raw.and_then(|raw| raw.access.as_ref()).is_none_or(|at| at.value),
+        }
+    }
+
+    pub(super) fn upstream(&mut self, raw: &raw::Upstream, server: &Server) -> Option<Upstream> {
+        let target = raw.url.as_ref().and_then(|url| self.target(url, server));
+        let host = raw.host.as_ref().map_or(UpstreamHost::Preserve, |at| at.value);
+        let connections = self.count(&raw.connections, 1..=MOST_CONNECTIONS);
+        let upstream = Upstream {
+            target: Target::Unix(PathBuf::new()),
+            protocol: raw.protocol.as_ref().map_or(Protocol::Http1, |at| at.value),
+            preserve_host: host == UpstreamHost::Preserve,
+            connect_timeout: self.duration(&raw.connect_timeout, SHORTEST_WAIT).unwrap_or(Duration::from_secs(1)),
+            response_timeout: self.duration(&raw.response_timeout, SHORTEST_WAIT).unwrap_or(RESPONSE_TIMEOUT),
+            idle_timeout: self.duration(&raw.idle_timeout, Duration::ZERO).unwrap_or(Duration::from_secs(4)),
+            connections: connections.map_or(nonzero(512), nonzero),
+            queue_timeout: self.duration(&raw.queue_timeout, Duration::ZERO).unwrap_or(Duration::from_secs(5)),
+            retries: self.count(&raw.retries, 0..=MOST_RETRIES).unwrap_or(1),
+        };
+        target.map(|target| Upstream { target, ..upstream })
+    }
+
+    fn target(&mut self, url: &At<String>, server: &Server) -> Option<Target> {
+        const EXAMPLE: &str = "write \"http://127.0.0.1:3000\", or \"unix:/run/app.sock\"";
+        let span = url.span();
+        let text = url.value.as_str();
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            if path.len() < 2 || !path.starts_with('/') {
+                self.error(&span, "the path of the socket is not absolute", "write \"unix:/run/app.sock\"");
+                return None;
+            }
+            return Some(Target::Unix(PathBuf::from(path)));
+        }
+        let Some((scheme, rest)) = text.split_once("://") else {
+            let remedy = if text.contains([':', '.']) && !text.contains(['@', '/', ' ']) {
+                format!("write \"http://{text}\"")
+            } else {
+                EXAMPLE.to_owned()
+            };
+            self.error(&span, "`upstream.url` has no scheme", remedy);
+            return None;
+        };
+        match scheme.to_ascii_lowercase().as_str() {
+            "http" => {}
+            "https" => {
+                self.refuse(
+                    &span,
+                    "https",
+                    "speak \"http://\" to the service beside Weir, or put a TLS client between them",
+                );
+                return None;
+            }
+            _ => {
+                self.error(&span, "`upstream.url` has an unknown scheme", EXAMPLE);
+                return None;
+            }
+        }
+        if rest.contains('@') {
+            self.error(
+                &span,
+                "`upstream.url` holds a user name",
+                "remove it, and set `request.set` on the routes instead",
+            );
+            return None;
+        }
+        let parsed = text.parse::<Uri>().ok().filter(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+        let port_is_wrong =
+            |uri: &Uri| uri.authority().is_some_and(|a| a.port().is_some() && a.port_u16().is_none_or(|p| p == 0));
+        let Some(uri) = parsed.filter(|uri| !port_is_wrong(uri)) else {
+            self.error(&span, "`upstream.url` is not a URL", EXAMPLE);
+            return None;
+        };
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() || text.contains('#') {
+            let remedy = format!("write \"http://{authority}\": the request's own path is forwarded");
+            self.error(&span, "`upstream.url` has a path", remedy);
+            return None;
+        }
+        let host = uri.host().unwrap_or("").trim_matches(['[', ']']).to_ascii_lowercase();
+        let port = uri.port_u16().unwrap_or(80);
+        if is_own(&host, port, server.listen) {
+            let text = "`upstream.url` is where this Weir itself listens: requests would go round for ever";
+            self.error(&span, text, "write the port of the service, or change `server.listen`");
+            return None;
+        }
+        Some(Target::Tcp { host, port, authority: authority.to_ascii_lowercase() })
+    }
+
+    pub(super) fn tiers(&mut self, raw: Option<&raw::Cache>) -> CacheTiers {
+        let absent = raw::Cache::default();
+        let raw = raw.unwrap_or(&absent);
+        let memory = self.size(&raw.memory, 0..=MOST_BYTES).unwrap_or_else(|| default_memory(self.machine.memory));
+        let room = if memory == 0 { MAX_OBJECT } else { MAX_OBJECT.min(memory) };
+        let max_object = self.size(&raw.max_object, 1..=MOST_BYTES).unwrap_or(room);
+        if let Some(at) = &raw.max_object
+            && memory > 0
+            && max_object > memory
+        {
+            let text = format!("`cache.max_object` is larger than `cache.memory` ({})", bytes(memory));
+            self.error(&at.span(), text, "make it smaller, or raise `cache.memory`");
+        }
+        let fill_memory = self.size(&raw.fill_memory, 1..=MOST_BYTES).unwrap_or(FILL_MEMORY.max(max_object));
+        if let Some(at) = &raw.fill_memory
+            && fill_memory < max_object
+        {
+            let text = format!("`cache.fill_memory` is smaller than `cache.max_object` ({})", bytes(max_object));
+            self.error(
+                &at.span(),
+                text,
+                format!("write at least \"{}\", or lower `cache.max_object`", bytes(max_object)),
+            );
+        }
+        CacheTiers {
+            memory,
+            fill_memory,
+            max_object,
+            compress_over: self.size(&raw.compress_over, 0..=MOST_BYTES).unwrap_or(COMPRESS_OVER),
+            max_staleness: self.duration(&raw.max_staleness, SHORTEST_BOUND).unwrap_or(MAX_STALENESS),
+            generation: self.read(&raw.generation).map_or_else(|| GENERATION.to_owned(), |name| name.0),
+        }
+    }
+}
+
+/// The smaller of 256 MiB and 40% of what the control group allows: the rest is for connections and fills.
+fn default_memory(limit: Option<u64>) -> usize {
+    let share = limit.map(|limit| limit / 5 * 2).and_then(|share| usize::try_from(share).ok());
+    share.map_or(MEMORY, |share| share.min(MEMORY))
+}
+
+fn is_own(host: &str, port: u16, listen: SocketAddr) -> bool {
+    if port != listen.port() {
+        return false;
+    }
+    let ip = match host {
+        "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        _ => host.parse::<IpAddr>().ok(),
+    };
+    let local = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+    ip.is_some_and(|ip| {
+        ip == listen.ip()
+            || (local(ip)
+                && (listen.ip().is_unspecified() || ip == Ipv6Addr::LOCALHOST && listen.ip() == Ipv4Addr::LOCALHOST))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_follows_the_control_group() {
+        assert_eq!(default_memory(None), MEMORY);
+        assert_eq!(default_memory(Some(100 * MIB as u64)), 40 * MIB);
+        assert_eq!(default_memory(Some(1 << 40)), MEMORY);
+    }
+
+    #[test]
+    fn a_loop_to_itself_is_seen() {
+        let listen = "0.0.0.0:8080".parse().unwrap();
+        assert!(is_own("127.0.0.1", 8080, listen) && is_own("localhost", 8080, listen) && is_own("::1", 8080, listen));
+        assert!(
+            !is_own("127.0.0.1", 3000, listen) && !is_own("10.1.2.3", 8080, listen) && !is_own("app", 8080, listen)
+        );
+        assert!(!is_own("127.0.0.1", 8080, "10.1.2.3:8080".parse().unwrap()));
+    }
+}

@@ -1,0 +1,483 @@
+//! The TOML as it is written, every value with its place. Nothing here is checked beyond its type.
+//!
+//! These types are also where the known keys come from: `schema` turns them into a JSON Schema, and `check::shape` holds
+//! the document against that before it is read into them.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method};
+use ipnet::IpNet;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::report::Span;
+use super::text::{Host, Name, Namespace, Text};
+use super::{
+    AmbiguousPaths, ClientDirectives, Cookies, Credentials, CutOff, IdentityPart, LogFormat, Protocol, RedisDown,
+    Stage, Unmatched, UpstreamTtl,
+};
+use crate::syntax::glob::Glob;
+use crate::syntax::pattern::Pattern;
+use crate::syntax::rate::Rate;
+use crate::syntax::template::Template;
+
+/// A value and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct At<T> {
+    /// What was written.
+    pub(super) value: T,
+    /// Where; last, so that values are what is compared first.
+    pub(super) span: SpanKey,
+}
+
+/// A span that can be compared, so that [`At`] can be a key of a map.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SpanKey(usize, usize);
+
+impl<T> At<T> {
+    /// Where it stands.
+    pub(super) fn span(&self) -> Span {
+        self.span.0..self.span.1
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = toml::Spanned::<T>::deserialize(deserializer)?;
+        let span = spanned.span();
+        Ok(Self { value: spanned.into_inner(), span: SpanKey(span.start, span.end) })
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for At<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+/// A setting that may be left out.
+pub(super) type Maybe<T> = Option<At<T>>;
+/// A setting that is text with a grammar, and may be left out.
+pub(super) type MaybeText<T> = Option<At<Text<T>>>;
+/// A list of texts with a grammar.
+pub(super) type Texts<T> = Option<Vec<At<Text<T>>>>;
+
+/// Configuration of Weir.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Weir")]
+pub(super) struct Raw {
+    /// Where requests come in.
+    pub(super) server: Option<Server>,
+    /// The operator's port.
+    pub(super) admin: Option<Admin>,
+    /// What is logged.
+    pub(super) log: Option<Log>,
+    /// The service that Weir stands beside.
+    #[schemars(required)]
+    pub(super) upstream: Option<Upstream>,
+    /// The store that all pods share; without it everything stays inside the process.
+    pub(super) redis: Maybe<Redis>,
+    /// Bounds of the cache that all routes share.
+    pub(super) cache: Option<Cache>,
+    /// Limits that routes share by name.
+    pub(super) limit: Option<Vec<At<Limit>>>,
+    /// Which requests are treated how.
+    pub(super) route: Option<Vec<At<Route>>>,
+}
+
+/// `[server]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Server {
+    /// Address to accept on; port 0 takes a free one.
+    pub(super) listen: MaybeText<SocketAddr>,
+    /// Worker threads; by default the CPUs that this process may use.
+    pub(super) workers: Maybe<i64>,
+    /// Peers whose X-Forwarded-For and Forwarded are believed.
+    pub(super) trusted_proxies: Texts<IpNet>,
+    /// What happens to a request that no route takes.
+    pub(super) unmatched: Maybe<Unmatched>,
+    /// What happens to a path that two servers could read two ways.
+    pub(super) ambiguous_paths: Maybe<AmbiguousPaths>,
+    /// Unready but still accepting, after SIGTERM.
+    pub(super) lame_duck: MaybeText<Duration>,
+    /// Longest wait for requests in flight, after that.
+    pub(super) drain: MaybeText<Duration>,
+    /// Caps and deadlines of one connection.
+    pub(super) limits: Option<ServerLimits>,
+    /// Not available in this version.
+    pub(super) tls: Maybe<Tls>,
+}
+
+/// `[server.limits]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServerLimits {
+    /// Open client connections.
+    pub(super) connections: Maybe<i64>,
+    /// Size of request line and fields.
+    pub(super) head: MaybeText<usize>,
+    /// From the first byte wanted to the end of the head.
+    pub(super) head_timeout: MaybeText<Duration>,
+    /// Longest silence inside a body, either direction.
+    pub(super) body_idle: MaybeText<Duration>,
+    /// Longest pause between requests on one connection.
+    pub(super) keep_alive: MaybeText<Duration>,
+}
+
+/// `[server.tls]`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    /// Not available in this version.
+    #[serde(rename = "cert")]
+    pub(super) _cert: Maybe<String>,
+    /// Not available in this version.
+    #[serde(rename = "key")]
+    pub(super) _key: Maybe<String>,
+}
+
+/// `[admin]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Admin {
+    /// Address of the operator's port.
+    pub(super) listen: MaybeText<SocketAddr>,
+    /// File with the bearer token; without one only loopback peers may change anything.
+    pub(super) token_file: Maybe<String>,
+    /// The token itself; only from the environment (`WEIR__ADMIN__TOKEN`).
+    pub(super) token: Maybe<String>,
+}
+
+/// `[log]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Log {
+    /// JSON lines or text for people.
+    pub(super) format: Maybe<LogFormat>,
+    /// One line a request.
+    pub(super) access: Maybe<bool>,
+}
+
+/// `[upstream]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Upstream {
+    /// Where the service listens: `http://host:port` or `unix:/path`.
+    #[schemars(required)]
+    pub(super) url: Maybe<String>,
+    /// How it is spoken to.
+    pub(super) protocol: Maybe<Protocol>,
+    /// The `Host` that it sees: the client's own, or its own name.
+    pub(super) host: Maybe<UpstreamHost>,
+    /// Longest wait for a connection to open.
+    pub(super) connect_timeout: MaybeText<Duration>,
+    /// Longest wait for a response head.
+    pub(super) response_timeout: MaybeText<Duration>,
+    /// How long an unused connection is kept; below the upstream's own time.
+    pub(super) idle_timeout: MaybeText<Duration>,
+    /// Open connections in the whole process.
+    pub(super) connections: Maybe<i64>,
+    /// Longest wait for one of them.
+    pub(super) queue_timeout: MaybeText<Duration>,
+    /// Further attempts at what was never sent, or is safe and unanswered.
+    pub(super) retries: Maybe<i64>,
+}
+
+/// `upstream.host`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum UpstreamHost {
+    /// The client's own.
+    Preserve,
+    /// The upstream's authority.
+    Upstream,
+}
+
+/// `[redis]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Redis {
+    /// `redis://host:port/db` or `unix:///path`.
+    pub(super) url: Maybe<String>,
+    /// Not available in this version.
+    pub(super) nodes: Maybe<Vec<String>>,
+    /// Kind of Redis; only "standalone" is available in this version.
+    pub(super) mode: Maybe<RedisMode>,
+    /// Prefix of every key and channel: environment and service.
+    #[schemars(required)]
+    pub(super) namespace: MaybeText<Namespace>,
+    /// Longest that one request waits for Redis, all in all.
+    pub(super) deadline: MaybeText<Duration>,
+    /// Longest that readiness waits for Redis at start.
+    pub(super) startup_wait: MaybeText<Duration>,
+    /// Larger stored values stay in memory.
+    pub(super) max_value: MaybeText<usize>,
+    /// File with the key under which identities and credentials are hashed; by default derived from the namespace.
+    pub(super) key_secret_file: Maybe<String>,
+    /// That key itself; only from the environment (`WEIR__REDIS__KEY_SECRET`).
+    pub(super) key_secret: Maybe<String>,
+    /// File with the password; wins over the one in the address.
+    pub(super) password_file: Maybe<String>,
+    /// The password itself; only from the environment (`WEIR__REDIS__PASSWORD`).
+    pub(super) password: Maybe<String>,
+    /// Pods that share the limits, where the fleet cannot be seen.
+    pub(super) replicas: Maybe<i64>,
+}
+
+/// `redis.mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RedisMode {
+    /// One server.
+    Standalone,
+    /// Not available in this version.
+    Cluster,
+    /// Not available in this version.
+    Sentinel,
+}
+
+/// `[cache]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Cache {
+    /// Size of the memory tier; "0" turns it off.
+    pub(super) memory: MaybeText<usize>,
+    /// What fetches in progress may hold together.
+    pub(super) fill_memory: MaybeText<usize>,
+    /// Largest body that is stored.
+    pub(super) max_object: MaybeText<usize>,
+    /// Bodies above this are compressed towards Redis.
+    pub(super) compress_over: MaybeText<usize>,
+    /// How long a pod trusts its entries without proof that it knows every invalidation.
+    pub(super) max_staleness: MaybeText<Duration>,
+    /// Part of every key: a new one leaves every older entry behind.
+    pub(super) generation: MaybeText<Name>,
+}
+
+/// `[[limit]]`, or a limit inside a route.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limit {
+    /// Label in metrics and answers.
+    #[schemars(required)]
+    pub(super) name: MaybeText<Name>,
+    /// What is counted together.
+    #[schemars(required)]
+    pub(super) key: Maybe<Vec<At<Text<IdentityPart>>>>,
+    /// Sustained rate.
+    #[schemars(required)]
+    pub(super) rate: MaybeText<Rate>,
+    /// Requests that may come at once; by default those of one second.
+    pub(super) burst: Maybe<i64>,
+    /// Which requests are counted.
+    pub(super) on: Maybe<Stage>,
+    /// Count, never deny.
+    pub(super) dry_run: Maybe<bool>,
+    /// While Redis does not answer.
+    pub(super) redis_down: Maybe<RedisDown>,
+    /// How requests are counted; only "token_bucket" is available in this version.
+    pub(super) algorithm: Maybe<Algorithm>,
+    /// Not available in this version.
+    pub(super) after_loss: Maybe<AfterLoss>,
+}
+
+/// `algorithm` of a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Algorithm {
+    /// At most burst + rate * w in every window w.
+    TokenBucket,
+    /// Not available in this version.
+    SlidingWindow,
+    /// Not available in this version.
+    SlidingLog,
+    /// Not available in this version.
+    FixedWindow,
+    /// Not available in this version.
+    Concurrency,
+}
+
+/// `after_loss` of a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum AfterLoss {
+    /// Not available in this version.
+    Empty,
+    /// Not available in this version.
+    Full,
+}
+
+/// `[[route]]`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Route {
+    /// Label in metrics, selectors and logs; unique.
+    #[schemars(required)]
+    pub(super) name: MaybeText<Name>,
+    /// Path pattern: `{name}` is one segment, `{*name}` zero or more at the end.
+    #[schemars(required)]
+    pub(super) path: MaybeText<Pattern>,
+    /// Hosts taken, `*.` allowed in front; all by default.
+    pub(super) hosts: Texts<Host>,
+    /// Methods taken; all by default.
+    pub(super) methods: Texts<Method>,
+    /// Request fields that must be there: with this value, or with any (`true`).
+    pub(super) headers: Option<BTreeMap<At<String>, At<FieldMatch>>>,
+    /// Caching; without any key in it nothing is stored.
+    pub(super) cache: Maybe<CacheRule>,
+    /// Limits, by name or written out.
+    pub(super) limits: Option<Vec<At<LimitUse>>>,
+    /// What a request to this route invalidates.
+    pub(super) invalidates: Maybe<Invalidates>,
+    /// Changes to what is forwarded.
+    pub(super) request: Option<FieldEdits>,
+    /// Changes to what is answered.
+    pub(super) response: Option<FieldEdits>,
+    /// In place of `upstream.response_timeout`.
+    pub(super) response_timeout: MaybeText<Duration>,
+    /// In place of `server.limits.body_idle`.
+    pub(super) body_idle: MaybeText<Duration>,
+    /// Longest silence in a tunnel, after an upgrade.
+    pub(super) tunnel_idle: MaybeText<Duration>,
+    /// Whether PURGE invalidates on this route.
+    pub(super) purge: Maybe<bool>,
+    /// Not available in this version.
+    pub(super) write_through: Maybe<bool>,
+}
+
+/// A value of a route's `headers`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum FieldMatch {
+    /// `true`: any value.
+    Present(bool),
+    /// This value.
+    Value(Text<HeaderValue>),
+}
+
+/// An entry of a route's `limits`.
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum LimitUse {
+    /// A shared limit, by name.
+    Shared(String),
+    /// This route's own.
+    Own(Box<Limit>),
+}
+
+impl<'de> Deserialize<'de> for LimitUse {
+    /// By hand, because serde's own untagged enums read into a buffer that has no places.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = LimitUse;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a limit, or a limit")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<LimitUse, E> {
+                Ok(LimitUse::Shared(name.to_owned()))
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<LimitUse, M::Error> {
+                Limit::deserialize(MapAccessDeserializer::new(map)).map(|limit| LimitUse::Own(Box::new(limit)))
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// `invalidates` of a route.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Invalidates {
+    /// Tags, with captures of the path.
+    pub(super) tags: Texts<Template>,
+    /// URLs, with captures of the path; `/x?*` is any query.
+    pub(super) urls: Texts<Template>,
+    /// Path prefixes, with captures of the path.
+    pub(super) prefixes: Texts<Template>,
+    /// Names of routes.
+    pub(super) routes: Option<Vec<At<String>>>,
+}
+
+/// `request` and `response` of a route.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FieldEdits {
+    /// Set to this value, whatever was there.
+    pub(super) set: Option<BTreeMap<At<String>, At<Text<HeaderValue>>>>,
+    /// Removed.
+    pub(super) remove: Texts<HeaderName>,
+}
+
+/// `cache` of a route.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CacheRule {
+    /// Whether anything is stored; true where any key of `cache` is there.
+    pub(super) enabled: Maybe<bool>,
+    /// Lifetime where the upstream says nothing.
+    pub(super) ttl: MaybeText<Duration>,
+    /// Whether the upstream's own lifetimes count.
+    pub(super) upstream_ttl: Maybe<UpstreamTtl>,
+    /// Share by which configured lifetimes are shortened at random.
+    pub(super) jitter: MaybeText<f64>,
+    /// Serve stale this long while refreshing.
+    pub(super) stale_while_revalidate: MaybeText<Duration>,
+    /// Serve stale this long when the upstream fails.
+    pub(super) stale_if_error: MaybeText<Duration>,
+    /// Lifetimes by status, where the upstream says nothing.
+    pub(super) status_ttl: Option<BTreeMap<At<String>, At<Text<Duration>>>>,
+    /// Which query parameters count.
+    pub(super) query: Maybe<Query>,
+    /// Request fields that are part of the key.
+    pub(super) key_headers: Texts<HeaderName>,
+    /// Tags, with captures of the path.
+    pub(super) tags: Texts<Template>,
+    /// Whether credentials in a request keep `ttl` from applying.
+    pub(super) credentials: Maybe<Credentials>,
+    /// Fields, beside Cookie and Authorization, that carry credentials.
+    pub(super) credential_headers: Texts<HeaderName>,
+    /// What is done with an answer that sets a cookie.
+    pub(super) cookies: Maybe<Cookies>,
+    /// What a client's own cache directives mean.
+    pub(super) client_directives: Maybe<ClientDirectives>,
+    /// In place of `cache.max_staleness`.
+    pub(super) max_staleness: MaybeText<Duration>,
+    /// What happens past `max_staleness` without proof.
+    pub(super) cut_off: Maybe<CutOff>,
+    /// Longest wait for somebody else's fetch.
+    pub(super) wait_timeout: MaybeText<Duration>,
+}
+
+/// `cache.query` of a route.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Query {
+    /// Parameters that neither count nor are forwarded.
+    pub(super) ignore: Texts<Glob>,
+    /// The only parameters that count and are forwarded.
+    pub(super) only: Texts<Glob>,
+    /// Whether parameters are put in order of their names.
+    pub(super) sort: Maybe<bool>,
+}

@@ -1,0 +1,66 @@
+//! What a reload cannot change, because it was bound, sized or connected at start.
+
+use super::Config;
+
+/// A setting, or a table of them, that only a restart changes.
+struct Fixed {
+    key: &'static str,
+    differs: fn(&Config, &Config) -> bool,
+    keep: fn(&mut Config, &Config),
+}
+
+macro_rules! fixed {
+    ($key:literal, $($field:ident).+) => {
+        Fixed {
+            key: $key,
+            differs: |old, new| old.$($field).+ != new.$($field).+,
+            keep: |new, old| new.$($field).+.clone_from(&old.$($field).+),
+        }
+    };
+}
+
+const FIXED: [Fixed; 20] = [
+    fixed!("server.listen", server.listen),
+    fixed!("server.workers", server.workers),
+    fixed!("server.limits.connections", server.limits.connections),
+    fixed!("admin.listen", admin.listen),
+    fixed!("log.format", log.format),
+    fixed!("upstream.url", upstream.target),
+    fixed!("upstream.protocol", upstream.protocol),
+    fixed!("upstream.host", upstream.preserve_host),
+    fixed!("upstream.connect_timeout", upstream.connect_timeout),
+    fixed!("upstream.idle_timeout", upstream.idle_timeout),
+    fixed!("upstream.connections", upstream.connections),
+    fixed!("upstream.queue_timeout", upstream.queue_timeout),
+    fixed!("upstream.retries", upstream.retries),
+    fixed!("redis", redis),
+    fixed!("cache.memory", cache.memory),
+    fixed!("cache.fill_memory", cache.fill_memory),
+    fixed!("cache.max_object", cache.max_object),
+    fixed!("cache.compress_over", cache.compress_over),
+    fixed!("cache.max_staleness", cache.max_staleness),
+    fixed!("cache.generation", cache.generation),
+];
+
+impl Config {
+    /// Settings in which `new` differs and that only a restart changes; `redis` stands for its whole table.
+    pub fn restart_needed(&self, new: &Self) -> Vec<&'static str> {
+        FIXED.iter().filter(|fixed| (fixed.differs)(self, new)).map(|fixed| fixed.key).collect()
+    }
+
+    /// `self`, as far as a reload may change it, and `running` in everything else.
+    #[must_use]
+    pub fn keeping(mut self, running: &Self) -> Self {
+        for fixed in &FIXED {
+            (fixed.keep)(&mut self, running);
+        }
+        self
+    }
+
+    /// Whether a reload can change the setting at `key`, such as `server.drain` or `route.cache.ttl`.
+    pub fn reloadable(key: &str) -> bool {
+        !FIXED
+            .iter()
+            .any(|fixed| key.strip_prefix(fixed.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    }
+}

@@ -1,0 +1,297 @@
+//! The example, the defaults, overrides and what is refused. Broken files are in `tests/it/broken`.
+
+use std::ffi::OsString;
+use std::fs;
+use std::time::Duration;
+
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../config.example.toml");
+const DOCUMENTATION: &str = include_str!("../../docs/configuration.md");
+
+fn flags(flags: &[&str]) -> Overrides {
+    Overrides::new(flags, [])
+}
+
+fn environment(variables: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+    variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect()
+}
+
+/// The smallest configuration, and `rest` behind it.
+fn loaded(rest: &str) -> Result<Loaded, Report> {
+    let text = format!("[upstream]\nurl = \"http://127.0.0.1:3000\"\n{rest}");
+    Config::from_toml("weir.toml", &text, &Overrides::default())
+}
+
+fn config(rest: &str) -> Config {
+    loaded(rest).unwrap_or_else(|report| panic!("{report}")).config
+}
+
+fn refused(rest: &str) -> Vec<String> {
+    let report = loaded(rest).expect_err("refused");
+    report.problems.into_iter().map(|problem| format!("{}: {}", problem.place, problem.text)).collect()
+}
+
+/// A file with a secret in it, gone when dropped.
+struct SecretFile(PathBuf);
+
+impl SecretFile {
+    fn new(name: &str, content: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("weir-config-{}-{name}", std::process::id()));
+        fs::write(&path, content).unwrap();
+        Self(path)
+    }
+
+    fn set(&self, key: &str) -> String {
+        format!("{key}={}", self.0.display())
+    }
+}
+
+impl Drop for SecretFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn the_example_loads_and_says_what_it_says() {
+    let (token, key) = (SecretFile::new("token", "t0ken\n"), SecretFile::new("key", "k3y"));
+    let set = flags(&[&token.set("admin.token_file"), &key.set("redis.key_secret_file")]);
+    let loaded = Config::from_toml("config.example.toml", EXAMPLE, &set).unwrap_or_else(|report| panic!("{report}"));
+    assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
+    assert_eq!(loaded.files.len(), 2);
+    let config = loaded.config;
+    assert_eq!(config.server.workers.get(), 2);
+    assert!(config.trusts("10.1.2.3".parse().unwrap()) && !config.trusts("11.1.2.3".parse().unwrap()));
+    assert_eq!(config.admin.token, Some(Secret::new("t0ken")));
+    assert_eq!(config.redis.as_ref().unwrap().key_secret, Secret::new("k3y"));
+    assert_eq!(config.redis.as_ref().unwrap().deadline, Duration::from_millis(20));
+    let names: Vec<&str> = config.routes.iter().map(|route| route.name.as_str()).collect();
+    assert_eq!(names, ["catalog-list", "catalog", "edit", "events", "rest"]);
+    let catalog = config.routes[1].cache.as_ref().unwrap();
+    assert_eq!(catalog.ttl, Some(Duration::from_secs(60)));
+    assert!((catalog.jitter - 0.1).abs() < 1e-9);
+    assert_eq!(catalog.status_ttl[&StatusCode::NOT_FOUND], Duration::from_secs(5));
+    assert_eq!(catalog.max_staleness, Duration::from_secs(10));
+    let limits: Vec<(&str, Stage)> = config.routes[1].limits.iter().map(|l| (l.scope.as_str(), l.on)).collect();
+    let expected =
+        [("per-client", Stage::Request), ("catalog/per-token", Stage::Request), ("catalog/origin", Stage::Origin)];
+    assert_eq!(limits, expected);
+    assert!(Arc::ptr_eq(&config.routes[0].limits[0], &config.routes[1].limits[0]));
+    assert!(config.routes[2].cache.is_none() && config.routes[2].invalidates.is_some());
+    assert_eq!(config.routes[3].body_idle, Duration::from_secs(3600));
+    assert_eq!(config.routes[4].cache.as_ref().unwrap().ttl, None);
+}
+
+#[test]
+fn a_file_loads_with_the_secrets_beside_it() {
+    let directory = std::env::temp_dir().join(format!("weir-config-{}-load", std::process::id()));
+    fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("weir.toml");
+    fs::write(directory.join("token"), "t0ken\n").unwrap();
+    fs::write(&path, "[upstream]\nurl = \"unix:/run/app.sock\"\n[admin]\ntoken_file = \"token\"\n").unwrap();
+    let loaded = Config::load(&path, &Overrides::default()).unwrap();
+    assert_eq!(loaded.files, [path.clone(), directory.join("token")]);
+    assert_eq!(loaded.config.admin.token, Some(Secret::new("t0ken")));
+    assert_eq!(loaded.config.upstream.target, Target::Unix("/run/app.sock".into()));
+    assert_eq!(loaded.warnings.problems.len(), 1, "{}", loaded.warnings);
+    fs::write(&path, b"a = 1\nb = \"\xff\"\n").unwrap();
+    let report = Config::load(&path, &Overrides::default()).unwrap_err().to_string();
+    assert!(report.contains("line 2 is not UTF-8"), "{report}");
+    fs::remove_dir_all(&directory).unwrap();
+    let report = Config::load(&path, &Overrides::default()).unwrap_err().to_string();
+    assert!(report.contains("weir.toml: error: cannot read it"), "{report}");
+}
+
+#[test]
+fn a_bare_upstream_is_one_route() {
+    let variables = environment(&[("WEIR__UPSTREAM__URL", "http://lost"), ("WEIR__SERVER__LISTEN", "127.0.0.1:0")]);
+    let overrides = Overrides::new(["admin.listen=127.0.0.1:0"], variables);
+    let config = Config::for_upstream("http://127.0.0.1:3000", &overrides).unwrap().config;
+    let target = Target::Tcp { host: "127.0.0.1".into(), port: 3000, authority: "127.0.0.1:3000".into() };
+    assert_eq!(config.upstream.target, target);
+    assert_eq!((config.server.listen.port(), config.admin.listen.port()), (0, 0));
+    assert_eq!((config.routes[0].name.as_str(), config.routes[0].path.source()), ("all", "/{*path}"));
+    assert!(config.routes[0].cache.is_some() && config.redis.is_none());
+    let report = Config::for_upstream("127.0.0.1:3000", &overrides).unwrap_err();
+    assert_eq!(
+        report.to_string(),
+        "--upstream: error: `upstream.url` has no scheme\nhelp: write \"http://127.0.0.1:3000\"\n"
+    );
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let text = "[upstream]\nurl = \"http://127.0.0.1:1\"\n[server]\ndrain = \"1s\"\nlame_duck = \"1s\"\n[cache]\ngeneration = \"a\"\n";
+    let variables = environment(&[
+        ("WEIR__SERVER__DRAIN", "2s"),
+        ("WEIR__SERVER__LAME_DUCK", "2s"),
+        ("WEIR__CACHE__GENERATION", "2024"),
+        ("WEIR__SERVER__TRUSTED_PROXIES", "[\"10.0.0.0/8\", \"::1\"]"),
+        ("WEIR_LOG", "debug"),
+        ("WEIR_SERVICE_HOST", "10.0.0.1"),
+    ]);
+    let config = Config::from_toml("weir.toml", text, &Overrides::new(["server.drain=3s"], variables)).unwrap().config;
+    assert_eq!((config.server.drain, config.server.lame_duck), (Duration::from_secs(3), Duration::from_secs(2)));
+    assert_eq!(config.cache.generation, "2024");
+    assert_eq!(config.server.trusted_proxies.len(), 2);
+}
+
+#[test]
+fn wrong_overrides_have_places_of_their_own() {
+    let text = "[upstream]\nurl = \"http://127.0.0.1:1\"\n[[route]]\nname = \"a\"\npath = \"/\"\n";
+    let variables = environment(&[("WEIR__SERVER__LISTN", "x"), ("WEIR____A", "x")]);
+    let overrides =
+        Overrides::new(["server.drain=soon", "route.a.path=/b", "server.listen.port=1", "nothing"], variables);
+    let report = Config::from_toml("weir.toml", text, &overrides).unwrap_err();
+    let places: Vec<String> = report.problems.iter().map(|problem| problem.place.to_string()).collect();
+    for place in ["--set server.drain", "--set route.a.path", "--set nothing", "WEIR__SERVER__LISTN", "WEIR____A"] {
+        assert!(places.iter().any(|known| known == place), "{place} in {places:?}");
+    }
+}
+
+#[test]
+fn secrets_come_from_files_or_the_environment_and_are_not_shown() {
+    let text = "[upstream]\nurl = \"http://127.0.0.1:1\"\n[redis]\nurl = \"redis://:hunter2@h:port\"\nnamespace = \"a\"\npassword = \"hunter2\"\n";
+    let report = Config::from_toml("weir.toml", text, &Overrides::default()).unwrap_err();
+    assert_eq!(report.errors(), 2);
+    let text = text.replace(":port", "").replace("password = \"hunter2\"\n", "");
+    let overrides = Overrides::new::<[&str; 0]>([], environment(&[("WEIR__REDIS__PASSWORD", "12345")]));
+    let redis = Config::from_toml("weir.toml", &text, &overrides).unwrap().config.redis.unwrap();
+    assert_eq!(redis.password, Some(Secret::new("12345")));
+    assert!(!format!("{redis:?}").contains("hunter2"));
+    let flagged = Config::from_toml("weir.toml", &text, &flags(&["admin.token=x"])).unwrap_err();
+    assert!(flagged.to_string().contains("WEIR__ADMIN__TOKEN"), "{flagged}");
+}
+
+#[test]
+fn a_password_never_reaches_a_report() {
+    for line in
+        ["url = \"redis://:hunter2@h:port\"", "password = \"hunter2\"", "key_secret = 'hunter2'", "password = hunter2"]
+    {
+        let text = format!("[upstream]\nurl = \"http://127.0.0.1:1\"\n[redis]\nnamespace = \"a\"\n{line}\n");
+        let report = Config::from_toml("weir.toml", &text, &Overrides::default()).unwrap_err().to_string();
+        assert!(!report.contains("hunter2"), "{report}");
+    }
+}
+
+#[test]
+fn defaults_fit_each_other() {
+    let config = config("[cache]\nmemory = \"1MiB\"\n");
+    assert_eq!((config.cache.max_object, config.cache.fill_memory), (1 << 20, 64 << 20));
+    assert_eq!(config.cache.max_staleness, Duration::from_secs(10));
+    assert_eq!(config.server.listen.to_string(), "0.0.0.0:8080");
+    assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9901");
+    assert!(config.server.workers.get() >= 1);
+}
+
+#[test]
+fn cache_keys_make_a_cache() {
+    let route =
+        |rest: &str| config(&format!("[[route]]\nname = \"a\"\npath = \"/\"\n{rest}\n")).routes[0].cache.clone();
+    assert!(route("").is_none());
+    assert!(route("cache.enabled = false\ncache.ttl = \"1s\"").is_none());
+    let rule = route("cache.ttl = \"1s\"").unwrap();
+    assert_eq!(rule.credential_headers, ["x-api-key"]);
+    assert_eq!(rule.wait_timeout, Duration::from_secs(5));
+    assert!(route("cache.enabled = true").is_some());
+}
+
+#[test]
+fn what_comes_later_is_refused_by_name() {
+    let problems = refused(
+        "protocol = \"h2\"\n[server.tls]\ncert = \"a\"\nkey = \"b\"\n[redis]\nurl = \"rediss://h\"\nmode = \"cluster\"\nnodes = [\"a\"]\nnamespace = \"a\"\n\
+         [[limit]]\nname = \"l\"\nkey = [\"claim:sub\"]\nrate = \"1/s\"\nalgorithm = \"sliding_log\"\nafter_loss = \"full\"\n\
+         [[route]]\nname = \"r\"\npath = \"/\"\nwrite_through = true\n",
+    );
+    for what in [
+        "server.tls",
+        "rediss://",
+        "mode = \"cluster\"",
+        "redis.nodes",
+        "claim:",
+        "algorithm",
+        "after_loss",
+        "write_through",
+    ] {
+        let named = problems.iter().any(|p| p.contains(what) && p.contains("not available in this version"));
+        assert!(named, "{what} in {problems:#?}");
+    }
+    assert_eq!(problems.len(), 8, "{problems:#?}");
+    let https = Config::for_upstream("https://h", &Overrides::default()).unwrap_err();
+    assert!(https.to_string().contains("not available in this version"), "{https}");
+}
+
+#[test]
+fn a_wrong_type_hides_no_other_problem() {
+    let problems = refused("retries = \"2\"\n[[limit]]\nname = 5\nkey = [\"ip\"]\nrate = \"1/s\"\nburst = 0\n");
+    // The fourth is that there is no route.
+    assert_eq!(problems.len(), 4, "{problems:#?}");
+}
+
+#[test]
+fn no_text_makes_loading_panic() {
+    let mut text = String::from(EXAMPLE);
+    while text.pop().is_some() {
+        if text.len() % 7 == 0 {
+            let _ = Config::from_toml("weir.toml", &text, &Overrides::default()).map_err(|report| report.to_string());
+        }
+    }
+}
+
+#[test]
+fn a_restart_is_asked_for_where_one_is_needed() {
+    let running = config("[cache]\nmemory = \"8MiB\"\n");
+    let new = config(
+        "retries = 3\n[server]\nlisten = \"127.0.0.1:1\"\ndrain = \"1s\"\n[redis]\nurl = \"redis://h\"\nnamespace = \"a\"\n[cache]\nmemory = \"8MiB\"\n",
+    );
+    assert_eq!(running.restart_needed(&new), ["server.listen", "upstream.retries", "redis"]);
+    let kept = new.keeping(&running);
+    assert!(running.restart_needed(&kept).is_empty());
+    assert_eq!(kept.server.drain, Duration::from_secs(1));
+}
+
+/// Every key of the schema, dotted, with `[]` left out.
+fn keys(schema: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+    for choice in schema["anyOf"].as_array().into_iter().flatten() {
+        keys(choice, path, found);
+    }
+    if schema["items"].is_object() {
+        keys(&schema["items"], path, found);
+    }
+    for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
+        let full = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let before = found.len();
+        keys(inner, &full, found);
+        if found.len() == before {
+            found.push(full);
+        }
+    }
+}
+
+#[test]
+fn every_key_is_documented_and_nothing_else_is() {
+    let mut known = Vec::new();
+    keys(&schema::SCHEMA, "", &mut known);
+    // What a limit is made of is documented once.
+    known.retain(|key| !key.starts_with("route.limits."));
+    known.push("route.limits".to_owned());
+    known.sort();
+    let mut documented = Vec::new();
+    for row in DOCUMENTATION.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(|cell| cell.trim().trim_matches('`')).collect();
+        assert_eq!(cells.len(), 5, "{row}");
+        let key = cells[0].to_owned();
+        assert_eq!(cells[3], if Config::reloadable(&key) { "yes" } else { "no" }, "{key}");
+        documented.push(key);
+    }
+    documented.sort();
+    assert_eq!(documented, known);
+}
+
+#[test]
+fn the_schema_has_no_null_and_no_reference() {
+    let text = schema::json();
+    assert!(!text.contains("\"null\"") && !text.contains("$ref"), "{text}");
+    assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
+}
