@@ -36,8 +36,8 @@ struct Check<'s, 't> {
     machine: Machine,
     /// What relative paths of files are relative to.
     directory: &'s Path,
-    /// Whether `server.trusted_proxies` is empty.
-    trusts_nobody: bool,
+    /// Whether `server.trusted_proxies` was left out; an empty list says that there is none.
+    proxies_unsaid: bool,
     /// Secret files that were named.
     files: Vec<PathBuf>,
     problems: &'s mut Vec<Problem>,
@@ -63,8 +63,8 @@ pub(super) fn check(
         }
     };
     let proxies = raw.server.as_ref().and_then(|server| server.trusted_proxies.as_ref());
-    let trusts_nobody = proxies.is_none_or(Vec::is_empty);
-    let mut check = Check { sources, machine, directory, trusts_nobody, files: Vec::new(), problems };
+    let proxies_unsaid = proxies.is_none();
+    let mut check = Check { sources, machine, directory, proxies_unsaid, files: Vec::new(), problems };
     let config = check.config(&raw);
     (config, check.files)
 }
@@ -77,7 +77,8 @@ impl Check<'_, '_> {
         let upstream = raw.upstream.as_ref().and_then(|raw| self.upstream(raw, &server));
         let cache = self.tiers(raw.cache.as_ref());
         let redis = raw.redis.as_ref().map(|raw| self.redis(raw));
-        let response_timeout = upstream.as_ref().map_or(process::RESPONSE_TIMEOUT, |upstream| upstream.response_timeout);
+        let response_timeout =
+            upstream.as_ref().map_or(process::RESPONSE_TIMEOUT, |upstream| upstream.response_timeout);
         let defaults = route::Defaults {
             response_timeout,
             body_idle: server.limits.body_idle,
@@ -195,7 +196,11 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// A duration as it is written in the configuration.
 fn shown(duration: Duration) -> String {
-    if duration.subsec_millis() > 0 { format!("{}ms", duration.as_millis()) } else { format!("{}s", duration.as_secs()) }
+    if duration.subsec_millis() > 0 {
+        format!("{}ms", duration.as_millis())
+    } else {
+        format!("{}s", duration.as_secs())
+    }
 }
 
 /// A size as it is written in the configuration.

@@ -67,7 +67,7 @@ fn from_text(name: &str, text: &str, overrides: &Overrides, directory: &Path) ->
     }
     overrides.apply(root.get_mut(), &mut sources, &mut problems);
     let (config, files) = check(root, &sources, Machine::this(), directory, &mut problems);
-    problems.sort_by(|a, b| order(&a.place).cmp(&order(&b.place)));
+    problems.sort_by_key(|problem| order(&problem.place));
     let report = Report { problems };
     match config {
         Some(config) if report.errors() == 0 => Ok(Loaded { config, warnings: report, files: unique(files) }),
@@ -82,7 +82,9 @@ fn syntax_problems(errors: &[toml::de::Error], sources: &Sources<'_>) -> Vec<Pro
         let message = error.message();
         let remedy = match message {
             _ if message.contains("duplicate key") => "remove one of the two",
-            _ if message.contains("quote") || message.contains("string") => "write text in double quotes: key = \"value\"",
+            _ if message.contains("quote") || message.contains("string") => {
+                "write text in double quotes: key = \"value\""
+            }
             _ => "write `key = value`, text in double quotes, and tables as [table] or [[list]]",
         };
         let text = format!("not TOML: {message}");
@@ -92,7 +94,7 @@ fn syntax_problems(errors: &[toml::de::Error], sources: &Sources<'_>) -> Vec<Pro
             problems.push(problem);
         }
     }
-    problems.sort_by(|a, b| order(&a.place).cmp(&order(&b.place)));
+    problems.sort_by_key(|problem| order(&problem.place));
     problems
 }
 
@@ -123,7 +125,8 @@ fn read(path: &Path) -> Result<String, (String, String)> {
         return Err((text, "name the configuration file".to_owned()));
     }
     String::from_utf8(bytes).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;
+        let line =
+            error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;
         (format!("line {line} is not UTF-8"), "write the file in UTF-8".to_owned())
     })
 }

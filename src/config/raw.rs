@@ -19,8 +19,8 @@ use serde::{Deserialize, Deserializer};
 use super::report::Span;
 use super::text::{Host, Name, Namespace, Text};
 use super::{
-    AmbiguousPaths, ClientDirectives, Cookies, Credentials, CutOff, IdentityPart, LogFormat, Protocol, RedisDown, Stage,
-    Unmatched, UpstreamTtl,
+    AmbiguousPaths, ClientDirectives, Cookies, Credentials, CutOff, IdentityPart, LogFormat, Protocol, RedisDown,
+    Stage, Unmatched, UpstreamTtl,
 };
 use crate::syntax::glob::Glob;
 use crate::syntax::pattern::Pattern;
@@ -91,7 +91,7 @@ pub(super) struct Raw {
     #[schemars(required)]
     pub(super) upstream: Option<Upstream>,
     /// The store that all pods share; without it everything stays inside the process.
-    pub(super) redis: Option<Redis>,
+    pub(super) redis: Maybe<Redis>,
     /// Bounds of the cache that all routes share.
     pub(super) cache: Option<Cache>,
     /// Limits that routes share by name.

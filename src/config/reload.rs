@@ -59,6 +59,8 @@ impl Config {
 
     /// Whether a reload can change the setting at `key`, such as `server.drain` or `route.cache.ttl`.
     pub fn reloadable(key: &str) -> bool {
-        !FIXED.iter().any(|fixed| key.strip_prefix(fixed.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+        !FIXED
+            .iter()
+            .any(|fixed| key.strip_prefix(fixed.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
     }
 }

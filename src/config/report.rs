@@ -166,7 +166,7 @@ impl<'t> Sources<'t> {
     }
 
     /// Whether `span` belongs to a variable of the environment.
-    pub(super) fn from_environment(&self, span: &Span) -> bool {
+    pub(super) fn is_environment(&self, span: &Span) -> bool {
         self.extra(span).is_some_and(|extra| extra.from_environment)
     }
 
@@ -279,7 +279,7 @@ mod tests {
         let second = sources.add("WEIR__A", "2", true);
         assert_eq!(sources.problem(Severity::Error, Some(&first), "", "").place, Place::Override("--set a".into()));
         assert_eq!(sources.override_text(&second), Some("2"));
-        assert!(sources.from_environment(&second) && !sources.from_environment(&first));
+        assert!(sources.is_environment(&second) && !sources.is_environment(&first));
         assert_eq!(sources.override_text(&(0..1)), None);
     }
 }

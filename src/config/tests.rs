@@ -84,6 +84,26 @@ fn the_example_loads_and_says_what_it_says() {
 }
 
 #[test]
+fn a_file_loads_with_the_secrets_beside_it() {
+    let directory = std::env::temp_dir().join(format!("weir-config-{}-load", std::process::id()));
+    fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("weir.toml");
+    fs::write(directory.join("token"), "t0ken\n").unwrap();
+    fs::write(&path, "[upstream]\nurl = \"unix:/run/app.sock\"\n[admin]\ntoken_file = \"token\"\n").unwrap();
+    let loaded = Config::load(&path, &Overrides::default()).unwrap();
+    assert_eq!(loaded.files, [path.clone(), directory.join("token")]);
+    assert_eq!(loaded.config.admin.token, Some(Secret::new("t0ken")));
+    assert_eq!(loaded.config.upstream.target, Target::Unix("/run/app.sock".into()));
+    assert_eq!(loaded.warnings.problems.len(), 1, "{}", loaded.warnings);
+    fs::write(&path, b"a = 1\nb = \"\xff\"\n").unwrap();
+    let report = Config::load(&path, &Overrides::default()).unwrap_err().to_string();
+    assert!(report.contains("line 2 is not UTF-8"), "{report}");
+    fs::remove_dir_all(&directory).unwrap();
+    let report = Config::load(&path, &Overrides::default()).unwrap_err().to_string();
+    assert!(report.contains("weir.toml: error: cannot read it"), "{report}");
+}
+
+#[test]
 fn a_bare_upstream_is_one_route() {
     let variables = environment(&[("WEIR__UPSTREAM__URL", "http://lost"), ("WEIR__SERVER__LISTEN", "127.0.0.1:0")]);
     let overrides = Overrides::new(["admin.listen=127.0.0.1:0"], variables);
@@ -94,7 +114,10 @@ fn a_bare_upstream_is_one_route() {
     assert_eq!((config.routes[0].name.as_str(), config.routes[0].path.source()), ("all", "/{*path}"));
     assert!(config.routes[0].cache.is_some() && config.redis.is_none());
     let report = Config::for_upstream("127.0.0.1:3000", &overrides).unwrap_err();
-    assert_eq!(report.to_string(), "--upstream: error: `upstream.url` has no scheme\nhelp: write \"http://127.0.0.1:3000\"\n");
+    assert_eq!(
+        report.to_string(),
+        "--upstream: error: `upstream.url` has no scheme\nhelp: write \"http://127.0.0.1:3000\"\n"
+    );
 }
 
 #[test]
@@ -118,7 +141,8 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 fn wrong_overrides_have_places_of_their_own() {
     let text = "[upstream]\nurl = \"http://127.0.0.1:1\"\n[[route]]\nname = \"a\"\npath = \"/\"\n";
     let variables = environment(&[("WEIR__SERVER__LISTN", "x"), ("WEIR____A", "x")]);
-    let overrides = Overrides::new(["server.drain=soon", "route.a.path=/b", "server.listen.port=1", "nothing"], variables);
+    let overrides =
+        Overrides::new(["server.drain=soon", "route.a.path=/b", "server.listen.port=1", "nothing"], variables);
     let report = Config::from_toml("weir.toml", text, &overrides).unwrap_err();
     let places: Vec<String> = report.problems.iter().map(|problem| problem.place.to_string()).collect();
     for place in ["--set server.drain", "--set route.a.path", "--set nothing", "WEIR__SERVER__LISTN", "WEIR____A"] {
@@ -142,7 +166,9 @@ fn secrets_come_from_files_or_the_environment_and_are_not_shown() {
 
 #[test]
 fn a_password_never_reaches_a_report() {
-    for line in ["url = \"redis://:hunter2@h:port\"", "password = \"hunter2\"", "key_secret = 'hunter2'", "password = hunter2"] {
+    for line in
+        ["url = \"redis://:hunter2@h:port\"", "password = \"hunter2\"", "key_secret = 'hunter2'", "password = hunter2"]
+    {
         let text = format!("[upstream]\nurl = \"http://127.0.0.1:1\"\n[redis]\nnamespace = \"a\"\n{line}\n");
         let report = Config::from_toml("weir.toml", &text, &Overrides::default()).unwrap_err().to_string();
         assert!(!report.contains("hunter2"), "{report}");
@@ -161,7 +187,8 @@ fn defaults_fit_each_other() {
 
 #[test]
 fn cache_keys_make_a_cache() {
-    let route = |rest: &str| config(&format!("[[route]]\nname = \"a\"\npath = \"/\"\n{rest}\n")).routes[0].cache.clone();
+    let route =
+        |rest: &str| config(&format!("[[route]]\nname = \"a\"\npath = \"/\"\n{rest}\n")).routes[0].cache.clone();
     assert!(route("").is_none());
     assert!(route("cache.enabled = false\ncache.ttl = \"1s\"").is_none());
     let rule = route("cache.ttl = \"1s\"").unwrap();
@@ -177,7 +204,16 @@ fn what_comes_later_is_refused_by_name() {
          [[limit]]\nname = \"l\"\nkey = [\"claim:sub\"]\nrate = \"1/s\"\nalgorithm = \"sliding_log\"\nafter_loss = \"full\"\n\
          [[route]]\nname = \"r\"\npath = \"/\"\nwrite_through = true\n",
     );
-    for what in ["server.tls", "rediss://", "mode = \"cluster\"", "redis.nodes", "claim:", "algorithm", "after_loss", "write_through"] {
+    for what in [
+        "server.tls",
+        "rediss://",
+        "mode = \"cluster\"",
+        "redis.nodes",
+        "claim:",
+        "algorithm",
+        "after_loss",
+        "write_through",
+    ] {
         let named = problems.iter().any(|p| p.contains(what) && p.contains("not available in this version"));
         assert!(named, "{what} in {problems:#?}");
     }
@@ -206,7 +242,9 @@ fn no_text_makes_loading_panic() {
 #[test]
 fn a_restart_is_asked_for_where_one_is_needed() {
     let running = config("[cache]\nmemory = \"8MiB\"\n");
-    let new = config("retries = 3\n[server]\nlisten = \"127.0.0.1:1\"\ndrain = \"1s\"\n[redis]\nurl = \"redis://h\"\nnamespace = \"a\"\n[cache]\nmemory = \"8MiB\"\n");
+    let new = config(
+        "retries = 3\n[server]\nlisten = \"127.0.0.1:1\"\ndrain = \"1s\"\n[redis]\nurl = \"redis://h\"\nnamespace = \"a\"\n[cache]\nmemory = \"8MiB\"\n",
+    );
     assert_eq!(running.restart_needed(&new), ["server.listen", "upstream.retries", "redis"]);
     let kept = new.keeping(&running);
     assert!(running.restart_needed(&kept).is_empty());
@@ -257,6 +295,3 @@ fn the_schema_has_no_null_and_no_reference() {
     assert!(!text.contains("\"null\"") && !text.contains("$ref"), "{text}");
     assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
 }
-
-#[path = "../../tests/it/check.rs"]
-mod broken_tmp;

@@ -93,7 +93,7 @@ grammar!(Method, "a method", "GET", method);
 grammar!(Host, "a host", "shop.example", host);
 grammar!(Name, "a name", "catalog", name);
 grammar!(Namespace, "a namespace", "shop-prod", namespace);
-grammar!(IdentityPart, "an identity", "header:x-api-key", identity);
+grammar!(IdentityPart, "an identity", "ip", identity);
 
 /// A host that a route takes, lower case, perhaps with `*.` in front.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +113,9 @@ const NAME_BYTES: usize = 100;
 fn address(text: &str) -> Result<SocketAddr, SyntaxError> {
     text.parse().map_err(|_| {
         let remedy = match text.rsplit_once(':') {
-            Some(("" | "*", port)) if port.parse::<u16>().is_ok() => format!("write \"0.0.0.0:{port}\" or \"[::]:{port}\""),
+            Some(("" | "*", port)) if port.parse::<u16>().is_ok() => {
+                format!("write \"0.0.0.0:{port}\" or \"[::]:{port}\"")
+            }
             Some(("localhost", port)) if port.parse::<u16>().is_ok() => format!("write \"127.0.0.1:{port}\""),
             None if text.parse::<u16>().is_ok() => format!("write \"0.0.0.0:{text}\""),
             _ => "write an IP address and a port, such as \"0.0.0.0:8080\" or \"[::1]:8080\"".to_owned(),
@@ -192,9 +194,12 @@ fn word(text: &str) -> Result<String, SyntaxError> {
     match text.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '_' | '-')) {
         None => Ok(text.to_owned()),
         Some(c) => {
-            let usable = text.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' });
-            let remedy =
-                format!("letters, digits, `.`, `_` and `-` are allowed: \"{}\"", usable.collect::<String>().trim_matches('-'));
+            let usable =
+                text.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' });
+            let remedy = format!(
+                "letters, digits, `.`, `_` and `-` are allowed: \"{}\"",
+                usable.collect::<String>().trim_matches('-')
+            );
             Err(SyntaxError::new(format!("`{}` cannot stand in a name", c.escape_debug()), remedy))
         }
     }

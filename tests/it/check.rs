@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, Overrides};
+use weir::config::{Config, Overrides};
 
 /// As many as there were when this was written: a file that is not found is not a report that is right.
 const BROKEN_FILES: usize = 10;

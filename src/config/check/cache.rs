@@ -9,9 +9,7 @@ use super::Check;
 use super::process::SHORTEST_BOUND;
 use super::route::Defaults;
 use crate::config::raw::{self, At, MaybeText};
-use crate::config::{
-    CacheRule, ClientDirectives, Cookies, Credentials, CutOff, QueryKeep, QueryRule, UpstreamTtl,
-};
+use crate::config::{CacheRule, ClientDirectives, Cookies, Credentials, CutOff, QueryKeep, QueryRule, UpstreamTtl};
 use crate::syntax::pattern::Pattern;
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -66,7 +66,11 @@ impl Check<'_, '_> {
                 continue;
             }
             if names.len() == MOST_LIMITS {
-                self.error(&span, format!("a route has at most {MOST_LIMITS} limits"), "remove some, or combine their keys");
+                self.error(
+                    &span,
+                    format!("a route has at most {MOST_LIMITS} limits"),
+                    "remove some, or combine their keys",
+                );
                 break;
             }
             names.push(name);
@@ -99,15 +103,20 @@ impl Check<'_, '_> {
             self.refuse(&at.span(), "algorithm", "write \"token_bucket\", or leave the key out");
         }
         if let Some(at) = &raw.after_loss {
-            self.refuse(&at.span(), "after_loss", "remove the key: a lost bucket starts full");
+            self.refuse(&at.span(), "after_loss", "remove the key");
         }
         let on = raw.on.as_ref().map_or(Stage::Request, |at| at.value);
         let name = name?;
         let (Some(key), Some(rate)) = (key, rate) else { return Some((name, None)) };
-        if key.contains(&IdentityPart::Ip) && self.trusts_nobody {
+        if key.contains(&IdentityPart::Ip) && self.proxies_unsaid {
             let key_span = raw.key.as_ref().map_or_else(|| span.clone(), At::span);
-            let text = format!("limit \"{name}\" counts by `ip`, and no proxy is trusted: behind one, all clients are one");
-            self.warn(&key_span, text, "if a proxy stands in front of Weir, name it in `server.trusted_proxies`");
+            let text =
+                format!("limit \"{name}\" counts by `ip`, and no proxy is trusted: behind one, all clients are one");
+            self.warn(
+                &key_span,
+                text,
+                "name the proxy in `server.trusted_proxies`, or write trusted_proxies = [] if there is none",
+            );
         }
         let scope = route.map_or_else(|| name.clone(), |route| format!("{route}/{name}"));
         let limit = Limit {

@@ -82,7 +82,8 @@ impl Check<'_, '_> {
         let absent = raw::Admin::default();
         let raw = raw.unwrap_or(&absent);
         let listen = self.read(&raw.listen).unwrap_or(ADMIN_LISTEN);
-        let same_ip = listen.ip() == server.listen.ip() || listen.ip().is_unspecified() || server.listen.ip().is_unspecified();
+        let same_ip =
+            listen.ip() == server.listen.ip() || listen.ip().is_unspecified() || server.listen.ip().is_unspecified();
         if let Some(at) = &raw.listen
             && listen.port() != 0
             && listen.port() == server.listen.port()
@@ -143,7 +144,11 @@ impl Check<'_, '_> {
         match scheme.to_ascii_lowercase().as_str() {
             "http" => {}
             "https" => {
-                self.refuse(&span, "https", "speak \"http://\" to the service beside Weir, or put a TLS client between them");
+                self.refuse(
+                    &span,
+                    "https",
+                    "speak \"http://\" to the service beside Weir, or put a TLS client between them",
+                );
                 return None;
             }
             _ => {
@@ -152,11 +157,16 @@ impl Check<'_, '_> {
             }
         }
         if rest.contains('@') {
-            self.error(&span, "`upstream.url` holds a user name", "remove it, and set `request.set` on the routes instead");
+            self.error(
+                &span,
+                "`upstream.url` holds a user name",
+                "remove it, and set `request.set` on the routes instead",
+            );
             return None;
         }
         let parsed = text.parse::<Uri>().ok().filter(|uri| uri.host().is_some_and(|host| !host.is_empty()));
-        let port_is_wrong = |uri: &Uri| uri.authority().is_some_and(|a| a.port().is_some() && a.port_u16().is_none_or(|p| p == 0));
+        let port_is_wrong =
+            |uri: &Uri| uri.authority().is_some_and(|a| a.port().is_some() && a.port_u16().is_none_or(|p| p == 0));
         let Some(uri) = parsed.filter(|uri| !port_is_wrong(uri)) else {
             self.error(&span, "`upstream.url` is not a URL", EXAMPLE);
             return None;
@@ -195,7 +205,11 @@ impl Check<'_, '_> {
             && fill_memory < max_object
         {
             let text = format!("`cache.fill_memory` is smaller than `cache.max_object` ({})", bytes(max_object));
-            self.error(&at.span(), text, format!("write at least \"{}\", or lower `cache.max_object`", bytes(max_object)));
+            self.error(
+                &at.span(),
+                text,
+                format!("write at least \"{}\", or lower `cache.max_object`", bytes(max_object)),
+            );
         }
         CacheTiers {
             memory,
@@ -223,7 +237,11 @@ fn is_own(host: &str, port: u16, listen: SocketAddr) -> bool {
         _ => host.parse::<IpAddr>().ok(),
     };
     let local = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
-    ip.is_some_and(|ip| ip == listen.ip() || (local(ip) && (listen.ip().is_unspecified() || ip == Ipv6Addr::LOCALHOST && listen.ip() == Ipv4Addr::LOCALHOST)))
+    ip.is_some_and(|ip| {
+        ip == listen.ip()
+            || (local(ip)
+                && (listen.ip().is_unspecified() || ip == Ipv6Addr::LOCALHOST && listen.ip() == Ipv4Addr::LOCALHOST))
+    })
 }
 
 #[cfg(test)]
@@ -241,7 +259,9 @@ mod tests {
     fn a_loop_to_itself_is_seen() {
         let listen = "0.0.0.0:8080".parse().unwrap();
         assert!(is_own("127.0.0.1", 8080, listen) && is_own("localhost", 8080, listen) && is_own("::1", 8080, listen));
-        assert!(!is_own("127.0.0.1", 3000, listen) && !is_own("10.1.2.3", 8080, listen) && !is_own("app", 8080, listen));
+        assert!(
+            !is_own("127.0.0.1", 3000, listen) && !is_own("10.1.2.3", 8080, listen) && !is_own("app", 8080, listen)
+        );
         assert!(!is_own("127.0.0.1", 8080, "10.1.2.3:8080".parse().unwrap()));
     }
 }

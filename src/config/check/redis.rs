@@ -20,7 +20,9 @@ const MOST_REPLICAS: u32 = 10_000;
 const KEY_SECRET_LABEL: &[u8] = b"weir key secret, derived from the namespace:";
 
 impl Check<'_, '_> {
-    pub(super) fn redis(&mut self, raw: &raw::Redis) -> Option<Redis> {
+    pub(super) fn redis(&mut self, raw: &At<raw::Redis>) -> Option<Redis> {
+        let span = raw.span();
+        let raw = &raw.value;
         if let Some(nodes) = &raw.nodes {
             self.refuse(&nodes.span(), "redis.nodes", "write `url` with the address of one Redis");
         }
@@ -32,10 +34,8 @@ impl Check<'_, '_> {
             }
         }
         if raw.url.is_none() && raw.nodes.is_none() {
-            let span = raw.namespace.as_ref().map(At::span);
-            let text = "`redis` has no key `url`";
             let remedy = "write url = \"redis://127.0.0.1:6379/0\", or leave the whole table out";
-            self.problems.push(self.sources.problem(crate::config::report::Severity::Error, span.as_ref(), text, remedy));
+            self.error(&span, "`redis` has no key `url`", remedy);
         }
         let url = raw.url.as_ref().and_then(|url| self.redis_url(url));
         let namespace = self.read(&raw.namespace).map(|namespace| namespace.0);

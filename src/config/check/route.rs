@@ -22,7 +22,15 @@ const TUNNEL_IDLE: Duration = Duration::from_secs(3600);
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 /// Fields that belong to one connection or to the framing (RFC 9110 section 7.6.1), which Weir itself writes.
 const FRAMING: [&str; 9] = [
-    "connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "host",
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "host",
 ];
 
 /// What a route takes from elsewhere where it says nothing.
@@ -66,13 +74,7 @@ impl Check<'_, '_> {
         (routes.len() == raw.len()).then_some(routes)
     }
 
-    fn route(
-        &mut self,
-        raw: &raw::Route,
-        limits: &SharedLimits,
-        defaults: &Defaults,
-        names: &[&str],
-    ) -> Option<Route> {
+    fn route(&mut self, raw: &raw::Route, limits: &SharedLimits, defaults: &Defaults, names: &[&str]) -> Option<Route> {
         let name = self.read(&raw.name).map(|name| name.0);
         let path = self.read(&raw.path);
         let hosts = self.read_all(&raw.hosts).into_iter().map(|host| host.0).collect();
@@ -112,7 +114,10 @@ impl Check<'_, '_> {
         })
     }
 
-    fn field_matches(&mut self, raw: Option<&BTreeMap<At<String>, At<FieldMatch>>>) -> Vec<(HeaderName, Option<HeaderValue>)> {
+    fn field_matches(
+        &mut self,
+        raw: Option<&BTreeMap<At<String>, At<FieldMatch>>>,
+    ) -> Vec<(HeaderName, Option<HeaderValue>)> {
         let mut fields = Vec::new();
         for (name, value) in raw.into_iter().flatten() {
             let Some(name) = self.field_name(name) else { continue };
@@ -158,7 +163,11 @@ impl Check<'_, '_> {
     fn editable(&mut self, name: &str, span: &Span) -> Option<HeaderName> {
         let name = HeaderName::read(name).map_err(|wrong| self.error(span, wrong.problem, wrong.remedy)).ok()?;
         if FRAMING.contains(&name.as_str()) {
-            let remedy = if name == "host" { "use `upstream.host`" } else { "remove it: Weir writes this field as the connection needs it" };
+            let remedy = if name == "host" {
+                "use `upstream.host`"
+            } else {
+                "remove it: Weir writes this field as the connection needs it"
+            };
             self.error(span, format!("`{name}` cannot be edited"), remedy);
             return None;
         }
@@ -190,7 +199,11 @@ impl Check<'_, '_> {
             self.error(&at.span(), format!("there is no route named \"{}\"", at.value.escape_debug()), remedy);
         }
         let nothing = |list: &Option<Vec<_>>| list.as_ref().is_none_or(Vec::is_empty);
-        if nothing(&raw.tags) && nothing(&raw.urls) && nothing(&raw.prefixes) && raw.routes.iter().flatten().next().is_none() {
+        if nothing(&raw.tags)
+            && nothing(&raw.urls)
+            && nothing(&raw.prefixes)
+            && raw.routes.iter().flatten().next().is_none()
+        {
             self.warn(&span, "`invalidates` names nothing", "add `tags`, `urls`, `prefixes` or `routes`, or remove it");
         }
         let bare = |list: Vec<(Template, Span)>| list.into_iter().map(|(template, _)| template).collect();
@@ -204,7 +217,8 @@ impl Check<'_, '_> {
             let Some(template) = self.read_at(text) else { continue };
             // Without a readable path nothing is known about its captures, and that was reported.
             let Some(path) = path else { continue };
-            let unknown: Vec<&str> = template.names().filter(|name| !path.names().any(|known| known == *name)).collect();
+            let unknown: Vec<&str> =
+                template.names().filter(|name| !path.names().any(|known| known == *name)).collect();
             for name in &unknown {
                 let known: Vec<&str> = path.names().collect();
                 let remedy = match nearest(name, known.iter().copied()).or(known.first().copied()) {
@@ -237,13 +251,22 @@ impl Check<'_, '_> {
         for (name, shared) in limits {
             let used = config.routes.iter().flat_map(|route| &route.limits).any(|limit| limit.scope == *name);
             if !used {
-                self.warn(&shared.span, format!("no route names the limit \"{name}\""), format!("add limits = [\"{name}\"] to a route"));
+                self.warn(
+                    &shared.span,
+                    format!("no route names the limit \"{name}\""),
+                    format!("add limits = [\"{name}\"] to a route"),
+                );
             }
         }
         let stores = config.routes.iter().any(|route| route.cache.is_some());
         if stores && config.cache.memory == 0 && config.redis.is_none() {
             let text = "nothing can be stored: `cache.memory` is 0 and there is no Redis";
-            self.problems.push(self.sources.problem(Severity::Warning, None, text, "raise `cache.memory`, or add [redis]"));
+            self.problems.push(self.sources.problem(
+                Severity::Warning,
+                None,
+                text,
+                "raise `cache.memory`, or add [redis]",
+            ));
         }
     }
 }
@@ -269,7 +292,10 @@ impl Matcher {
             hosts: sorted(route.hosts.iter().cloned()),
             methods: sorted(route.methods.iter().map(Method::to_string)),
             headers: sorted(
-                route.headers.iter().map(|(name, value)| (name.to_string(), value.as_ref().map(|v| v.as_bytes().to_vec()))),
+                route
+                    .headers
+                    .iter()
+                    .map(|(name, value)| (name.to_string(), value.as_ref().map(|v| v.as_bytes().to_vec()))),
             ),
         }
     }

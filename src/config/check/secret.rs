@@ -15,7 +15,7 @@ impl Check<'_, '_> {
     pub(super) fn secret(&mut self, key: &str, file: &Maybe<String>, value: &Maybe<String>) -> Option<Secret> {
         if let Some(value) = value {
             let variable = format!("WEIR__{}", key.to_ascii_uppercase().replace('.', "__"));
-            if !self.sources.from_environment(&value.span()) {
+            if !self.sources.is_environment(&value.span()) {
                 let remedy = format!("put it in a file and write `{key}_file`, or set {variable} in the environment");
                 self.error(&value.span(), format!("`{key}` stands where others can read it"), remedy);
             } else if value.value.is_empty() {
@@ -40,13 +40,21 @@ impl Check<'_, '_> {
                 None
             }
             Ok(bytes) if bytes.len() > SECRET_BYTES => {
-                self.error(&file.span(), format!("{shown} is larger than {SECRET_BYTES} bytes"), "name the file with the secret");
+                self.error(
+                    &file.span(),
+                    format!("{shown} is larger than {SECRET_BYTES} bytes"),
+                    "name the file with the secret",
+                );
                 None
             }
             Ok(bytes) => {
                 let secret = bytes.trim_ascii_end();
                 if secret.is_empty() {
-                    self.error(&file.span(), format!("{shown} is empty"), "write the secret into it, or leave the key out");
+                    self.error(
+                        &file.span(),
+                        format!("{shown} is empty"),
+                        "write the secret into it, or leave the key out",
+                    );
                     return None;
                 }
                 Some(Secret::new(secret))

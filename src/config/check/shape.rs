@@ -16,7 +16,12 @@ use crate::config::report::{Problem, Severity, Sources, Span};
 const LISTED: usize = 12;
 
 /// Reports what does not fit `schema`, and takes it out of `root`.
-pub(super) fn prune(schema: &Value, root: &mut Spanned<DeTable<'_>>, sources: &Sources<'_>, problems: &mut Vec<Problem>) {
+pub(super) fn prune(
+    schema: &Value,
+    root: &mut Spanned<DeTable<'_>>,
+    sources: &Sources<'_>,
+    problems: &mut Vec<Problem>,
+) {
     let mut shape = Shape { sources, problems };
     if let Value::Object(schema) = schema {
         shape.table(schema, None, root.get_mut(), "");
@@ -103,7 +108,8 @@ impl Shape<'_, '_> {
                 refused.push(name.to_owned());
             }
         }
-        for required in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        for required in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+        {
             if !table.contains_key(required) {
                 let owner = if path.is_empty() { "the configuration".to_owned() } else { format!("`{path}`") };
                 let (noun, remedy) = match known.get(required) {
@@ -122,8 +128,12 @@ impl Shape<'_, '_> {
     fn unknown_key(&mut self, known: &Map<String, Value>, name: &str, span: &Span, path: &str) -> bool {
         let owner = if path.is_empty() { "at the top".to_owned() } else { format!("in `{path}`") };
         let text = format!("unknown key `{}` {owner}", name.escape_debug());
-        let deeper =
-            || known.iter().find(|(_, schema)| schema["properties"].get(name).is_some()).map(|(key, _)| format!("{key}.{name}"));
+        let deeper = || {
+            known
+                .iter()
+                .find(|(_, schema)| schema["properties"].get(name).is_some())
+                .map(|(key, _)| format!("{key}.{name}"))
+        };
         let remedy = match deeper().or_else(|| nearest(name, known.keys().map(String::as_str)).map(str::to_owned)) {
             Some(near) => format!("write `{near}`"),
             None => format!("known here: {}", listed(known.keys().map(|key| format!("`{key}`")))),
@@ -134,7 +144,10 @@ impl Shape<'_, '_> {
 
     fn unknown_choice(&mut self, known: &[&str], found: &str, span: &Span, key: &str) -> bool {
         let all = listed(known.iter().map(|choice| format!("\"{choice}\"")));
-        let remedy = match nearest(found, known.iter().copied()) {
+        // "http2" is no slip of the pen for "http1".
+        let letters = |word: &str| word.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned();
+        let slip = |near: &&str| letters(near) != letters(found);
+        let remedy = match nearest(found, known.iter().copied()).filter(slip) {
             Some(near) => format!("write \"{near}\" (known here: {all})"),
             None => format!("write one of {all}"),
         };
@@ -148,11 +161,24 @@ impl Shape<'_, '_> {
             format!("write [[{key}]] with two brackets, once for each {key}")
         } else if schema["type"] == "array" && !found.is_array() {
             format!("put it in brackets: [{}]", example(&schema["items"], key))
+        } else if let (DeValue::Integer(number), Some(unit)) = (found, schema["x-kind"].as_str().and_then(unit_of)) {
+            format!("write \"{number}{unit}\", or another unit")
         } else {
             format!("write {}", example(schema, key))
         };
         self.error(Some(span), text, remedy);
         false
+    }
+}
+
+/// The unit that a number without one probably had.
+fn unit_of(kind: &str) -> Option<&'static str> {
+    match kind {
+        "a duration" => Some("s"),
+        "a size" => Some("B"),
+        "a rate" => Some("/s"),
+        "a percentage" => Some("%"),
+        _ => None,
     }
 }
 
