@@ -178,7 +178,8 @@ fn parse_forwarded_node(text: &str) -> Option<IpAddr> {
     parse_node(host).filter(|_| host.starts_with('[') || !host.contains(':'))
 }
 
-fn split_unquoted(text: &str) -> Option<Vec<&str>> {
+/// The elements of a `Forwarded` field, or nothing where a quote is left open.
+pub(super) fn split_unquoted(text: &str) -> Option<Vec<&str>> {
     split_at_unquoted(text, b',')
 }
 
