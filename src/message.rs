@@ -13,6 +13,29 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 /// What ends a body early: a cut connection, a deadline, a framing error.
 pub type BodyError = Box<dyn Error + Send + Sync>;
 
+/// How a request's body ended early; what its reader finds behind a [`BodyError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyFault {
+    /// It broke its framing: the request deserves 400.
+    Malformed,
+    /// It was silent for longer than `body_idle`: 408.
+    Silent,
+    /// The client left, or the answer was complete before the body was.
+    Left,
+}
+
+impl std::fmt::Display for BodyFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => "the request body is malformed",
+            Self::Silent => "the request body stopped arriving",
+            Self::Left => "the request body was cut short",
+        })
+    }
+}
+
+impl Error for BodyFault {}
+
 /// A body of ours that arrives in pieces.
 pub type BoxBody = Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError> + Send>>;
 

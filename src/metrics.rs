@@ -53,6 +53,8 @@ pub struct Metrics {
     pub redis_breaker_open: IntGauge,
     /// Open client connections.
     pub connections: IntGauge,
+    /// Client connections over the cap.
+    pub connections_refused: IntCounter,
     routes: std::sync::Mutex<std::collections::HashMap<String, Arc<RouteMetrics>>>,
 }
 
@@ -163,6 +165,7 @@ impl Metrics {
             redis_breaker_open: families
                 .gauge("weir_redis_breaker_open", "1 while the breaker keeps requests from Redis"),
             connections: families.gauge("weir_connections", "Open client connections"),
+            connections_refused: families.counter("weir_connections_refused_total", "Client connections over the cap"),
             routes: std::sync::Mutex::default(),
             registry: families.0.clone(),
         };

@@ -1,0 +1,259 @@
+//! A connection's bytes: what was read ahead, what is still to be written, and how long either may stand still.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::config::ServerLimits;
+
+/// Bytes asked of the socket while a head is awaited.
+pub(super) const HEAD_READ: usize = 8 * 1024;
+
+/// Bytes asked of the socket while a body is awaited.
+pub(super) const BODY_READ: usize = 16 * 1024;
+
+/// Bytes read ahead while a request is being answered, to notice that its client leaves; more wait in the kernel.
+const AHEAD_MAX: usize = 16 * 1024;
+
+/// Bodies up to this are copied behind their head: one plain write is cheaper than a gathered one.
+pub(super) const COPY_MAX: usize = 16 * 1024;
+
+/// Answers to pipelined requests are collected up to this before they are written.
+pub(super) const COLLECT_MAX: usize = 16 * 1024;
+
+/// Room that an idle connection keeps for its next answer.
+const KEPT_ROOM: usize = 4 * 1024;
+
+/// Longest that a refused client's bytes are read and thrown away, so that it sees the answer and not a reset.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+
+/// Most that is thrown away.
+const LINGER_MAX: usize = 4 * 1024 * 1024;
+
+/// A client's connection.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Turns the coming close into a reset: the client must not take what it has for the whole, and the kernel must
+    /// not go on sending.
+    fn reset_on_close(&self);
+}
+
+impl Transport for TcpStream {
+    fn reset_on_close(&self) {
+        // Only a socket that is closed already refuses this.
+        let _ = self.set_zero_linger();
+    }
+}
+
+/// A deadline that costs nothing while it only moves later: the runtime's timer is armed once and looks again when it
+/// fires.
+#[derive(Default)]
+pub(super) struct Timer {
+    due: Option<Instant>,
+    armed: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer {
+    /// Is due `after` this moment.
+    pub(super) fn set(&mut self, after: Duration) {
+        self.due = Some(Instant::now() + after);
+    }
+
+    /// Is never due.
+    pub(super) fn clear(&mut self) {
+        self.due = None;
+    }
+
+    /// Whether a deadline runs.
+    pub(super) fn is_set(&self) -> bool {
+        self.due.is_some()
+    }
+
+    /// Ready once it is due.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(due) = self.due else { return Poll::Pending };
+        let armed = self.armed.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if due < armed.deadline() {
+            armed.as_mut().reset(due);
+        }
+        while armed.deadline() < due {
+            ready!(armed.as_mut().poll(cx));
+            armed.as_mut().reset(due);
+        }
+        armed.as_mut().poll(cx)
+    }
+}
+
+/// Bytes on their way to the client: a buffer that is used again, and perhaps one large piece behind it.
+#[derive(Default)]
+pub(super) struct Output {
+    buffer: Vec<u8>,
+    written: usize,
+    tail: Bytes,
+}
+
+impl Output {
+    /// The buffer to append to. Nothing may be appended behind a large piece: flush first.
+    pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
+        debug_assert!(self.tail.is_empty(), "what is appended would overtake the large piece");
+        &mut self.buffer
+    }
+
+    /// Appends `piece`, by reference where it is large.
+    pub(super) fn push(&mut self, piece: Bytes) {
+        if piece.len() <= COPY_MAX { self.buffer().extend_from_slice(&piece) } else { self.tail = piece }
+    }
+
+    /// Bytes that wait.
+    pub(super) fn len(&self) -> usize {
+        self.buffer.len() - self.written + self.tail.len()
+    }
+
+    /// Whether a large piece waits.
+    pub(super) fn has_tail(&self) -> bool {
+        !self.tail.is_empty()
+    }
+
+    fn wrote(&mut self, count: usize) {
+        let of_buffer = count.min(self.buffer.len() - self.written);
+        self.written += of_buffer;
+        self.tail.advance(count - of_buffer);
+        if self.written == self.buffer.len() {
+            self.buffer.clear();
+            self.written = 0;
+        }
+    }
+}
+
+/// A connection with its buffers and deadlines.
+pub(super) struct Wire<T> {
+    pub io: T,
+    /// Read but not yet taken.
+    pub input: BytesMut,
+    /// Made but not yet written.
+    pub output: Output,
+    /// Caps and deadlines.
+    pub limits: ServerLimits,
+    /// The deadline of whatever is awaited from the client.
+    pub reading: Timer,
+    writing: Timer,
+    ended: bool,
+}
+
+impl<T: Transport> Wire<T> {
+    pub(super) fn new(io: T, limits: ServerLimits) -> Self {
+        Self {
+            io,
+            input: BytesMut::new(),
+            output: Output::default(),
+            limits,
+            reading: Timer::default(),
+            writing: Timer::default(),
+            ended: false,
+        }
+    }
+
+    /// Reads what is there, up to about `want` bytes; 0 is the end.
+    pub(super) fn poll_fill(&mut self, want: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.ended {
+            return Poll::Ready(Ok(0));
+        }
+        if self.input.capacity() - self.input.len() < want / 4 {
+            // Once a request is gone its bytes are nobody's, and this uses their room again.
+            self.input.reserve(want.saturating_sub(self.input.len()).max(want / 4));
+        }
+        let read = ready!(pin!(self.io.read_buf(&mut self.input)).poll(cx));
+        self.ended = matches!(read, Ok(0));
+        Poll::Ready(read)
+    }
+
+    /// Ready once the client is known to have left; reads ahead, within a bound, to notice.
+    pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.ended && self.input.len() < AHEAD_MAX {
+            match ready!(self.poll_fill(HEAD_READ, cx)) {
+                // Whole requests that came before the end are still answered.
+                Ok(0) if !self.input.is_empty() => {}
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Writes what waits.
+    ///
+    /// # Errors
+    /// If the connection is broken, or the client took nothing for `body_idle`.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.output.len() > 0 {
+            let rest = &self.output.buffer[self.output.written..];
+            let io = Pin::new(&mut self.io);
+            let written = if self.output.tail.is_empty() {
+                io.poll_write(cx, rest)
+            } else if rest.is_empty() {
+                io.poll_write(cx, &self.output.tail)
+            } else {
+                io.poll_write_vectored(cx, &[IoSlice::new(rest), IoSlice::new(&self.output.tail)])
+            };
+            match written {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => {
+                    self.output.wrote(count);
+                    self.writing.clear();
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    if !self.writing.is_set() {
+                        self.writing.set(self.limits.body_idle);
+                    }
+                    ready!(self.writing.poll(cx));
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+            }
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    /// See [`Wire::poll_flush`].
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// Lets go of room that an unusual request took.
+    pub(super) fn shrink(&mut self) {
+        if self.output.buffer.capacity() > KEPT_ROOM && self.output.len() == 0 {
+            self.output.buffer = Vec::new();
+        }
+    }
+
+    /// Ends the connection so that the client gets the last answer although bytes of it were left unread: a close with
+    /// unread bytes is a reset, which may overtake the answer (RFC 9112 section 9.6).
+    pub(super) async fn linger(mut self) {
+        let throw_away = async {
+            self.io.shutdown().await?;
+            let mut left = LINGER_MAX;
+            loop {
+                self.input.clear();
+                self.input.reserve(BODY_READ);
+                match self.io.read_buf(&mut self.input).await? {
+                    0 => return io::Result::Ok(()),
+                    count if count >= left => return Ok(()),
+                    count => left -= count,
+                }
+            }
+        };
+        // Whatever goes wrong here, the connection ends.
+        let _ = tokio::time::timeout(LINGER_TIME, throw_away).await;
+    }
+}
+
+#[cfg(test)]
+impl Transport for tokio::io::DuplexStream {
+    fn reset_on_close(&self) {}
+}
