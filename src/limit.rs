@@ -12,7 +12,6 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::clock::Clock;
 use crate::config::{self, RedisDown, Secret, Stage};
-use crate::kv::keys::Keys;
 use crate::kv::{self, Budget};
 use crate::metrics::{Decision, LimitMetrics, Metrics, Source};
 
@@ -46,8 +45,6 @@ pub struct Settings {
     pub secret: Secret,
     /// Pods that share the limits while Redis is away.
     pub replicas: u32,
-    /// Names of the buckets in Redis.
-    pub keys: Keys,
 }
 
 /// The process's limits: one for all workers, kept over reloads.
@@ -57,7 +54,6 @@ pub struct Limiter {
     names: LocalNames,
     pseudonym: Pseudonym,
     replicas: u32,
-    keys: Keys,
 }
 
 /// One limit on one route.
@@ -187,14 +183,8 @@ impl Bound {
 impl Limiter {
     /// No bucket yet.
     pub fn new(clock: Clock, settings: Settings) -> Self {
-        Self {
-            clock,
-            local: Local::new(),
-            names: LocalNames::new(),
-            pseudonym: Pseudonym::new(&settings.secret),
-            replicas: settings.replicas,
-            keys: settings.keys,
-        }
+        let Settings { secret, replicas } = settings;
+        Self { clock, local: Local::new(), names: LocalNames::default(), pseudonym: Pseudonym::new(&secret), replicas }
     }
 
     /// Takes one request from every limit of `stage`, or from none.
@@ -264,8 +254,9 @@ impl Limiter {
         facts: &Facts<'_>,
         budget: &mut Budget,
     ) -> Few<Answer> {
-        let names = self
-            .names(bounds, facts, |bound, identity| self.keys.bucket(&bound.limit.scope, &self.pseudonym.of(identity)));
+        let names = self.names(bounds, facts, |bound, identity| {
+            redis.shared().keys.bucket(&bound.limit.scope, &self.pseudonym.of(identity))
+        });
         let keys: Vec<&[u8]> = names.iter().map(|(_, key)| key.as_slice()).collect();
         let args = shared::take_args(bounds.iter().map(|bound| (&bound.args, !bound.limit.dry_run)));
         let reply = redis.run(&shared::TAKE, &keys, &args, budget).await;
@@ -279,19 +270,20 @@ impl Limiter {
     /// What Redis said, with the local buckets charged alike: should Redis go, they take over where it was.
     fn shadowed(&self, bounds: &[Arc<Bound>], names: Few<(LocalName, Vec<u8>)>, readings: Few<Reading>) -> Few<Answer> {
         let now = self.steady();
-        let one = |((bound, (name, key)), reading): ((&Arc<Bound>, (LocalName, Vec<u8>)), Reading)| {
+        let mut answers = Few::new();
+        for ((bound, (name, key)), reading) in bounds.iter().zip(names).zip(readings) {
             let shape = bound.shape.divided(self.replicas);
             let shadows = reading.mark.is_some() && bound.limit.redis_down == RedisDown::Local;
-            Answer {
+            answers.push(Answer {
                 name,
                 source: Source::Redis,
                 short: reading.is_short(),
                 level: Some(reading.level),
                 local: shadows.then(|| (shape, self.local.shadow(&bound.ask(name, shape), now))),
                 redis: reading.mark.map(|mark| (key, mark)),
-            }
-        };
-        bounds.iter().zip(names).zip(readings).map(one).collect()
+            });
+        }
+        answers
     }
 
     /// What `redis_down` says, all or nothing as ever.
@@ -404,14 +396,14 @@ impl Denial {
             return format!("The limit \"{name}\" cannot be checked at the moment; try again in {seconds} s.");
         }
         let period = match rate.period_ms {
-            1000 => "second".to_owned(),
-            60_000 => "minute".to_owned(),
-            3_600_000 => "hour".to_owned(),
-            86_400_000 => "day".to_owned(),
-            other => format!("{other} ms"),
+            1000 => "a second".to_owned(),
+            60_000 => "a minute".to_owned(),
+            3_600_000 => "an hour".to_owned(),
+            86_400_000 => "a day".to_owned(),
+            other => format!("in {other} ms"),
         };
         format!(
-            "The limit \"{name}\" is used up: {} requests a {period}, at most {burst} at once; try again in {seconds} s.",
+            "The limit \"{name}\" is used up: {} requests {period}, at most {burst} at once; try again in {seconds} s.",
             rate.amount
         )
     }

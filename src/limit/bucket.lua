@@ -1,8 +1,8 @@
 -- The token bucket, the twin of bucket.rs: the same operations in the same order on the same doubles. Prepended to
 -- take.lua and refund.lua.
 --
--- A bucket is a string of three little-endian doubles: credit, the time in microseconds at which it was true, and the
--- price in whose units it counts. No value is a full bucket: the TTL is the time until it is full, and a margin.
+-- A bucket is a string of four little-endian doubles: credit, the time in microseconds at which it was true, the price
+-- in whose units it counts, and what it was given back so far. No value is a full bucket: the TTL is the time until it is full, and a margin.
 
 local CLOCK_BACK_MAX_US = 1000000
 local FAR_US = 9007199254740992
@@ -17,15 +17,16 @@ local function clock(given)
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
--- Credit and stamp of the bucket at `key`, brought to `now`.
+-- Credit, stamp and what was given back of the bucket at `key`, brought to `now`.
 local function refilled(key, accrual, price, capacity, now)
   local raw = redis.call('GET', key)
-  if not raw or #raw ~= 24 then
-    return capacity, now
+  if not raw or #raw ~= 32 then
+    return capacity, now, 0
   end
-  local credit, stamp, unit = struct.unpack('<ddd', raw)
+  local credit, stamp, unit, returned = struct.unpack('<dddd', raw)
   if unit ~= price then
     credit = math.floor(credit / unit * price)
+    returned = math.floor(returned / unit * price)
   end
   if now > stamp then
     credit = credit + (now - stamp) * accrual
@@ -36,7 +37,7 @@ local function refilled(key, accrual, price, capacity, now)
   if credit > capacity then
     credit = capacity
   end
-  return credit, stamp
+  return credit, stamp, returned
 end
 
 local function wait_ms(credit, stamp, accrual, price, now)
@@ -50,7 +51,7 @@ local function full_ms(credit, stamp, accrual, capacity, now)
   return math.ceil((stamp - now + math.min(math.ceil((capacity - credit) / accrual), FAR_US)) / 1000)
 end
 
-local function keep(key, credit, stamp, accrual, price, capacity, now)
+local function keep(key, credit, stamp, returned, accrual, price, capacity, now)
   local ttl = full_ms(credit, stamp, accrual, capacity, now) + TTL_MARGIN_MS
-  redis.call('SET', key, struct.pack('<ddd', credit, stamp, price), 'PX', string.format('%.0f', ttl))
+  redis.call('SET', key, struct.pack('<dddd', credit, stamp, price, returned), 'PX', string.format('%.0f', ttl))
 end

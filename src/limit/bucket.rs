@@ -64,6 +64,8 @@ pub struct Bucket {
     stamp: Micros,
     /// The price in whose units `credit` counts, so that a reload that changes the rate keeps the tokens.
     unit: f64,
+    /// Units given back so far.
+    returned: f64,
 }
 
 /// What a bucket says of itself.
@@ -86,18 +88,21 @@ pub struct Mark {
     pub room: Micros,
     /// Units taken.
     pub paid: f64,
+    /// What the bucket had been given back by then.
+    pub returned: f64,
 }
 
 impl Bucket {
     /// A bucket nobody has taken from.
     pub fn full(shape: &Shape, now: Micros) -> Self {
-        Self { credit: shape.capacity, stamp: now, unit: shape.price }
+        Self { credit: shape.capacity, stamp: now, unit: shape.price, returned: 0.0 }
     }
 
     /// Brings it to `now`.
     pub fn refill(&mut self, shape: &Shape, now: Micros) {
         if self.unit != shape.price {
             self.credit = (self.credit / self.unit * shape.price).floor();
+            self.returned = (self.returned / self.unit * shape.price).floor();
             self.unit = shape.price;
         }
         if now > self.stamp {
@@ -121,17 +126,24 @@ impl Bucket {
         let paid = self.credit.min(shape.price);
         let room = ((shape.capacity - self.credit) / shape.accrual).floor().min(FAR_US);
         self.credit -= paid;
-        Mark { at: now, room, paid }
+        Mark { at: now, room, paid, returned: self.returned }
     }
 
-    /// Gives a charge back, less what the bucket would have spilled since if it had never been made: a refund must not
-    /// leave more than that, or a window could admit more than its bound.
+    /// Gives a charge back, less what a full bucket would have spilled since if the charge had never been made; else a
+    /// window could admit more than its bound.
+    ///
+    /// Without it the bucket would have been full after `room`, and sooner by all that others were given back since:
+    /// which of those had been charged first is not known, so that out of order a nearly full bucket may get back too
+    /// little, never too much.
     pub fn refund(&mut self, shape: &Shape, mark: &Mark) {
-        let mut spilled = mark.paid;
-        if self.stamp >= mark.at {
-            spilled = ((self.stamp - mark.at - mark.room) * shape.accrual).clamp(0.0, mark.paid);
+        let mut granted = 0.0;
+        // A clock set back, or a bucket that began anew: nothing is known of what spilled.
+        if self.stamp >= mark.at && self.returned >= mark.returned {
+            let room = (mark.room - (self.stamp - mark.at)) * shape.accrual - (self.returned - mark.returned);
+            granted = (mark.paid + room).clamp(0.0, mark.paid);
         }
-        self.credit = (self.credit + (mark.paid - spilled)).min(shape.capacity);
+        self.credit = (self.credit + granted).min(shape.capacity);
+        self.returned += granted;
     }
 
     /// What it says of itself at `now`.
@@ -150,6 +162,12 @@ impl Bucket {
     /// When it will be full.
     pub fn full_at(&self, shape: &Shape) -> Micros {
         self.stamp + ((shape.capacity - self.credit) / shape.accrual).ceil().min(FAR_US)
+    }
+
+    /// As Redis keeps it.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        [self.credit, self.stamp, self.unit, self.returned].iter().flat_map(|number| number.to_le_bytes()).collect()
     }
 
     fn full_ms(&self, shape: &Shape, now: Micros) -> f64 {

@@ -2,7 +2,7 @@
 //!
 //! Canonical: the spellings of one client (address forms, letter case of a host, repeated or padded fields, escapes)
 //! give the same bytes. Injective: two identities never do, because each part carries its kind and length. Bounded: a
-//! value longer than [`VALUE_MAX`] stands as its SHA-256, so that an identity has at most that many bytes a part. What
+//! value longer than `VALUE_MAX` stands as its SHA-256, so that an identity has at most that many bytes a part. What
 //! leaves the process is an HMAC of it ([`Pseudonym`]); memory keeps a keyed hash.
 
 use std::net::IpAddr;
@@ -121,9 +121,9 @@ fn field(name: &HeaderName, headers: &HeaderMap, out: &mut Vec<u8>) {
         }
         let value = out.len();
         if credentials {
-            scheme_lowered(element, out)
+            scheme_lowered(element, out);
         } else {
-            out.extend_from_slice(element)
+            out.extend_from_slice(element);
         }
         if begun > start && out[last.clone()] == out[value..] {
             out.truncate(begun);
@@ -234,12 +234,14 @@ pub struct LocalNames([RandomState; 2]);
 /// A bucket's name in memory.
 pub type LocalName = u128;
 
-impl LocalNames {
+impl Default for LocalNames {
     /// Under fresh keys.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self([RandomState::new(), RandomState::new()])
     }
+}
 
+impl LocalNames {
     /// The name of `identity` (canonical bytes) under the limit called `scope`.
     pub fn of(&self, scope: &str, identity: &[u8]) -> LocalName {
         let half = |state: &RandomState| u128::from(state.hash_one((scope, identity)));

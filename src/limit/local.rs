@@ -111,6 +111,11 @@ impl Local {
         shard.store(ask, bucket, now);
     }
 
+    #[cfg(test)]
+    pub(crate) fn bucket(&self, name: LocalName) -> Option<Bucket> {
+        self.shard(name).buckets.get(&name).map(|kept| kept.bucket)
+    }
+
     /// How many buckets there are, overflow left out.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| locked(shard).buckets.len()).sum()

@@ -1,1 +1,108 @@
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::*;
+use crate::syntax::rate::Rate;
+
+const HOUR_US: Micros = 3.6e9;
+
+/// `burst` requests, and one more an hour.
+fn hourly(burst: u32) -> Shape {
+    Shape::new(Rate { amount: 1, period_ms: 3_600_000 }, burst)
+}
+
+fn ask(name: LocalName, shape: Shape) -> Ask<'static> {
+    Ask { name, scope: "limit", shape, enforced: true }
+}
+
+/// Names that share the first shard.
+fn newcomer(number: u128) -> LocalName {
+    number + 1
+}
+
+fn admits(local: &Local, asks: &[Ask<'_>], now: Micros) -> bool {
+    local.take(asks, now).iter().zip(asks).all(|(reading, ask)| !ask.enforced || !reading.is_short())
+}
+
+#[test]
+fn a_burst_is_exact_however_many_come_at_once() {
+    const THREADS: usize = 8;
+    let (local, admitted, gate) = (Local::new(), AtomicUsize::new(0), Barrier::new(THREADS));
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (local, admitted, gate) = (&local, &admitted, &gate);
+            scope.spawn(move || {
+                // Both in one stage, asked in either order: neither may wait for the other for ever.
+                let mut asks = [ask(1 << 100, hourly(1000)), ask(2 << 100, hourly(700))];
+                asks.rotate_left(thread % 2);
+                gate.wait();
+                for _ in 0..500 {
+                    admitted.fetch_add(usize::from(admits(local, &asks, 0.0)), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(admitted.into_inner(), 700);
+    assert_eq!(local.take(&[ask(1 << 100, hourly(1000))], 0.0)[0].level.remaining, 299, "denied ones charged nothing");
+}
+
+#[test]
+fn a_short_limit_charges_no_other_and_a_counting_one_denies_nobody() {
+    let local = Local::new();
+    let counting = Ask { enforced: false, ..ask(3, hourly(1)) };
+    assert!(admits(&local, &[ask(1, hourly(5)), ask(2, hourly(1)), counting], 0.0));
+    let readings = local.take(&[ask(1, hourly(5)), ask(2, hourly(1)), counting], 0.0);
+    assert_eq!(readings.iter().map(|reading| reading.mark.is_some()).collect::<Vec<_>>(), [false; 3]);
+    assert_eq!(readings.iter().map(Reading::is_short).collect::<Vec<_>>(), [false, true, true]);
+    assert!(admits(&local, &[ask(1, hourly(5)), counting], 0.0));
+}
+
+#[test]
+fn a_shadow_goes_down_to_nothing_and_is_given_back() {
+    let local = Local::new();
+    let marks = [(); 3].map(|()| local.shadow(&ask(1, hourly(2)), 0.0));
+    assert!(!admits(&local, &[ask(1, hourly(2))], 0.0));
+    local.refund(&ask(1, hourly(2)), &marks[2], 0.0);
+    assert!(!admits(&local, &[ask(1, hourly(2))], 0.0), "the third had taken nothing");
+    local.refund(&ask(1, hourly(2)), &marks[0], 0.0);
+    assert!(admits(&local, &[ask(1, hourly(2))], 0.0));
+}
+
+#[test]
+fn a_flood_of_identities_is_bounded_and_refills_nobody() {
+    let local = Local::with_shard_max(8);
+    let known = ask(newcomer(0), hourly(2));
+    assert!(admits(&local, &[known], 0.0) && admits(&local, &[known], 0.0));
+    for number in 1..1000 {
+        local.take(&[ask(newcomer(number), hourly(2))], 0.0);
+    }
+    assert_eq!(local.len(), 8);
+    assert!(!admits(&local, &[known], 0.0));
+    assert!(!admits(&local, &[ask(newcomer(2000), hourly(2))], 0.0), "newcomers share what is left");
+    assert!(admits(&local, &[Ask { scope: "another", ..ask(newcomer(2001), hourly(2)) }], 0.0), "but within a limit");
+}
+
+#[test]
+fn who_leaves_the_overflow_takes_its_level_along() {
+    let local = Local::with_shard_max(1);
+    assert!(admits(&local, &[ask(newcomer(0), hourly(1))], 0.0));
+    let late = ask(newcomer(1), hourly(3));
+    for _ in 0..3 {
+        assert!(admits(&local, &[late], 0.0));
+    }
+    // The first bucket is full and makes room; the newcomer has had its burst, and one hour's request since.
+    assert!(admits(&local, &[late], HOUR_US));
+    assert!(local.bucket(late.name).is_some());
+    assert!(!admits(&local, &[late], HOUR_US));
+}
+
+#[test]
+fn full_buckets_make_room() {
+    let local = Local::with_shard_max(2);
+    for hour in 0..10 {
+        for number in 0..2 {
+            assert!(admits(&local, &[ask(newcomer(hour * 2 + number), hourly(1))], hour as f64 * HOUR_US));
+        }
+    }
+    assert_eq!(local.len(), 2);
+}

@@ -16,7 +16,7 @@ pub static REFUND: Script =
 const TAKEN_HEAD: usize = 1;
 
 /// Integers that `take.lua` answers for each limit.
-const TAKEN_EACH: usize = 5;
+const TAKEN_EACH: usize = 6;
 
 /// A shape as the scripts take it; written once, when a route is built.
 #[derive(Debug, Clone)]
@@ -59,8 +59,8 @@ pub fn taken(reply: &Reply, limits: usize, price: impl Fn(usize) -> f64) -> Opti
     for limit in 0..limits {
         let at = TAKEN_HEAD + limit * TAKEN_EACH;
         let level = Level { remaining: number(at + 1)?, wait_ms: number(at + 2)?, full_ms: number(at + 3)? };
-        let room = number(at + 4)? as f64;
-        let mark = (number(at)? == 1).then(|| Mark { at: now, room, paid: price(limit) });
+        let (room, returned) = (number(at + 4)? as f64, number(at + 5)? as f64);
+        let mark = (number(at)? == 1).then(|| Mark { at: now, room, paid: price(limit), returned });
         readings.push(Reading { mark, level });
     }
     Some(readings)
@@ -71,7 +71,7 @@ pub fn refund_args<'a>(charges: impl Iterator<Item = (&'a ShapeArgs, &'a Mark)>)
     let mut args = vec![Vec::new()];
     for (shape, mark) in charges {
         args.extend(shape.iter().map(<[u8]>::to_vec));
-        args.extend([mark.at, mark.room].map(|number| number.to_string().into_bytes()));
+        args.extend([mark.at, mark.room, mark.returned].map(|number| number.to_string().into_bytes()));
     }
     args
 }

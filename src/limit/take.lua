@@ -3,9 +3,9 @@
 -- KEYS   one bucket a limit
 -- ARGV   [1] '' (a test's time in microseconds); then four a limit: accrual, price, capacity (see bucket.rs), and
 --        1 where the limit denies or 0 where it only counts (dry_run)
--- Reply  now in microseconds; then five a limit: 1 charged or 0 not; whole requests left; milliseconds until one is
---        there; milliseconds until full; microseconds after which the bucket would have been full without this charge
---        (for refund.lua)
+-- Reply  now in microseconds; then six a limit: 1 charged or 0 not; whole requests left; milliseconds until one is
+--        there; milliseconds until full; and for refund.lua microseconds after which the bucket would have been full
+--        without this charge, and what it had been given back so far
 --
 -- Denied: nothing is written. A counting limit without a token is not charged and denies nobody.
 
@@ -20,7 +20,7 @@ for i = 1, #KEYS do
     price = tonumber(ARGV[at + 1]),
     capacity = tonumber(ARGV[at + 2]),
   }
-  limit.credit, limit.stamp = refilled(KEYS[i], limit.accrual, limit.price, limit.capacity, now)
+  limit.credit, limit.stamp, limit.returned = refilled(KEYS[i], limit.accrual, limit.price, limit.capacity, now)
   if ARGV[at + 3] == '1' and limit.credit < limit.price then
     admitted = false
   end
@@ -34,7 +34,7 @@ for i, limit in ipairs(limits) do
     charged = 1
     room = math.min(math.floor((limit.capacity - limit.credit) / limit.accrual), FAR_US)
     limit.credit = limit.credit - limit.price
-    keep(KEYS[i], limit.credit, limit.stamp, limit.accrual, limit.price, limit.capacity, now)
+    keep(KEYS[i], limit.credit, limit.stamp, limit.returned, limit.accrual, limit.price, limit.capacity, now)
   end
   local at = #reply
   reply[at + 1] = charged
@@ -42,5 +42,6 @@ for i, limit in ipairs(limits) do
   reply[at + 3] = wait_ms(limit.credit, limit.stamp, limit.accrual, limit.price, now)
   reply[at + 4] = full_ms(limit.credit, limit.stamp, limit.accrual, limit.capacity, now)
   reply[at + 5] = room
+  reply[at + 6] = limit.returned
 end
 return reply

@@ -1,1 +1,254 @@
+use std::net::IpAddr;
 
+use http::Method;
+use http::header::RETRY_AFTER;
+use prometheus::Registry;
+
+use super::*;
+use crate::config::IdentityPart;
+use crate::kv::Reply;
+use crate::kv::tests::Server;
+use crate::syntax::rate::Rate;
+
+/// A process, and a request that comes to it.
+struct Pod {
+    clock: Clock,
+    limiter: Limiter,
+    metrics: Arc<Metrics>,
+    redis: Option<kv::Redis>,
+    limits: RouteLimits,
+}
+
+fn limit(name: &str, rate: (u32, u32), burst: u32, on: Stage) -> config::Limit {
+    config::Limit {
+        name: name.to_owned(),
+        scope: name.to_owned(),
+        key: vec![IdentityPart::Ip],
+        rate: Rate { amount: rate.0, period_ms: rate.1 },
+        burst,
+        on,
+        dry_run: false,
+        redis_down: RedisDown::Local,
+    }
+}
+
+/// `burst` requests, and one more an hour.
+fn hourly(name: &str, burst: u32, on: Stage) -> config::Limit {
+    limit(name, (1, 3_600_000), burst, on)
+}
+
+impl Pod {
+    fn new(limits: Vec<config::Limit>) -> Self {
+        Self::of(2, None, limits)
+    }
+
+    fn of(replicas: u32, redis: Option<kv::Redis>, limits: Vec<config::Limit>) -> Self {
+        let (clock, metrics) = (Clock::fixed(1_700_000_000_000), Metrics::new(Registry::new()));
+        let limiter = Limiter::new(clock.clone(), Settings { secret: Secret::new("secret"), replicas });
+        let limits: Vec<_> = limits.into_iter().map(Arc::new).collect();
+        let limits = RouteLimits::new(&metrics, "catalog", &limits);
+        Self { clock, limiter, metrics, redis, limits }
+    }
+
+    async fn take(&self, stage: Stage, charged: &mut Charged) -> Verdict {
+        self.take_as([192, 0, 2, 1].into(), stage, charged).await
+    }
+
+    async fn take_as(&self, ip: IpAddr, stage: Stage, charged: &mut Charged) -> Verdict {
+        let headers = HeaderMap::new();
+        let facts =
+            Facts { ip, headers: &headers, query: None, route: "catalog", host: "shop.example", method: &Method::GET };
+        let mut budget = Budget::new(Duration::from_secs(5));
+        self.limiter.take(self.redis.as_ref(), &self.limits, stage, &facts, charged, &mut budget).await
+    }
+
+    /// Comes `times` times; how often it got past `stage` (and all before it).
+    async fn admitted(&self, times: usize, stage: Stage) -> usize {
+        let mut admitted = 0;
+        for _ in 0..times {
+            admitted += usize::from(self.denied(stage).await.is_none());
+        }
+        admitted
+    }
+
+    async fn denied(&self, last: Stage) -> Option<Denial> {
+        let mut charged = Charged::default();
+        for stage in STAGES.into_iter().filter(|stage| *stage <= last) {
+            if let Verdict::Deny(denial) = self.take(stage, &mut charged).await {
+                return Some(denial);
+            }
+        }
+        None
+    }
+
+    fn counted(&self, limit: &str, decision: Decision, source: Source) -> u64 {
+        let (decision, source) = (decision.as_str(), source.as_str());
+        let labels = format!("{{decision=\"{decision}\",limit=\"{limit}\",route=\"catalog\",source=\"{source}\"}} ");
+        let text = self.metrics.render(0);
+        let line = text.lines().find(|line| line.starts_with("weir_limit_decisions_total") && line.contains(&labels));
+        line.and_then(|line| line.rsplit(' ').next()).unwrap().parse().unwrap()
+    }
+}
+
+/// The same pod in memory and on a Redis of its own.
+async fn both(replicas: u32, limits: impl Fn() -> Vec<config::Limit>, test: impl AsyncFn(&Pod, Source)) {
+    test(&Pod::of(replicas, None, limits()), Source::Local).await;
+    let server = Server::up().await;
+    test(&Pod::of(replicas, Some(kv::Redis::new(server.shared())), limits()), Source::Redis).await;
+}
+
+#[tokio::test]
+async fn a_denied_request_charges_nothing() {
+    let limits = || vec![hourly("a", 5, Stage::Request), hourly("b", 9, Stage::Miss), hourly("c", 2, Stage::Origin)];
+    both(1, limits, async |pod, source| {
+        assert_eq!(pod.admitted(20, Stage::Origin).await, 2);
+        assert_eq!(pod.counted("c", Decision::Denied, source), 18);
+        // Hits and followers have all that is left.
+        assert_eq!(pod.admitted(20, Stage::Request).await, 3);
+        assert_eq!(pod.counted("a", Decision::Denied, source), 17);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_kept_stays_charged() {
+    let limits = || vec![hourly("a", 5, Stage::Request), hourly("c", 1, Stage::Origin)];
+    both(1, limits, async |pod, _| {
+        for turn in 0..3 {
+            let mut charged = Charged::default();
+            assert!(matches!(pod.take(Stage::Request, &mut charged).await, Verdict::Allow));
+            charged.keep();
+            assert_eq!(matches!(pod.take(Stage::Origin, &mut charged).await, Verdict::Deny(_)), turn > 0);
+        }
+        assert_eq!(pod.admitted(9, Stage::Request).await, 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_limits_of_a_stage_are_taken_together_and_the_longest_wait_is_told() {
+    let limits = || vec![hourly("a", 4, Stage::Request), limit("b", (1, 60_000), 2, Stage::Request)];
+    both(1, limits, async |pod, source| {
+        assert_eq!(pod.admitted(7, Stage::Request).await, 2);
+        let denial = pod.denied(Stage::Request).await.unwrap();
+        assert_eq!((denial.limit.name.as_str(), denial.source), ("b", source));
+        assert!((59_000..=60_000).contains(&denial.retry_after.as_millis()), "{:?}", denial.retry_after);
+        assert_eq!(pod.counted("a", Decision::Allowed, source), 2);
+        assert_eq!(pod.counted("a", Decision::Denied, source), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dry_run_counts_and_denies_nobody() {
+    let limits = || {
+        let dry = config::Limit { dry_run: true, ..hourly("dry", 1, Stage::Request) };
+        vec![dry, hourly("real", 3, Stage::Request)]
+    };
+    both(1, limits, async |pod, source| {
+        assert_eq!(pod.admitted(5, Stage::Request).await, 3);
+        assert_eq!(pod.counted("dry", Decision::Allowed, source), 1);
+        assert_eq!(pod.counted("dry", Decision::DryRun, source), 4);
+        assert_eq!(pod.counted("real", Decision::Denied, source), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_wait_that_is_told_is_true() {
+    let pod = Pod::new(vec![limit("a", (3, 1000), 2, Stage::Request)]);
+    assert_eq!(pod.admitted(2, Stage::Request).await, 2);
+    let denial = pod.denied(Stage::Request).await.unwrap();
+    assert_eq!(denial.retry_after, Duration::from_millis(334));
+    pod.clock.advance(denial.retry_after - Duration::from_millis(1));
+    assert!(pod.denied(Stage::Request).await.is_some());
+    pod.clock.advance(Duration::from_millis(1));
+    assert!(pod.denied(Stage::Request).await.is_none());
+}
+
+#[tokio::test]
+async fn fields_tell_of_the_tightest_limit_and_of_all_that_were_taken() {
+    let pod = Pod::new(vec![
+        limit("wide", (50, 1000), 100, Stage::Request),
+        limit("tight", (1, 1000), 3, Stage::Request),
+        config::Limit { dry_run: true, ..hourly("dry", 1, Stage::Request) },
+        hourly("later", 1, Stage::Origin),
+    ]);
+    let (mut charged, mut fields) = (Charged::default(), HeaderMap::new());
+    charged.append_fields(&mut fields);
+    assert!(fields.is_empty(), "no limit, no fields");
+    pod.take(Stage::Request, &mut charged).await;
+    charged.append_fields(&mut fields);
+    assert_eq!(fields["ratelimit-policy"], r#""wide";q=100;w=2, "tight";q=3;w=3"#);
+    assert_eq!(fields["ratelimit"], r#""tight";r=2;t=1"#);
+
+    pod.take(Stage::Origin, &mut charged).await;
+    let Verdict::Deny(denial) = pod.take(Stage::Origin, &mut charged).await else { panic!("denied") };
+    let mut fields = HeaderMap::new();
+    denial.append_fields(&mut fields);
+    assert_eq!(fields["ratelimit-policy"], r#""wide";q=100;w=2, "tight";q=3;w=3, "later";q=1;w=3600"#);
+    assert_eq!(fields["ratelimit"], r#""later";r=0;t=3600"#);
+    assert_eq!(fields[RETRY_AFTER], "3600");
+    assert_eq!(
+        denial.explain(),
+        "The limit \"later\" is used up: 1 requests an hour, at most 1 at once; try again in 3600 s."
+    );
+}
+
+#[tokio::test]
+async fn two_pods_on_one_redis_are_one_limiter_and_redis_learns_no_address() {
+    let server = Server::up().await;
+    let pod = || Pod::of(2, Some(kv::Redis::new(server.shared())), vec![hourly("a", 10, Stage::Request)]);
+    let (one, other) = (pod(), pod());
+    assert_eq!(one.admitted(7, Stage::Request).await + other.admitted(7, Stage::Request).await, 10);
+    let Reply::Array(keys) = server.command(&["KEYS", "*"]).await else { panic!("keys are listed") };
+    assert_eq!(keys.len(), 1);
+    assert!(!format!("{keys:?}").contains("192"), "{keys:?}");
+}
+
+#[tokio::test]
+async fn without_redis_a_pod_goes_on_with_its_part_of_what_was_left_to_it() {
+    let mut server = Server::up().await;
+    let redis = kv::Redis::new(server.shared());
+    let pod = Pod::of(2, Some(redis), vec![hourly("a", 10, Stage::Request), hourly("c", 1, Stage::Origin)]);
+    assert_eq!(pod.admitted(3, Stage::Origin).await, 1);
+    assert_eq!(pod.admitted(2, Stage::Request).await, 2);
+    server.kill();
+    assert_eq!(pod.admitted(20, Stage::Request).await, 5 - 3, "half the burst, less what Redis had let through here");
+    assert_eq!(pod.counted("a", Decision::Denied, Source::Fallback), 18);
+}
+
+#[tokio::test]
+async fn redis_down_may_let_all_or_nothing_through() {
+    let server = Server::down();
+    let with = |redis_down| {
+        let limits = vec![
+            config::Limit { redis_down, ..hourly("a", 1, Stage::Request) },
+            config::Limit { redis_down: RedisDown::Local, ..hourly("local", 4, Stage::Request) },
+        ];
+        Pod::of(2, Some(kv::Redis::new(server.shared())), limits)
+    };
+    let open = with(RedisDown::Allow);
+    assert_eq!(open.admitted(9, Stage::Request).await, 2, "the local one still holds");
+    assert_eq!(open.counted("a", Decision::Allowed, Source::Fallback), 2);
+
+    let shut = with(RedisDown::Deny);
+    assert_eq!(shut.admitted(9, Stage::Request).await, 0);
+    assert!(shut.limiter.local.is_empty(), "a denied request charges nothing");
+    let denial = shut.denied(Stage::Request).await.unwrap();
+    let mut fields = HeaderMap::new();
+    denial.append_fields(&mut fields);
+    assert_eq!(fields[RETRY_AFTER], "1");
+    assert!(!fields.contains_key("ratelimit"));
+    assert!(denial.explain().contains("cannot be checked"));
+}
+
+#[tokio::test]
+async fn each_identity_has_its_own_bucket_and_a_limit_named_twice_counts_once() {
+    let pod = Pod::new(vec![hourly("a", 2, Stage::Request), hourly("a", 2, Stage::Request)]);
+    assert!(pod.limits.is_empty(Stage::Miss) && !pod.limits.is_empty(Stage::Request));
+    assert_eq!(pod.admitted(5, Stage::Request).await, 2);
+    let mut charged = Charged::default();
+    assert!(matches!(pod.take_as([192, 0, 2, 2].into(), Stage::Request, &mut charged).await, Verdict::Allow));
+    assert!(charged.charges.is_empty(), "no later stage can deny: nothing to remember");
+}
