@@ -1,1 +1,5 @@
 //! Not yet.
+
+pub mod directives;
+pub mod freshness;
+pub mod tags;
