@@ -1,6 +1,9 @@
 //! Not yet.
 
+pub mod conditional;
 pub mod directives;
+pub mod entry;
+pub mod fields;
 pub mod freshness;
 pub mod key;
 pub mod negotiation;
