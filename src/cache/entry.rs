@@ -104,7 +104,7 @@ pub struct Entry {
     pub key: Bytes,
     /// Status.
     pub status: StatusCode,
-    /// Field lines, ready to send (see [`prepare`](super::fields::prepare)).
+    /// Field lines, ready to send (see [`prepare`]).
     pub fields: Bytes,
     /// Body.
     pub body: Bytes,

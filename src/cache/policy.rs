@@ -11,59 +11,15 @@ use super::tags::answer_tags;
 use crate::clock::WallMs;
 use crate::config::{CacheRule, Cookies, Credentials, UpstreamTtl};
 
+mod reason;
+
+pub use reason::{Bypass, Refusal};
+
 /// Longest lifetime that `Last-Modified` alone can give.
 const HEURISTIC_MOST_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Share of the time since `Last-Modified` that a heuristic lifetime takes, as a divisor (RFC 9111 section 4.2.2).
 const HEURISTIC_DIVISOR: u64 = 10;
-
-/// Fields by which some frameworks take another method than the request line's.
-const METHOD_OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
-
-/// Why a request goes past the cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Bypass {
-    /// Neither GET nor HEAD.
-    Method,
-    /// A GET or HEAD with a body: the upstream may answer by it, and it is no part of the key.
-    Body,
-    /// A field that names another method.
-    MethodOverride,
-    /// A part is wanted.
-    Range,
-    /// A precondition that only the upstream may evaluate (`If-Match`, `If-Unmodified-Since`; RFC 9111 section 4.3.2).
-    Precondition,
-    /// Another protocol is wanted.
-    Upgrade,
-    /// The client's own `no-store`, where it is honoured.
-    NoStore,
-}
-
-impl Bypass {
-    /// Every value, in order.
-    pub const ALL: &'static [Self] = &[
-        Self::Method,
-        Self::Body,
-        Self::MethodOverride,
-        Self::Range,
-        Self::Precondition,
-        Self::Upgrade,
-        Self::NoStore,
-    ];
-
-    /// Text in headers, logs and labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Method => "method",
-            Self::Body => "request-body",
-            Self::MethodOverride => "method-override",
-            Self::Range => "range",
-            Self::Precondition => "precondition",
-            Self::Upgrade => "upgrade",
-            Self::NoStore => "request-no-store",
-        }
-    }
-}
 
 /// Whether a request may be answered from the cache, or its answer stored.
 ///
@@ -76,24 +32,26 @@ pub fn request_may_use_cache(
     has_body: bool,
     honoured: Option<&RequestDirectives>,
 ) -> Result<(), Bypass> {
-    let any = |names: &[&str]| names.iter().any(|name| headers.contains_key(*name));
     if method != Method::GET && method != Method::HEAD {
-        Err(Bypass::Method)
-    } else if has_body {
-        Err(Bypass::Body)
-    } else if any(&METHOD_OVERRIDES) {
-        Err(Bypass::MethodOverride)
-    } else if any(&["range"]) {
-        Err(Bypass::Range)
-    } else if any(&["if-match", "if-unmodified-since"]) {
-        Err(Bypass::Precondition)
-    } else if any(&["upgrade"]) {
-        Err(Bypass::Upgrade)
-    } else if honoured.is_some_and(|directives| directives.no_store) {
-        Err(Bypass::NoStore)
-    } else {
-        Ok(())
+        return Err(Bypass::Method);
     }
+    if has_body {
+        return Err(Bypass::Body);
+    }
+    if honoured.is_some_and(|directives| directives.no_store) {
+        return Err(Bypass::NoStore);
+    }
+    // One pass over the few fields there are costs less than a look-up for each that matters.
+    for name in headers.keys() {
+        match name.as_str() {
+            "x-http-method-override" | "x-http-method" | "x-method-override" => return Err(Bypass::MethodOverride),
+            "range" => return Err(Bypass::Range),
+            "if-match" | "if-unmodified-since" => return Err(Bypass::Precondition),
+            "upgrade" => return Err(Bypass::Upgrade),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// What of a request decides whether its answer may be stored.
@@ -172,100 +130,6 @@ pub struct Plan {
     pub vary: Vec<HeaderName>,
     /// Its own tags.
     pub tags: Vec<String>,
-}
-
-/// Why an answer is not stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Refusal {
-    /// The request was no GET.
-    Method,
-    /// A status that lies in the one request, its connection or its credentials.
-    Status,
-    /// A part of a representation.
-    Partial,
-    /// A status that is not understood, and `must-understand`.
-    NotUnderstood,
-    /// `no-store`.
-    NoStore,
-    /// `private`.
-    Private,
-    /// It sets a cookie.
-    SetCookie,
-    /// The request was authorised and the answer not marked as shareable (RFC 9111 section 3.5).
-    Authorization,
-    /// The request carried credentials, and the upstream gave no lifetime.
-    Credentials,
-    /// `Vary: *`.
-    VaryStar,
-    /// `Vary` names more fields than a variant may have, or cannot be read.
-    Vary,
-    /// More or longer tags than may be stored.
-    TooManyTags,
-    /// A server error without a lifetime of its own.
-    ServerError,
-    /// No lifetime, and nothing to validate it by.
-    NoFreshness,
-}
-
-impl Refusal {
-    /// Every value, in order.
-    pub const ALL: &'static [Self] = &[
-        Self::Method,
-        Self::Status,
-        Self::Partial,
-        Self::NotUnderstood,
-        Self::NoStore,
-        Self::Private,
-        Self::SetCookie,
-        Self::Authorization,
-        Self::Credentials,
-        Self::VaryStar,
-        Self::Vary,
-        Self::TooManyTags,
-        Self::ServerError,
-        Self::NoFreshness,
-    ];
-
-    /// Text in headers, logs and labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Method => "method",
-            Self::Status => "status",
-            Self::Partial => "partial",
-            Self::NotUnderstood => "not-understood",
-            Self::NoStore => "no-store",
-            Self::Private => "private",
-            Self::SetCookie => "set-cookie",
-            Self::Authorization => "authorization",
-            Self::Credentials => "credentials",
-            Self::VaryStar => "vary-star",
-            Self::Vary => "vary",
-            Self::TooManyTags => "too-many-tags",
-            Self::ServerError => "server-error",
-            Self::NoFreshness => "no-freshness",
-        }
-    }
-
-    /// Whether the next request for the same key is likely to meet it too, so that it is worth remembering. What lies in
-    /// one request, or in one failure, is not: it would let one client send everybody past the cache.
-    pub fn lies_in_the_resource(self) -> bool {
-        match self {
-            Self::Method
-            | Self::Status
-            | Self::Partial
-            | Self::Authorization
-            | Self::Credentials
-            | Self::ServerError => false,
-            Self::NotUnderstood
-            | Self::NoStore
-            | Self::Private
-            | Self::SetCookie
-            | Self::VaryStar
-            | Self::Vary
-            | Self::TooManyTags
-            | Self::NoFreshness => true,
-        }
-    }
 }
 
 /// Whether and how an answer may be stored.
