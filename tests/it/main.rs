@@ -1,1 +1,20 @@
+//! Weir from the outside: every test starts the real binary, between a scripted upstream and a Redis of its own.
+//!
+//! Tests run in parallel and share nothing; ports are taken from the system. Waiting is for gates, counts and conditions
+//! with a deadline, never for a length of time. Some scale with the environment: see [`harness::scale`].
 
+mod harness;
+
+mod admin;
+mod caching;
+mod check;
+mod forwarding;
+mod framing;
+mod invalidation;
+mod life;
+mod limits;
+mod redis_faults;
+mod selftest;
+mod stampede;
+mod strict;
+mod tidy;
