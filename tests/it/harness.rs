@@ -92,7 +92,7 @@ impl Store {
     pub fn apply(&self, setup: Setup) -> Setup {
         match self {
             Self::Memory => setup,
-            Self::Redis(redis) => setup.redis(redis).set("cache.memory", "0B"),
+            Self::Redis(redis) => setup.redis(redis).set("cache.memory", "0"),
         }
     }
 }
@@ -103,6 +103,25 @@ pub async fn for_both<F: Future<Output = ()>>(body: impl Fn(Store) -> F) {
     body(Store::Memory).await;
     eprintln!("-- over Redis");
     body(Store::Redis(redis())).await;
+}
+
+/// Runs them all at once.
+pub async fn join_all<T>(work: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut work: Vec<_> = work.into_iter().map(|one| (Box::pin(one), None)).collect();
+    std::future::poll_fn(|cx| {
+        let mut waiting = false;
+        for (future, done) in &mut work {
+            if done.is_none() {
+                match future.as_mut().poll(cx) {
+                    std::task::Poll::Ready(value) => *done = Some(value),
+                    std::task::Poll::Pending => waiting = true,
+                }
+            }
+        }
+        if waiting { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+    })
+    .await;
+    work.into_iter().map(|(_, done)| done.expect("all are done")).collect()
 }
 
 /// `len` bytes without a pattern that a mistake could repeat unnoticed.

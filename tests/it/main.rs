@@ -7,6 +7,7 @@ mod harness;
 
 mod admin;
 mod caching;
+mod caching_rules;
 mod check;
 mod forwarding;
 mod framing;
@@ -14,7 +15,9 @@ mod invalidation;
 mod life;
 mod limits;
 mod redis_faults;
+mod routing;
 mod selftest;
+mod slow;
 mod stampede;
 mod strict;
 mod tidy;

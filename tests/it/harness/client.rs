@@ -294,6 +294,16 @@ impl Connection {
         .await
     }
 
+    /// Reads on until `text` has come.
+    pub async fn read_until(&mut self, text: &[u8]) {
+        patiently("bytes", async {
+            while !self.buffer.windows(text.len()).any(|window| window == text) {
+                fill(&mut self.stream, &mut self.buffer).await.expect("the connection goes on");
+            }
+        })
+        .await;
+    }
+
     /// Whether the other side closes it within `longest`.
     pub async fn closes_within(&mut self, longest: Duration) -> bool {
         let end = async { while fill(&mut self.stream, &mut self.buffer).await.is_ok() {} };
