@@ -18,15 +18,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use client::{Answer, Connection, H2, Request, get, raw, request};
-pub use flaky::{Flaky, flaky};
+pub use flaky::flaky;
 pub use gate::Gate;
 pub use load::{Load, Report};
-pub use raw_upstream::{RawUpstream, black_hole, raw_upstream, refusing};
+pub use raw_upstream::{black_hole, raw_upstream, refusing};
 pub use redis::{Redis, redis, redis_not_started};
 pub use reply::{Reply, reply};
 pub use scratch::Scratch;
-pub use upstream::{Recorded, Upstream, h2_upstream, unix_upstream, upstream};
-pub use weir::{Ended, Setup, Weir, weir};
+pub use upstream::{Upstream, h2_upstream, unix_upstream, upstream};
+pub use weir::{Ended, Setup, Weir, sum, weir};
 
 /// Longest that anything is waited for before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,15 +41,11 @@ pub async fn eventually(what: &str, condition: impl FnMut() -> bool) {
 
 /// Waits until `condition` holds, at most `longest`; says how long it took.
 pub async fn within(longest: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Duration {
-    within_async(longest, what, || std::future::ready(condition())).await
+    within_async(longest, what, async || condition()).await
 }
 
 /// Waits until what `condition` resolves to holds, at most `longest`; says how long it took.
-pub async fn within_async<F: Future<Output = bool>>(
-    longest: Duration,
-    what: &str,
-    mut condition: impl FnMut() -> F,
-) -> Duration {
+pub async fn within_async(longest: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
     let began = Instant::now();
     while !condition().await {
         assert!(began.elapsed() < longest, "{what}: not within {longest:?}");

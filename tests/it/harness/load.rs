@@ -20,19 +20,26 @@ const LONGEST: Duration = Duration::from_secs(10);
 pub struct Load {
     rate: u32,
     length: Duration,
-    targets: Vec<SocketAddr>,
+    target: Box<dyn Fn(usize) -> SocketAddr + Send>,
     make: Box<dyn Fn(usize) -> Request + Send>,
 }
 
 impl Load {
     /// `rate` requests a second for `length`, the i-th being `make(i)`.
     pub fn new(rate: u32, length: Duration, make: impl Fn(usize) -> Request + Send + 'static) -> Self {
-        Self { rate, length, targets: Vec::new(), make: Box::new(make) }
+        let nowhere = |_| panic!("a load wants a target");
+        Self { rate, length, target: Box::new(nowhere), make: Box::new(make) }
     }
 
     /// Sends to these in turn.
-    pub fn to(mut self, targets: &[SocketAddr]) -> Self {
-        self.targets.extend_from_slice(targets);
+    pub fn to(self, targets: &[SocketAddr]) -> Self {
+        let targets = targets.to_vec();
+        self.choosing(move |i| targets[i % targets.len()])
+    }
+
+    /// Sends each where `target` says when it is due, as a balancer would.
+    pub fn choosing(mut self, target: impl Fn(usize) -> SocketAddr + Send + 'static) -> Self {
+        self.target = Box::new(target);
         self
     }
 
@@ -54,12 +61,13 @@ impl Load {
     async fn drive(self) -> Report {
         let total = (f64::from(self.rate) * self.length.as_secs_f64()) as usize;
         let began = Instant::now();
-        let pools: Vec<Pool> = self.targets.iter().map(|target| Pool::new(*target)).collect();
+        let mut pools = BTreeMap::<SocketAddr, Pool>::new();
         let mut tasks = Vec::with_capacity(total);
         for i in 0..total {
             let due = began + self.length.mul_f64(i as f64 / total as f64);
             sleep_until(due).await;
-            let (request, pool) = ((self.make)(i), pools[i % pools.len()].clone());
+            let (request, target) = ((self.make)(i), (self.target)(i));
+            let pool = pools.entry(target).or_insert_with(|| Pool::new(target)).clone();
             tasks.push(tokio::spawn(async move { one(&pool, &request, began, due).await }));
         }
         let mut samples = Vec::with_capacity(total);

@@ -89,12 +89,6 @@ impl Reply {
         self
     }
 
-    /// Does not announce the body's size.
-    pub fn unsized_body(mut self) -> Self {
-        self.sized = false;
-        self
-    }
-
     /// A trailer field behind the body, announced before it.
     pub fn trailer(mut self, name: &str, value: &str) -> Self {
         self = self.header("trailer", name);

@@ -269,16 +269,6 @@ impl Weir {
         self.child.wait().expect("our own child");
     }
 
-    /// Stops it where it stands.
-    pub fn freeze(&self) {
-        self.signal(Signal::STOP);
-    }
-
-    /// Lets it go on.
-    pub fn thaw(&self) {
-        self.signal(Signal::CONT);
-    }
-
     fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid");
         kill_process(pid, signal).expect("our own child");
@@ -355,12 +345,12 @@ pub struct Ended {
 impl Ended {
     /// Runs the binary with these arguments to its end.
     pub fn of(args: &[&str]) -> Self {
-        Self::of_in(Path::new(env!("CARGO_MANIFEST_DIR")), args)
+        Self::run(Path::new(env!("CARGO_MANIFEST_DIR")), &[], args)
     }
 
-    /// The same, in a directory.
-    pub fn of_in(directory: &Path, args: &[&str]) -> Self {
-        let mut child = command(&[])
+    /// The same, in a directory and with environment variables.
+    pub fn run(directory: &Path, env: &[(String, String)], args: &[&str]) -> Self {
+        let mut child = command(env)
             .args(args)
             .current_dir(directory)
             .stdout(Stdio::piped())
