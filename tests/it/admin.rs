@@ -44,7 +44,6 @@ async fn probes_metrics_and_version_are_open() {
     let scratch = Scratch::new();
     let token = scratch.write("token", "s3cret-token\n");
     let weir = weir(ROUTES).to(up.url()).set("admin.token_file", token.display().to_string()).start().await;
-    weir.ready().await;
     for path in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(weir.admin(path).await.status, 200, "{path}");
         assert_eq!(
@@ -209,8 +208,7 @@ async fn each_request_is_one_line_that_hides_secrets() {
     let weir = weir(ROUTES).to(up.url()).start().await;
     let asked = get("/cached/%0d%0aforged%1b[31m?token=q5ecret")
         .header("authorization", "Bearer h5ecret")
-        .header("cookie", "session=c5ecret")
-        .header("user-agent", "x\u{1b}[31m");
+        .header("cookie", "session=c5ecret");
     let refused = weir.send(asked).await;
     let fine = get("/cached/7").header("authorization", "Bearer h5ecret").header("cookie", "session=c5ecret");
     weir.send(fine).await;
@@ -251,7 +249,6 @@ async fn drain_makes_it_unready_while_it_serves() {
     let up = upstream();
     up.route("*", reply("ok"));
     let weir = weir(ROUTES).to(up.url()).start().await;
-    weir.ready().await;
     let drained = ask(&weir, "POST", "/drain", &[]).await;
     assert!((200..300).contains(&drained.status), "{drained:?}");
     assert_eq!(weir.admin("/readyz").await.status, 503);
@@ -265,7 +262,7 @@ async fn readiness_never_hangs_on_redis() {
     let (away, frozen) = (redis_not_started(), redis());
     frozen.freeze();
     for redis in [&away, &frozen] {
-        let weir = weir(ROUTES).to(up.url()).redis(redis).set("redis.startup_wait", "400ms").start().await;
+        let weir = weir(ROUTES).to(up.url()).redis(redis).set("redis.startup_wait", "400ms").launch().await;
         let probe = weir.admin("/readyz").await;
         assert!(probe.took < Duration::from_millis(if optimised() { 200 } else { 1000 }), "{probe:?}");
         let took = weir.ready().await;

@@ -100,11 +100,7 @@ fn orders(id: &str) -> [(&'static str, String); 5] {
 }
 
 async fn fleet(service: &Versioned, redis: &Redis) -> Vec<Weir> {
-    let weirs = weir(ROUTES).to(service.up.url()).redis(redis).fleet(2).await;
-    for weir in &weirs {
-        weir.ready().await;
-    }
-    weirs
+    weir(ROUTES).to(service.up.url()).redis(redis).fleet(2).await
 }
 
 #[tokio::test]
@@ -112,7 +108,6 @@ async fn the_admin_door_takes_every_selector() {
     for_both(|store| async move {
         let service = Versioned::new();
         let weir = store.apply(weir(ROUTES).to(service.up.url())).start().await;
-        weir.ready().await;
         let weirs = [weir];
         for soft in [false, true] {
             for (kind, order) in orders("7") {
@@ -176,7 +171,9 @@ async fn the_publish_door_takes_every_selector() {
 #[tokio::test]
 async fn the_stream_door_takes_every_selector() {
     let (service, redis) = (Versioned::new(), redis());
-    let weirs = fleet(&service, &redis).await;
+    // It is drained with the proof of currency, every quarter of this.
+    let setup = weir(ROUTES).to(service.up.url()).redis(&redis).set("cache.max_staleness", "2s");
+    let weirs = setup.fleet(2).await;
     let fields =
         [["urls", "/items/7"], ["tags", "item:7"], ["prefixes", "/items"], ["routes", "items"], ["all", "true"]];
     for soft in [false, true] {
@@ -188,12 +185,7 @@ async fn the_stream_door_takes_every_selector() {
                 command.extend(["soft", "true"]);
             }
             redis.cli(&command);
-            // It is drained with the proof of currency, every quarter of B.
-            let longest = Duration::from_secs(8);
-            let body = service.body("/items/7");
-            let what = format!("{name}, soft {soft}");
-            crate::harness::within_async(longest, &what, async || weirs[0].get("/items/7").await.text() == body).await;
-            all_serve(&weirs, "/items/7", &body, &what).await;
+            all_serve(&weirs, "/items/7", &service.body("/items/7"), &format!("{name}, soft {soft}")).await;
         }
     }
 }
@@ -321,9 +313,6 @@ async fn a_fill_in_flight_during_an_invalidation_is_never_served_after() {
     let (up, redis, gate) = (upstream(), redis(), Gate::new());
     up.sequence("/items/7", vec![reply("v1").gate(&gate), reply("v2")]);
     let weirs = weir(ROUTES).to(up.url()).redis(&redis).fleet(2).await;
-    for weir in &weirs {
-        weir.ready().await;
-    }
     let proxy = weirs[0].proxy;
     let before = tokio::spawn(async move { get("/items/7").send(proxy).await });
     gate.reached(1).await;
@@ -348,7 +337,7 @@ async fn a_restarted_weir_serves_nothing_that_was_invalidated_meanwhile() {
     warm(&weirs, "/items/7").await;
     service.change();
     weirs[0].invalidate(r#"{"tags":["item:7"]}"#).await;
-    let new = weir(ROUTES).to(service.up.url()).redis(&redis).start().await;
+    let new = weir(ROUTES).to(service.up.url()).redis(&redis).launch().await;
     assert_eq!(new.get("/items/7").await.text(), service.body("/items/7"), "even before it is ready");
 }
 

@@ -60,7 +60,6 @@ async fn sigterm_finishes_what_is_in_flight() {
 async fn a_lame_duck_is_unready_and_serves() {
     let up = service();
     let mut weir = setup(&up).set("server.lame_duck", "1500ms").start().await;
-    weir.ready().await;
     let mut kept = Connection::open(weir.proxy).await;
     assert_eq!(kept.send(&get("/kept")).await.status, 200);
     weir.sigterm();
@@ -231,7 +230,7 @@ fn weir_with_flag(flag: &str) -> Ended {
 #[tokio::test]
 async fn it_is_ready_at_once_and_small() {
     let up = service();
-    let weir = setup(&up).start().await;
+    let weir = setup(&up).launch().await;
     let ready = weir.listening_after + weir.ready().await;
     let resident = weir.resident() >> 20;
     eprintln!("listening after {:?}, ready after {ready:?}, {resident} MiB resident", weir.listening_after);

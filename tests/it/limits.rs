@@ -38,9 +38,6 @@ async fn two_weirs_admit_burst_and_rate_together_and_hardly_less() {
     let length = Duration::from_secs(scale("WEIR_SECONDS", 5) as u64);
     let config = limited("{ name = 'ip', key = ['ip'], rate = '5/s', burst = 10 }");
     let weirs = weir(&config).to(up.url()).redis(&redis).fleet(2).await;
-    for weir in &weirs {
-        weir.ready().await;
-    }
     let targets: Vec<SocketAddr> = weirs.iter().map(|weir| weir.proxy).collect();
     let began = Instant::now();
     let report = Load::new(100, length, |i| get(&format!("/{i}"))).to(&targets).run().await;
@@ -298,7 +295,6 @@ async fn every_key_of_a_limit_in_redis_has_an_end_and_names_nobody() {
     let store = Store::Redis(redis);
     let config = limited("{ name = 'l', key = ['header:x-api-key'], rate = '10/s', burst = 5 }");
     let weir = store.apply(weir(&config).to(up.url())).start().await;
-    weir.ready().await;
     let Store::Redis(redis) = &store else { unreachable!() };
     for i in 0..20 {
         weir.send(get("/").header("x-api-key", &format!("very-secret-{i}"))).await;

@@ -54,7 +54,7 @@ async fn back_in_use(weirs: &[Weir], mark: &str) -> Duration {
     let mut turn = 0;
     within_async(BACK + Duration::from_secs(3), "Redis is used again", async || {
         turn += 1;
-        let path = format!("/back/{mark}/{turn}");
+        let path = format!("/back/{}/{turn}", mark.replace(' ', "-"));
         weirs[0].get(&path).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
         weirs[1].get(&path).await.is_hit() && weirs[0].metric("weir_redis_breaker_open").await == 0.0
@@ -66,9 +66,6 @@ async fn back_in_use(weirs: &[Weir], mark: &str) -> Duration {
 async fn nobody_notices(what: &str, redis: Arc<Redis>, fault: fn(&Redis), repair: fn(&Redis)) {
     let up = service();
     let weirs = setup(&up).redis(&redis).fleet(2).await;
-    for weir in &weirs {
-        weir.ready().await;
-    }
     let targets: Vec<SocketAddr> = weirs.iter().map(|weir| weir.proxy).collect();
     let load = Load::new(rate(), LENGTH, |i| get(&format!("/{}", i * 7919 % KEYS))).to(&targets).start();
     let began = Instant::now();
@@ -111,12 +108,14 @@ async fn restarted_empty_under_load() {
 #[tokio::test]
 async fn down_at_start() {
     let (up, redis) = (service(), redis_not_started());
-    let weirs = setup(&up).redis(&redis).fleet(2).await;
-    for weir in &weirs {
+    let mut weirs = Vec::new();
+    for _ in 0..2 {
+        let weir = setup(&up).redis(&redis).launch().await;
+        let answer = weir.get("/a").await;
+        assert_eq!((answer.status, answer.text()), (200, "/a"), "served at once");
         let took = weir.ready().await;
         assert!(took < Duration::from_secs(3), "ready after startup_wait, Redis or not: {took:?}");
-        let answer = weir.get("/a").await;
-        assert_eq!((answer.status, answer.text()), (200, "/a"));
+        weirs.push(weir);
     }
     redis.start();
     let back = back_in_use(&weirs, "start").await;
@@ -128,9 +127,6 @@ async fn slow_cut_and_swallowed() {
     let (up, redis) = (service(), redis());
     let relay = flaky(redis.address());
     let weirs = setup(&up).redis_at(relay.address()).fleet(2).await;
-    for weir in &weirs {
-        weir.ready().await;
-    }
     let targets: Vec<SocketAddr> = weirs.iter().map(|weir| weir.proxy).collect();
     for (what, fault) in [("slow", 0), ("cut", 1), ("swallowed", 2)] {
         let load =
@@ -157,7 +153,6 @@ async fn slow_cut_and_swallowed() {
 async fn the_breaker_opens_and_requests_no_longer_wait() {
     let (up, redis) = (service(), redis());
     let weir = setup(&up).redis(&redis).set("redis.deadline", "50ms").start().await;
-    weir.ready().await;
     assert_eq!(weir.get("/before").await.status, 200);
     redis.freeze();
     within_async(Duration::from_secs(5), "the breaker opens", async || {
@@ -184,9 +179,6 @@ async fn entries_from_before_a_loss_are_not_used_after_it() {
     let (up, redis) = (upstream(), redis());
     up.sequence("/a", vec![reply("old"), reply("new")]);
     let weirs = weir(ROUTES).to(up.url()).redis(&redis).set("cache.max_staleness", "1s").fleet(2).await;
-    for weir in &weirs {
-        weir.ready().await;
-    }
     crate::caching::stored(&weirs[0], "/a").await;
     redis.restart_empty();
     // The fleet learns of the loss with its next proof; from B on nobody may trust what was filled before.
@@ -204,9 +196,6 @@ async fn entries_from_before_a_loss_are_not_used_after_it() {
 async fn a_redis_that_is_full_or_read_only_is_survived() {
     let (up, redis) = (service(), redis());
     let weirs = setup(&up).redis(&redis).fleet(2).await;
-    for weir in &weirs {
-        weir.ready().await;
-    }
     redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
     for i in 0..30 {
         assert_eq!(weirs[i % 2].get(&format!("/full/{i}")).await.status, 200);

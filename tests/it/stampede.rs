@@ -30,11 +30,7 @@ fn grace() -> Duration {
 }
 
 async fn two_weirs(up: &Upstream, redis: &Redis) -> Vec<Weir> {
-    let weirs = weir(CACHED).to(up.url()).redis(redis).set("upstream.connections", 2000).fleet(2).await;
-    for weir in &weirs {
-        weir.ready().await;
-    }
-    weirs
+    weir(CACHED).to(up.url()).redis(redis).set("upstream.connections", 2000).fleet(2).await
 }
 
 /// All at once, spread over the Weirs, over connections that are open already.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
 use tokio::time::Instant;
 
 use super::client::{Answer, Request, get, request};
@@ -20,11 +20,23 @@ const SHOWN: usize = 40;
 /// A Weir with this configuration; what is not said in it is filled in: free ports, a JSON log, no lame duck.
 pub fn weir(config: &str) -> Setup {
     let config = config.parse().unwrap_or_else(|error| panic!("the test's own TOML: {error}"));
+    allow_many_files();
     Setup { config, env: Vec::new() }
         .or_set("server.listen", "127.0.0.1:0")
         .or_set("server.lame_duck", "0s")
         .or_set("admin.listen", "127.0.0.1:0")
         .or_set("log.format", "json")
+}
+
+/// Hundreds of connections at once, here and in the children, are more files than a process usually may open.
+fn allow_many_files() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let mut limit = getrlimit(Resource::Nofile);
+        limit.current = limit.maximum;
+        // Where that is forbidden, the tests that need it say so themselves.
+        let _ = setrlimit(Resource::Nofile, limit);
+    });
 }
 
 /// A Weir to be started.
@@ -86,8 +98,15 @@ impl Setup {
         toml::to_string(&self.config).expect("TOML")
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts it and waits until it is ready.
     pub async fn start(&self) -> Weir {
+        let weir = self.launch().await;
+        weir.ready().await;
+        weir
+    }
+
+    /// Starts it and waits until it listens, ready or not.
+    pub async fn launch(&self) -> Weir {
         let scratch = Scratch::new();
         let config = scratch.write("weir.toml", &self.toml());
         let began = Instant::now();
@@ -124,7 +143,7 @@ impl Setup {
         weir
     }
 
-    /// Starts `n` with the same configuration.
+    /// Starts `n` with the same configuration and waits until they are ready.
     pub async fn fleet(&self, n: usize) -> Vec<Weir> {
         let mut weirs = Vec::with_capacity(n);
         for _ in 0..n {
