@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::harness::{
     Connection, Gate, H2, Load, PATIENCE, eventually, flaky, get, h2_upstream, noise, patiently, raw, raw_upstream,
-    redis, redis_not_started, refusing, reply, request, upstream,
+    redis, redis_not_started, refusing, reply, request, sum, upstream,
 };
 
 #[tokio::test]
@@ -154,4 +154,13 @@ async fn two_redis_servers_share_nothing() {
     let (one, other) = (redis(), redis());
     one.cli(&["SET", "a", "1"]);
     assert_eq!(other.cli(&["EXISTS", "a"]), "0");
+}
+
+#[test]
+fn series_are_summed_by_name_and_labels() {
+    let page = "# HELP a_total x\na_total{x=\"1\",y=\"2\"} 3\na_total{x=\"1\",y=\"3\"} 4\na_total_more 9\nb 0.5\n";
+    assert_eq!(sum(page, "a_total"), 7.0);
+    assert_eq!(sum(page, "a_total{x=\"1\"}"), 7.0);
+    assert_eq!(sum(page, "a_total{y=\"3\",x=\"1\"}"), 4.0);
+    assert_eq!((sum(page, "a_total{x=\"2\"}"), sum(page, "b")), (0.0, 0.5));
 }
