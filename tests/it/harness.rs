@@ -3,6 +3,7 @@
 mod background;
 mod client;
 mod flaky;
+mod foreign;
 mod gate;
 mod load;
 mod raw_upstream;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 
 pub use client::{Answer, Connection, H2, Request, get, raw, request};
 pub use flaky::flaky;
+pub use foreign::{Foreign, nginx, python};
 pub use gate::Gate;
 pub use load::{Load, Report};
 pub use raw_upstream::{black_hole, raw_upstream, refusing};

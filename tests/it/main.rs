@@ -13,6 +13,7 @@ mod framing;
 mod invalidation;
 mod life;
 mod limits;
+mod real;
 mod redis_faults;
 mod reports;
 mod routing;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::harness::{
-    Connection, Gate, H2, Load, PATIENCE, eventually, flaky, get, h2_upstream, noise, patiently, raw, raw_upstream,
-    redis, redis_not_started, refusing, reply, request, sum, upstream,
+    Connection, Gate, H2, Load, PATIENCE, Scratch, eventually, flaky, get, h2_upstream, nginx, noise, patiently,
+    python, raw, raw_upstream, redis, redis_not_started, refusing, reply, request, sum, upstream,
 };
 
 #[tokio::test]
@@ -154,6 +154,15 @@ async fn two_redis_servers_share_nothing() {
     let (one, other) = (redis(), redis());
     one.cli(&["SET", "a", "1"]);
     assert_eq!(other.cli(&["EXISTS", "a"]), "0");
+}
+
+#[tokio::test]
+async fn foreign_services_serve_files() {
+    let tree = Scratch::new();
+    tree.write("a.txt", "hello");
+    for service in [nginx(tree.path()), python(tree.path())].into_iter().flatten() {
+        assert_eq!(get("/a.txt").send(service.address).await.text(), "hello");
+    }
 }
 
 #[test]

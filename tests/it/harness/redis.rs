@@ -143,7 +143,8 @@ fn read_reply(from: &mut impl BufRead) -> std::io::Result<String> {
     }
 }
 
-fn free_port() -> u16 {
+/// A port that nothing listens on and no outgoing connection takes.
+pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let spread = u16::try_from(std::process::id() % 997).expect("below 997");
     for _ in 0..PORTS.len() {
