@@ -342,7 +342,7 @@ pub fn sum(metrics: &str, wanted: &str) -> f64 {
         found == name && labels.iter().all(|label| has.contains(label))
     };
     let value = |line: &str| line.rsplit_once(' ').and_then(|(_, value)| value.parse::<f64>().ok()).unwrap_or(0.0);
-    metrics.lines().filter(|line| !line.starts_with('#')).filter(matches).map(value).sum()
+    metrics.lines().filter(|line| !line.starts_with('#')).filter(matches).map(value).fold(0.0, |sum, value| sum + value)
 }
 
 fn series(text: &str) -> (&str, Vec<&str>) {
