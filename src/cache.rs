@@ -105,6 +105,8 @@ pub struct Kept {
     pub slot: Arc<Slot>,
     /// The record that it stands behind, if it varies.
     pub marker: Option<Arc<Vary>>,
+    /// Whether there was room for one more variant; else it is stored nowhere.
+    pub is_admitted: bool,
 }
 
 /// Why there is no answer, and what a fetch can start from.
@@ -291,7 +293,7 @@ impl Cache {
         let varying = slot.stored.entry().filter(|entry| !entry.vary.is_empty());
         let Some(entry) = varying else {
             self.memory.insert(primary, Arc::clone(&slot));
-            return Kept { slot, marker: None };
+            return Kept { slot, marker: None, is_admitted: true };
         };
         let mut marker = self.marker(primary, entry);
         let is_admitted = marker.admit(key::hash(&entry.key));
@@ -300,7 +302,7 @@ impl Cache {
             self.memory.insert(primary, Slot::new(Stored::Vary(Arc::clone(&marker)), asked));
             self.memory.insert(&entry.key, Arc::clone(&slot));
         }
-        Kept { slot, marker: Some(marker) }
+        Kept { slot, marker: Some(marker), is_admitted }
     }
 
     /// Remembers that answers to requests with credentials are not stored under this key, whatever others get.
