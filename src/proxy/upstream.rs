@@ -183,7 +183,7 @@ impl Upstream {
                 Err(failure) => failure,
             };
             let again = match &failure {
-                Failure::Connect(_) => true,
+                Failure::Connect(_) | Failure::ConnectTimeout => true,
                 Failure::Closed(_) => repeatable,
                 _ => false,
             };
