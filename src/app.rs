@@ -228,7 +228,6 @@ impl Parts {
             limit::Settings {
                 secret: secret.clone(),
                 replicas: config.redis.as_ref().map_or(1, |redis| redis.replicas),
-                keys: kv::keys::Keys::new(config.redis.as_ref().map_or("", |redis| &redis.namespace)),
             },
         ));
         let workers = config.server.workers.get();

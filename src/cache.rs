@@ -7,6 +7,7 @@
 pub mod conditional;
 pub mod directives;
 pub mod entry;
+pub mod fields;
 pub mod flight;
 pub mod freshness;
 pub mod key;
@@ -18,13 +19,15 @@ pub mod tags;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::HeaderMap;
 
 use crate::clock::{Clock, SteadyMs, WallMs};
 use crate::config::{CacheRule, CacheTiers, CutOff};
 use crate::invalidation::{Invalidation, Subject, Verdict};
 use crate::metrics::{Lookup, Metrics};
-use entry::{Entry, Stored};
+use conditional::By;
+use entry::{Entry, Stored, Vary};
 use flight::{Flights, Joined};
 use freshness::State;
 use key::KeyBuilder;
@@ -88,6 +91,14 @@ pub struct Found {
     pub is_early: bool,
 }
 
+/// What was kept.
+pub struct Kept {
+    /// Where it stands.
+    pub slot: Arc<Slot>,
+    /// The record that it stands behind, if it varies.
+    pub marker: Option<Arc<Vary>>,
+}
+
 /// Why there is no answer, and what a fetch can start from.
 #[derive(Default)]
 pub struct Missing {
@@ -109,8 +120,14 @@ pub struct Previous {
 }
 
 impl Previous {
+    /// What the upstream's confirmation must go by: for an answer that an invalidation has overtaken, a strong tag (a
+    /// date has whole seconds).
+    pub fn confirmed_by(&self) -> By {
+        if self.is_gone { By::StrongTag } else { By::AnyValidator }
+    }
+
     /// The entry.
-    pub fn entry(&self) -> Option<&Entry> {
+    pub fn entry(&self) -> Option<&Arc<Entry>> {
         self.slot.stored.entry()
     }
 }
@@ -176,7 +193,7 @@ impl Cache {
         let is_soft = verdict == Verdict::Stale;
         match entry.freshness.evaluate(ask.now, ask.directives.as_ref(), is_soft) {
             State::Fresh { age_s, ttl_left_ms } => {
-                let is_early = entry.freshness.refreshes_early(ttl_left_ms, entry.fill_cost_ms);
+                let is_early = entry.freshness.refreshes_early(ttl_left_ms, u64::from(entry.fill_cost_ms));
                 let found = Found { slot, age_s, ttl_s: (ttl_left_ms / 1000) as i64, is_early };
                 (Look::Fresh(found), Lookup::Hit)
             }
@@ -253,18 +270,40 @@ impl Cache {
         same && self.invalidation.verdict(entry.position, &subject) != Verdict::Gone
     }
 
-    /// Keeps something in the memory tier; an entry that varies stands behind the fields it varies by.
-    pub fn keep(&self, primary: &[u8], stored: Stored, asked: SteadyMs) -> Arc<Slot> {
+    /// Keeps something in the memory tier. An answer that varies stands behind a record of the fields it varies by, which
+    /// admits so many variants and no more.
+    pub fn keep(&self, primary: &[u8], stored: Stored, asked: SteadyMs) -> Kept {
         let slot = Slot::new(stored, asked);
-        match &slot.stored {
-            Stored::Entry(entry) if !entry.vary.is_empty() => {
-                let vary = Stored::Vary(entry::Vary::new(primary, entry.vary.clone(), entry.position));
-                self.memory.insert(primary, Slot::new(vary, asked));
-                self.memory.insert(&entry.key, Arc::clone(&slot));
-            }
-            _ => self.memory.insert(primary, Arc::clone(&slot)),
+        let varying = slot.stored.entry().filter(|entry| !entry.vary.is_empty());
+        let Some(entry) = varying else {
+            self.memory.insert(primary, Arc::clone(&slot));
+            return Kept { slot, marker: None };
+        };
+        let mut marker = self.marker(primary, entry);
+        let is_admitted = marker.admit(key::hash(&entry.key));
+        let marker = Arc::new(marker);
+        if is_admitted {
+            self.memory.insert(primary, Slot::new(Stored::Vary(Arc::clone(&marker)), asked));
+            self.memory.insert(&entry.key, Arc::clone(&slot));
         }
-        slot
+        Kept { slot, marker: Some(marker) }
+    }
+
+    /// The record of the fields that a URL's answers vary by: the one that stands, if it names the same.
+    fn marker(&self, primary: &[u8], entry: &Entry) -> Vary {
+        let standing = self.memory.get(primary);
+        let variants = match standing.as_ref().map(|slot| &slot.stored) {
+            Some(Stored::Vary(vary)) if vary.names == entry.vary => vary.variants.clone(),
+            _ => Vec::new(),
+        };
+        Vary {
+            key: Bytes::copy_from_slice(primary),
+            names: entry.vary.clone(),
+            variants,
+            position: entry.position,
+            fence: entry.fence,
+            until: self.clock.now().saturating_add(entry.keep_ms(self.clock.now())),
+        }
     }
 
     /// Fleet time and steady time.

@@ -112,7 +112,12 @@ impl Shared {
             SyntaxError::new("the address of Redis cannot be read", "write \"redis://host:6379/0\" or \"unix:///path\"")
         };
         let text = std::str::from_utf8(config.url.expose()).map_err(|_| unreadable())?;
-        let address = text.into_connection_info().map_err(|_| unreadable())?;
+        let mut address = text.into_connection_info().map_err(|_| unreadable())?;
+        if let Some(password) = &config.password {
+            let password = std::str::from_utf8(password.expose()).map_err(|_| unreadable())?;
+            let settings = address.redis_settings().clone().set_password(password);
+            address = address.set_redis_settings(settings);
+        }
         Ok(Arc::new(Self {
             keys: Keys::new(&config.namespace),
             deadline: config.deadline,

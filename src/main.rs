@@ -1,6 +1,5 @@
 //! The command line: the only place that prints or exits.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -33,7 +32,7 @@ enum Command {
     Demo {
         /// Override a setting, such as server.listen=127.0.0.1:8081
         #[arg(long = "set", value_name = "KEY=VALUE")]
-        set: Vec<OsString>,
+        set: Vec<String>,
     },
     /// Report every problem of a configuration, with its place and a remedy
     Check {
@@ -41,7 +40,7 @@ enum Command {
         file: PathBuf,
         /// Override a setting
         #[arg(long = "set", value_name = "KEY=VALUE")]
-        set: Vec<OsString>,
+        set: Vec<String>,
     },
     /// Invalidate stored answers through a Weir's admin port; its whole fleet follows
     Invalidate(Invalidate),
@@ -61,7 +60,7 @@ struct Run {
     upstream: Option<String>,
     /// Override a setting, such as server.listen=127.0.0.1:8081
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    set: Vec<OsString>,
+    set: Vec<String>,
 }
 
 #[derive(Args)]
@@ -115,7 +114,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn overrides(set: Vec<OsString>) -> Overrides {
+fn overrides(set: Vec<String>) -> Overrides {
     Overrides::new(set, std::env::vars_os())
 }
 
@@ -128,7 +127,7 @@ fn start_run(run: Run) -> ExitCode {
     serve(source, overrides, |_| {})
 }
 
-fn start_demo(set: Vec<OsString>) -> ExitCode {
+fn start_demo(set: Vec<String>) -> ExitCode {
     let upstream = match demo::serve() {
         Ok(address) => address,
         Err(error) => return fail(NO_START, &format!("the sample service cannot start: {error}")),
@@ -156,7 +155,7 @@ fn serve(source: Source, overrides: Overrides, announce: impl FnOnce(&app::Addre
     }
 }
 
-fn check(file: &Path, set: Vec<OsString>) -> ExitCode {
+fn check(file: &Path, set: Vec<String>) -> ExitCode {
     match Config::load(file, &overrides(set)) {
         Ok(loaded) => {
             if !loaded.warnings.is_empty() {

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::hash::BuildHasher;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -244,12 +245,11 @@ impl Permit {
         self.flight.change(|state| state.pieces.push(piece));
     }
 
-    /// All of the body, copied together so that it holds on to nothing else, behind `front`.
-    pub fn assemble(&self, front: &[u8]) -> Bytes {
+    /// All of the body, copied together so that it holds on to no buffer larger than itself.
+    pub fn assemble(&self) -> Bytes {
         let state = self.flight.lock();
         let length = state.pieces.iter().map(Bytes::len).sum::<usize>();
-        let mut whole = BytesMut::with_capacity(front.len() + length);
-        whole.extend_from_slice(front);
+        let mut whole = BytesMut::with_capacity(length);
         for piece in &state.pieces {
             whole.extend_from_slice(piece);
         }

@@ -59,7 +59,7 @@ struct Weigh;
 
 impl Weighter<Box<[u8]>, Arc<Slot>> for Weigh {
     fn weight(&self, key: &Box<[u8]>, slot: &Arc<Slot>) -> u64 {
-        key.len() as u64 + slot.stored.weight() as u64 + SLOT_BYTES
+        key.len() as u64 + slot.stored.weight() + SLOT_BYTES
     }
 }
 

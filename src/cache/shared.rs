@@ -7,10 +7,12 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 
-use super::entry::{self, Stored};
+use super::entry::{Stored, Vary, codec};
 use super::memory::Slot;
-use super::{Ask, Cache, Previous, key};
+use super::{Ask, Cache, Previous};
+use crate::clock::WallMs;
 use crate::config::CacheTiers;
 use crate::invalidation::Position;
 use crate::kv::keys::Keys;
@@ -20,17 +22,15 @@ use crate::metrics::Lookup;
 /// How long a fetch is leased: a crashed leader holds the fleet up for so long at most.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// How much longer than its last use an entry with a validator is kept, in milliseconds.
-const VALIDATOR_GRACE_MS: u64 = 60_000;
-
 /// Writing a body may take longer than a request waits for an answer; nobody waits for it.
 const STORE_DEADLINES: u32 = 10;
 
 /// Where the scripts find position and fence in an entry.
 fn place(source: &str) -> &'static str {
     source
-        .replace("INCARNATION_AT", &entry::INCARNATION_AT.to_string())
-        .replace("FENCE_AT", &entry::FENCE_AT.to_string())
+        .replace("INCARNATION_AT", &codec::INCARNATION_AT.to_string())
+        .replace("FENCE_AT + 7", &(codec::FENCE_AT + 7).to_string())
+        .replace("FENCE_AT", &codec::FENCE_AT.to_string())
         .leak()
 }
 
@@ -44,7 +44,7 @@ pub struct SharedTier {
     keys: Keys,
     kv: Arc<kv::Shared>,
     max_value: usize,
-    limits: entry::Limits,
+    max_object: usize,
     compress_over: usize,
 }
 
@@ -76,7 +76,7 @@ impl SharedTier {
             keys: Keys::new(&redis.namespace),
             kv,
             max_value: redis.max_value,
-            limits: entry::Limits { body: settings.max_object },
+            max_object: settings.max_object,
             compress_over: settings.compress_over,
         }
     }
@@ -102,15 +102,15 @@ impl SharedTier {
 
     /// Keeps in memory what came from here.
     pub fn promote(&self, cache: &Cache, ask: &Ask<'_>, stored: Stored) -> Arc<Slot> {
-        cache.keep(ask.key, stored, 0)
+        cache.keep(ask.key, stored, 0).slot
     }
 
     async fn read(&self, redis: &Redis, key: &[u8], budget: &mut Budget) -> Result<Option<Stored>, Lookup> {
-        let name = self.keys.entry(&key::name(key));
+        let name = self.keys.entry(&name(key));
         match redis.get(&name, budget).await {
             Ok(None) => Ok(None),
             Err(_) => Err(Lookup::Unavailable),
-            Ok(Some(bytes)) => match entry::decode(bytes, &self.limits) {
+            Ok(Some(bytes)) => match codec::decode(&bytes, self.max_object) {
                 Ok(stored) if *stored.key() == *key => Ok(Some(stored)),
                 Ok(_) => Ok(None),
                 Err(_) => Err(Lookup::Corrupt),
@@ -120,7 +120,7 @@ impl SharedTier {
 
     /// Completes when somebody's fetch for `key` has ended; perhaps never, so poll as well.
     pub fn listen(&self, key: &[u8]) -> kv::Ring {
-        self.kv.bells().listen(&key::name(key))
+        self.kv.bells().listen(&name(key))
     }
 
     /// Leases the fetch of `key`, unless something newer than `seen` is stored or somebody holds the lease.
@@ -132,7 +132,7 @@ impl SharedTier {
         seen: Option<&Previous>,
         budget: &mut Budget,
     ) -> Leased {
-        let hash = key::name(key);
+        let hash = name(key);
         let token = Bytes::from(format!("{:016x}{:016x}", kv::random(), kv::random()));
         let lease_ms = LEASE.as_millis().to_string();
         let incarnation = position.incarnation.to_string();
@@ -154,7 +154,7 @@ impl SharedTier {
             }
             Some(b"held") => Leased::Held,
             Some(b"found") => {
-                let decoded = value.bytes().map(|bytes| entry::decode(bytes.clone(), &self.limits));
+                let decoded = value.bytes().map(|bytes| codec::decode(bytes, self.max_object));
                 // What does not decode is as good as nothing: fetch it anew.
                 decoded.and_then(Result::ok).map_or(Leased::Unavailable, Leased::Found)
             }
@@ -168,38 +168,36 @@ impl SharedTier {
     pub async fn store(
         &self,
         redis: &Redis,
-        primary: &[u8],
+        marker: Option<&Arc<Vary>>,
         stored: &Stored,
         lease: Option<Lease>,
+        now: WallMs,
         deadline: Duration,
     ) -> bool {
         let mut budget = Budget::new(deadline * STORE_DEADLINES);
-        let time_to_live = stored.keep_ms(VALIDATOR_GRACE_MS);
-        if stored.size() > self.max_value || time_to_live == 0 {
+        let time_to_live = stored.keep_ms(now);
+        if size(stored) > self.max_value || time_to_live == 0 {
             if let Some(lease) = lease {
                 self.release(redis, &lease, &mut budget).await;
             }
             return true;
         }
-        if *stored.key() != *primary
-            && let Stored::Entry(entry) = stored
-        {
-            let marker = Stored::Vary(entry::Vary::new(primary, entry.vary.clone(), entry.position));
-            let bytes = entry::encode(&marker, usize::MAX);
-            let none = Lease { token: Bytes::new(), hash: key::name(primary), fence: entry.fence };
-            let _ = self.write(redis, &none, entry.position, bytes, time_to_live, &mut budget).await;
+        if let Some(marker) = marker {
+            let none = Lease { token: Bytes::new(), hash: name(&marker.key), fence: marker.fence };
+            let bytes = codec::encode(&Stored::Vary(Arc::clone(marker)), None);
+            let _ = self.write(redis, &none, marker.position, bytes, time_to_live, &mut budget).await;
         }
-        let compress_over = self.compress_over;
-        let bytes = if stored.size() > compress_over {
+        let compress_over = Some(self.compress_over);
+        let bytes = if size(stored) > self.compress_over {
             let stored = stored.clone();
-            match tokio::task::spawn_blocking(move || entry::encode(&stored, compress_over)).await {
+            match tokio::task::spawn_blocking(move || codec::encode(&stored, compress_over)).await {
                 Ok(bytes) => bytes,
                 Err(_) => return false,
             }
         } else {
-            entry::encode(stored, compress_over)
+            codec::encode(stored, compress_over)
         };
-        let hash = key::name(stored.key());
+        let hash = name(stored.key());
         let mut own = lease.unwrap_or(Lease { token: Bytes::new(), hash, fence: stored.fence() });
         // The lease was taken under the key that was asked for; an answer that varies stands under another.
         let elsewhere = (own.hash != hash).then(|| own.clone());
@@ -245,4 +243,15 @@ impl SharedTier {
         ];
         redis.run_with_body(&STORE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await
     }
+}
+
+/// A key's hash in Redis: 128 bits of its SHA-256, so that nobody can choose a key that collides with another.
+fn name(key: &[u8]) -> [u8; 16] {
+    let digest: [u8; 32] = Sha256::digest(key).into();
+    std::array::from_fn(|at| digest[at])
+}
+
+/// Bytes of the body: what decides whether it goes to Redis, and packed.
+fn size(stored: &Stored) -> usize {
+    stored.entry().map_or(0, |entry| entry.body.len())
 }

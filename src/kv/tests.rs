@@ -72,6 +72,7 @@ impl Server {
     pub(crate) fn config(&self) -> config::Redis {
         config::Redis {
             url: config::Secret::new(format!("unix://{}", self.socket().display())),
+            password: None,
             namespace: "shop-prod".to_owned(),
             deadline: Duration::from_millis(100),
             startup_wait: Duration::from_secs(5),

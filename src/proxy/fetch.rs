@@ -7,7 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Request, Response, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::sync::oneshot;
 
@@ -15,12 +16,12 @@ use super::body::Patient;
 use super::{headers, respond};
 use super::state::{RouteState, Worker};
 use super::upstream::Patience;
-use crate::cache::entry::{Entry, Stored, Verdict};
+use crate::cache::entry::{self, Entry, Stored, Uncacheable};
 use crate::cache::flight::{Arrival, End, Origin, Permit};
-use crate::cache::policy::{self, Plan, Received, RequestFacts};
+use crate::cache::policy::{self, Plan, Received, Refusal, RequestFacts};
 use crate::cache::shared::Lease;
-use crate::cache::{Previous, key};
-use crate::clock::{SteadyMs, Stopwatch};
+use crate::cache::{Kept, Previous, conditional, key};
+use crate::clock::{SteadyMs, Stopwatch, WallMs};
 use crate::kv::Budget;
 use crate::message::Body;
 use crate::metrics::Fill;
@@ -56,7 +57,7 @@ pub(crate) async fn run_behind(mut fetch: Fetch) {
             crate::cache::shared::Leased::Unavailable => {}
             crate::cache::shared::Leased::Held => return,
             crate::cache::shared::Leased::Found(stored) => {
-                let slot = fetch.worker.shared.cache.keep(&fetch.primary, stored, 0);
+                let slot = fetch.worker.shared.cache.keep(&fetch.primary, stored, 0).slot;
                 return fetch.permit.end(End::Stored(slot, Origin::Shared));
             }
         }
@@ -98,40 +99,67 @@ enum Excuse {
 }
 
 impl Fetch {
-    async fn received(self, response: Response<Body>, sent: u64) {
+    async fn received(self, response: Response<Body>, sent: WallMs) {
         let (now, _) = self.worker.shared.cache.times();
         if response.status() == StatusCode::NOT_MODIFIED
-            && let Some(entry) = self.previous.as_ref().and_then(Previous::entry)
+            && let Some(previous) = &self.previous
         {
-            let refreshed = self.refreshed(entry, &response, sent, now);
-            return self.confirmed(refreshed).await;
+            let confirmed = self.confirmed_entry(previous, &response, sent, now);
+            return self.confirmed(confirmed).await;
         }
         if response.status().is_server_error() && self.previous.as_ref().is_some_and(|p| p.excuses_errors) {
             return self.excused_or(Excuse::Status(response)).await;
         }
-        let Some(rule) = self.route.rule.cache.as_ref() else { return self.uncacheable(response, "bypass").await };
-        let facts = RequestFacts::of(rule, &http::Method::GET, &self.headers);
         let received =
             Received { status: response.status(), headers: response.headers(), asked_at: sent, received_at: now };
-        match policy::storable(rule, facts, &received, key::spread(key::hash(self.permit.key()), sent)) {
+        match self.plan(&received) {
             Err(refusal) => self.refused(response, refusal).await,
             Ok(plan) => {
-                let entry = self.entry(plan, &received);
-                self.fill(entry, response.into_body()).await;
+                let entry = self.entry(plan, &received, Bytes::new());
+                self.fill(entry, response).await;
             }
         }
     }
 
-    fn entry(&self, plan: Plan, received: &Received<'_>) -> Entry {
+    /// What may be kept of an answer.
+    fn plan(&self, received: &Received<'_>) -> Result<Plan, Refusal> {
+        let Some(rule) = &self.route.rule.cache else { return Err(Refusal::NoStore) };
+        let facts = RequestFacts::of(rule, &Method::GET, &self.headers);
+        policy::storable(rule, facts, received, key::spread(key::hash(self.permit.key()), received.asked_at))
+    }
+
+    fn entry(&self, plan: Plan, received: &Received<'_>, body: Bytes) -> Entry {
         let mut key = Vec::with_capacity(self.primary.len() + 64);
         match &self.route.keys {
             Some(keys) if !plan.vary.is_empty() => keys.variant(&mut key, &self.primary, &plan.vary, &self.headers),
             _ => key.extend_from_slice(&self.primary),
         }
-        let mut entry = Entry::new(key, plan, received);
-        entry.position = self.permit.position();
-        entry.fence = self.fence();
-        entry
+        let origin = entry::Origin {
+            key: key.into(),
+            position: self.permit.position(),
+            fence: self.fence(),
+            fill_cost_ms: u32::try_from(received.received_at.saturating_sub(received.asked_at)).unwrap_or(u32::MAX),
+        };
+        Entry::new(origin, received.status, received.headers, plan, body)
+    }
+
+    /// The stored answer as the upstream confirmed it (RFC 9111 section 4.3.4), if it is the one that was meant and may
+    /// still be kept.
+    fn confirmed_entry(
+        &self,
+        previous: &Previous,
+        response: &Response<Body>,
+        sent: WallMs,
+        now: WallMs,
+    ) -> Option<Entry> {
+        let entry = previous.entry()?;
+        if !conditional::confirms(response.headers(), entry, previous.confirmed_by()) {
+            return None;
+        }
+        let merged = entry.merged(response.headers());
+        let received = Received { status: entry.status, headers: &merged, asked_at: sent, received_at: now };
+        let plan = self.plan(&received).ok()?;
+        Some(self.entry(plan, &received, entry.body.clone()))
     }
 
     fn fence(&self) -> u64 {
@@ -139,15 +167,14 @@ impl Fetch {
     }
 
     /// Reads the body for everybody, as far as there is room for it.
-    async fn fill(self, entry: Entry, body: Body) {
-        let settings = self.worker.shared.cache.settings();
-        let length = body.size_hint().exact();
-        let max_object = settings.max_object as u64;
-        let fits = length.is_none_or(|l| l <= max_object && self.permit.reserve(l as usize));
+    async fn fill(self, entry: Entry, response: Response<Body>) {
+        let max_object = self.worker.shared.cache.settings().max_object as u64;
+        let length = response.body().size_hint().exact();
+        let fits = length.is_none_or(|length| length <= max_object && self.permit.reserve(length as usize));
         if !fits {
-            let response = entry.response_head();
-            return self.too_large(response.map(|()| body));
+            return self.too_large(response);
         }
+        let body = response.into_body();
         self.permit.arriving(Arrival { head: Arc::new(entry.clone()), length });
         let mut body = Patient::new(body, self.patience.body_idle);
         let mut read = 0;
@@ -175,19 +202,20 @@ impl Fetch {
                 }
             }
         }
-        let stored = Stored::Entry(entry.with_body(self.permit.assemble(&[])));
+        let stored = Stored::Entry(Arc::new(entry.with_body(self.permit.assemble())));
         self.route.metrics.fill(Fill::Stored);
-        self.store(stored, |status| Origin::Fetched(status)).await;
+        self.store(stored, Origin::Fetched).await;
     }
 
     /// Memory first, then those who wait, then the fleet.
     async fn store(self, stored: Stored, origin: impl FnOnce(StatusCode) -> Origin) {
         let status = stored.entry().map_or(StatusCode::OK, |entry| entry.status);
-        let slot = self.worker.shared.cache.keep(&self.primary, stored, self.asked);
+        let Kept { slot, marker } = self.worker.shared.cache.keep(&self.primary, stored, self.asked);
+        let (now, _) = self.worker.shared.cache.times();
         self.permit.end(End::Stored(Arc::clone(&slot), origin(status)));
         if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
-            let kept = tier.store(redis, &self.primary, &slot.stored, self.lease, self.redis_deadline).await;
-            if !kept {
+            let deadline = self.redis_deadline;
+            if !tier.store(redis, marker.as_ref(), &slot.stored, self.lease, now, deadline).await {
                 self.route.metrics.fill(Fill::Superseded);
             }
         }
@@ -197,7 +225,7 @@ impl Fetch {
         match refreshed {
             Some(entry) => {
                 self.route.metrics.fill(Fill::Revalidated);
-                self.store(Stored::Entry(entry), |_| Origin::Confirmed).await;
+                self.store(Stored::Entry(Arc::new(entry)), |_| Origin::Confirmed).await;
             }
             None => {
                 // Confirmed, but not to be kept any longer: those who wait ask anew.
@@ -227,7 +255,7 @@ impl Fetch {
         release(&worker, lease, deadline).await;
     }
 
-    async fn refused(self, response: Response<Body>, refusal: policy::Refusal) {
+    async fn refused(self, response: Response<Body>, refusal: Refusal) {
         if !refusal.lies_in_the_resource() {
             // Another client's request may well be stored: no verdict.
             self.route.metrics.fill(Fill::Uncacheable);
@@ -243,13 +271,17 @@ impl Fetch {
     async fn uncacheable(self, response: Response<Body>, why: &'static str) {
         self.route.metrics.fill(Fill::Uncacheable);
         let (now, _) = self.worker.shared.cache.times();
-        let verdict = Verdict::new(now + UNCACHEABLE_MS, self.permit.position(), self.lease.as_ref().map_or(0, |l| l.fence));
-        let stored = Stored::Uncacheable(verdict);
-        let slot = self.worker.shared.cache.keep(&self.primary, stored, self.asked);
+        let verdict = Uncacheable {
+            key: Bytes::copy_from_slice(&self.primary),
+            position: self.permit.position(),
+            fence: self.fence(),
+            until: now.saturating_add(UNCACHEABLE_MS),
+        };
+        let slot = self.worker.shared.cache.keep(&self.primary, Stored::Uncacheable(Arc::new(verdict)), self.asked).slot;
         let _ = self.hand_over.send((response, why));
         self.permit.end(End::Uncacheable);
         if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
-            tier.store(redis, &self.primary, &slot.stored, self.lease, self.redis_deadline).await;
+            tier.store(redis, None, &slot.stored, self.lease, now, self.redis_deadline).await;
         }
     }
 

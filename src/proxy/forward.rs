@@ -20,16 +20,6 @@ use crate::config::{FieldEdits, Protocol};
 use crate::message::{Answer, Body, Tunnel};
 use crate::metrics::Outcome;
 
-/// Fields that make a request partial or conditional: a fetch for everybody carries none of the client's.
-const CONDITIONS: [header::HeaderName; 6] = [
-    header::IF_MATCH,
-    header::IF_NONE_MATCH,
-    header::IF_MODIFIED_SINCE,
-    header::IF_UNMODIFIED_SINCE,
-    header::IF_RANGE,
-    header::RANGE,
-];
-
 /// How long each step of an exchange on `route` may take.
 pub(crate) fn patience(route: &RouteState) -> Patience {
     Patience { response: route.rule.response_timeout, body_idle: route.body_idle }
@@ -94,14 +84,12 @@ pub(crate) fn pass_request(journey: &Journey<'_>, parts: &mut Parts, body: Body)
 /// The request of a fetch for everybody: whole and unconditional but for what is stored already.
 pub(crate) fn fill_request(journey: &Journey<'_>, parts: &Parts, previous: Option<&Previous>) -> Request<Body> {
     let mut fields = parts.headers.clone();
-    for name in CONDITIONS {
-        fields.remove(name);
-    }
+    conditional::strip_conditions(&mut fields);
     negotiation::normalise_negotiation(&mut fields);
     if let Some(previous) = previous
         && let Some(entry) = previous.entry()
     {
-        conditional::revalidate(entry, previous.is_gone, &mut fields);
+        conditional::ask_to_confirm(&mut fields, entry, previous.confirmed_by());
     }
     outgoing(journey, parts, fields, Body::Empty, false)
 }

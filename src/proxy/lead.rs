@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::request::Parts;
-use http::{HeaderMap, Response};
+use http::Response;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 

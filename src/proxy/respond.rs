@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::upstream::Failure;
 use crate::cache::Found;
-use crate::cache::conditional::{self, Condition};
+use crate::cache::conditional::{self, Reply};
 use crate::cache::entry::Entry;
 use crate::cache::flight::{Failed, FlightBody};
 use crate::limit::Denial;
@@ -180,15 +180,15 @@ pub fn arriving(head: &Entry, body: FlightBody, parts: &Parts, forwarded: &Forwa
 }
 
 fn of_entry(entry: &Entry, parts: &Parts) -> Answer {
-    match conditional::evaluate(&parts.method, &parts.headers, entry) {
-        Condition::NotModified => {
+    match conditional::evaluate(&parts.headers, entry) {
+        Reply::NotModified => {
             let mut answer = Answer::new(StatusCode::NOT_MODIFIED);
-            answer.prepared = conditional::not_modified_lines(entry);
+            answer.prepared = conditional::not_modified_fields(entry);
             answer
         }
-        Condition::Full => {
+        Reply::Full => {
             let mut answer = Answer::new(entry.status);
-            answer.prepared = entry.prepared.clone();
+            answer.prepared = entry.fields.clone();
             answer
         }
     }

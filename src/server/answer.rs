@@ -80,6 +80,7 @@ pub(super) fn encode(
 ) {
     status_line(out, answer.status);
     out.extend_from_slice(&answer.prepared);
+    out.extend_from_slice(answer.lines.as_bytes());
     let keeps_length = matches!(extent, Extent::Absent(_)) && answer.status != StatusCode::NO_CONTENT;
     fields(out, &answer.fields, keeps_length);
     match extent {

@@ -196,7 +196,8 @@ fn response(mut answer: Answer, head_only: bool, stream: Stream) -> Response<Ans
     let mut fields = answer.fields;
     fields.remove(header::TRANSFER_ENCODING);
     fields.remove(header::CONNECTION);
-    for (name, value) in prepared(&answer.prepared) {
+    let lines = Bytes::copy_from_slice(answer.lines.as_bytes());
+    for (name, value) in prepared(&answer.prepared).chain(prepared(&lines)) {
         fields.append(name, value);
     }
     let bodiless = head_only || matches!(answer.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);

@@ -114,6 +114,12 @@ pub const URL_BYTES: usize = 32 * 1024;
 pub const MESSAGE_BYTES: usize = 1024 * 1024;
 
 impl Order {
+    /// Whether it names nothing.
+    pub fn is_empty(&self) -> bool {
+        let lists = [&self.urls, &self.tags, &self.prefixes, &self.routes];
+        !self.all && lists.iter().all(|list| list.is_empty())
+    }
+
     /// Reads the JSON form; what it names is read by [`Order::selectors`].
     ///
     /// # Errors

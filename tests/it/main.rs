@@ -1,1 +1,24 @@
+//! Weir from the outside: every test starts the real binary, between a scripted upstream and a Redis of its own.
+//!
+//! Tests run in parallel and share nothing; ports are taken from the system. Waiting is for gates, counts and conditions
+//! with a deadline, never for a length of time. Some scale with the environment: see [`harness::scale`].
 
+mod harness;
+
+mod admin;
+mod caching;
+mod caching_rules;
+mod forwarding;
+mod framing;
+mod invalidation;
+mod life;
+mod limits;
+mod real;
+mod redis_faults;
+mod reports;
+mod routing;
+mod selftest;
+mod slow;
+mod stampede;
+mod strict;
+mod tidy;

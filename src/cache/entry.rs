@@ -1,0 +1,362 @@
+//! What is stored, in memory as in Redis; [`codec`] gives it its bytes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use super::fields::{lines, prepare};
+use super::freshness::{Freshness, http_date_ms};
+use super::policy::Plan;
+use crate::clock::WallMs;
+use crate::invalidation::Position;
+
+pub mod codec;
+
+/// What anything stored costs beside its own bytes: its place in the tier's table and queues, and the allocator's share.
+const SLOT_BYTES: usize = 150;
+
+/// How long an answer with a validator is kept past its last use, so that it can be confirmed instead of fetched again.
+const VALIDATOR_KEEP_MS: u64 = 5 * 60 * 1000;
+
+/// Most variants that one primary key may have.
+pub const MAX_VARIANTS: usize = 64;
+
+/// What is stored under a key; a clone shares it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stored {
+    /// An answer.
+    Entry(Arc<Entry>),
+    /// The answers are stored as variants.
+    Vary(Arc<Vary>),
+    /// The answers are not stored.
+    Uncacheable(Arc<Uncacheable>),
+}
+
+impl Stored {
+    /// The answer, if it is one.
+    pub fn entry(&self) -> Option<&Arc<Entry>> {
+        match self {
+            Self::Entry(entry) => Some(entry),
+            Self::Vary(_) | Self::Uncacheable(_) => None,
+        }
+    }
+
+    /// Whether it comes later in the sequence of invalidations, or of fills, than `other`.
+    pub fn is_newer_than(&self, other: &Self) -> bool {
+        let (this, that) = (self.position(), other.position());
+        this.incarnation == that.incarnation && (this.seq, self.fence()) > (that.seq, other.fence())
+    }
+
+    /// The full key, to be compared with the one that was asked for.
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Self::Entry(entry) => &entry.key,
+            Self::Vary(vary) => &vary.key,
+            Self::Uncacheable(verdict) => &verdict.key,
+        }
+    }
+
+    /// What its fill knew of invalidations when it began.
+    pub fn position(&self) -> Position {
+        match self {
+            Self::Entry(entry) => entry.position,
+            Self::Vary(vary) => vary.position,
+            Self::Uncacheable(verdict) => verdict.position,
+        }
+    }
+
+    /// The lease's number under which it was stored: a lower one never replaces a higher.
+    pub fn fence(&self) -> u64 {
+        match self {
+            Self::Entry(entry) => entry.fence,
+            Self::Vary(vary) => vary.fence,
+            Self::Uncacheable(verdict) => verdict.fence,
+        }
+    }
+
+    /// For how long from `now` it can be of use; 0 is no longer.
+    pub fn keep_ms(&self, now: WallMs) -> u64 {
+        match self {
+            Self::Entry(entry) => entry.keep_ms(now),
+            Self::Vary(vary) => vary.until.saturating_sub(now),
+            Self::Uncacheable(verdict) => verdict.until.saturating_sub(now),
+        }
+    }
+
+    /// Bytes that it counts for in a tier.
+    pub fn weight(&self) -> u64 {
+        match self {
+            Self::Entry(entry) => entry.weight(),
+            Self::Vary(vary) => {
+                let own = size_of::<Vary>() + vary.key.len() + names_bytes(&vary.names);
+                (SLOT_BYTES + own + vary.variants.len() * size_of::<u64>()) as u64
+            }
+            Self::Uncacheable(verdict) => (SLOT_BYTES + size_of::<Uncacheable>() + verdict.key.len()) as u64,
+        }
+    }
+}
+
+/// A stored answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Full key; credentials in it as HMACs only.
+    pub key: Bytes,
+    /// Status.
+    pub status: StatusCode,
+    /// Field lines, ready to send (see [`prepare`]).
+    pub fields: Bytes,
+    /// Body.
+    pub body: Bytes,
+    /// What its fill knew of invalidations when it began.
+    pub position: Position,
+    /// The number of the lease under which it was fetched.
+    pub fence: u64,
+    /// When it may be used.
+    pub freshness: Freshness,
+    /// Request fields that chose it; empty if it is no variant.
+    pub vary: Vec<HeaderName>,
+    /// The answer's own tags.
+    pub tags: Vec<String>,
+    /// How long its fetch took.
+    pub fill_cost_ms: u32,
+    /// Field values that conditional requests are about; part of `fields`.
+    validators: Validators,
+}
+
+/// Where an answer comes from, beside the answer itself.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// Full key under which it is stored.
+    pub key: Bytes,
+    /// What its fill knew of invalidations when it began.
+    pub position: Position,
+    /// The number of the lease under which it was fetched.
+    pub fence: u64,
+    /// How long the fetch took.
+    pub fill_cost_ms: u32,
+}
+
+/// The answers of a primary key are stored as variants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vary {
+    /// Full primary key.
+    pub key: Bytes,
+    /// Request fields that choose the variant, sorted, each once.
+    pub names: Vec<HeaderName>,
+    /// Hashes of the variants' keys, oldest first.
+    pub variants: Vec<u64>,
+    /// What the last variant's fill knew of invalidations when it began.
+    pub position: Position,
+    /// The number of the last variant's lease.
+    pub fence: u64,
+    /// After this the variants are counted anew.
+    pub until: WallMs,
+}
+
+impl Vary {
+    /// Whether a variant with this key's hash may be stored; it is counted if so. Beyond [`MAX_VARIANTS`] none is, until
+    /// the record ends: a field with endless values would push everything else out.
+    pub fn admit(&mut self, variant: u64) -> bool {
+        if self.variants.contains(&variant) {
+            return true;
+        }
+        let room = self.variants.len() < MAX_VARIANTS;
+        if room {
+            self.variants.push(variant);
+        }
+        room
+    }
+}
+
+/// The answers of a key are not stored, and nobody waits for another's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uncacheable {
+    /// Full key.
+    pub key: Bytes,
+    /// What the fill that learnt it knew of invalidations when it began.
+    pub position: Position,
+    /// The number of that fill's lease.
+    pub fence: u64,
+    /// After this it is found out anew.
+    pub until: WallMs,
+}
+
+/// Where in an entry's `fields` stands what conditional requests are about. Field lines are shorter than 4 GiB.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Validators {
+    etag: Option<(u32, u32)>,
+    last_modified: Option<(u32, u32)>,
+    modified_at: Option<WallMs>,
+    date_at: Option<WallMs>,
+}
+
+/// The parts of an entry, for who has them all: [`Entry::new`] and the codec.
+pub(super) struct Parts {
+    pub(super) key: Bytes,
+    pub(super) status: StatusCode,
+    pub(super) fields: Bytes,
+    pub(super) body: Bytes,
+    pub(super) position: Position,
+    pub(super) fence: u64,
+    pub(super) freshness: Freshness,
+    pub(super) vary: Vec<HeaderName>,
+    pub(super) tags: Vec<String>,
+    pub(super) fill_cost_ms: u32,
+}
+
+impl Entry {
+    /// The entry that `plan` makes of an answer.
+    pub fn new(origin: Origin, status: StatusCode, headers: &HeaderMap, plan: Plan, body: Bytes) -> Self {
+        Self::from_parts(Parts {
+            key: origin.key,
+            status,
+            fields: prepare(headers, plan.freshness.received_at),
+            body,
+            position: origin.position,
+            fence: origin.fence,
+            freshness: plan.freshness,
+            vary: plan.vary,
+            tags: plan.tags,
+            fill_cost_ms: origin.fill_cost_ms,
+        })
+    }
+
+    pub(super) fn from_parts(parts: Parts) -> Self {
+        let Parts { key, status, fields, body, position, fence, freshness, vary, tags, fill_cost_ms } = parts;
+        let validators = Validators::of(&fields);
+        Self { key, status, fields, body, position, fence, freshness, vary, tags, fill_cost_ms, validators }
+    }
+
+    /// The same entry with a body, for who made it before the body was here.
+    pub fn with_body(mut self, body: Bytes) -> Self {
+        self.body = body;
+        self
+    }
+
+    /// Its entity tag, as it came; none if it had several.
+    pub fn etag(&self) -> Option<&[u8]> {
+        self.validators.etag.map(|place| self.at(place))
+    }
+
+    /// Its `Last-Modified`, as it came, if it is a date.
+    pub fn last_modified(&self) -> Option<&[u8]> {
+        self.validators.last_modified.map(|place| self.at(place))
+    }
+
+    /// Its `Last-Modified` as a time.
+    pub fn modified_at(&self) -> Option<WallMs> {
+        self.validators.modified_at
+    }
+
+    /// Its `Date`, or when it was received.
+    pub fn date_at(&self) -> WallMs {
+        self.validators.date_at.unwrap_or(self.freshness.received_at)
+    }
+
+    /// Whether the upstream can be asked to confirm it.
+    pub fn has_validator(&self) -> bool {
+        self.etag().is_some() || self.last_modified().is_some()
+    }
+
+    fn at(&self, (start, end): (u32, u32)) -> &[u8] {
+        &self.fields[start as usize..end as usize]
+    }
+
+    /// Bytes that it counts for in a tier.
+    pub fn weight(&self) -> u64 {
+        let tags: usize = self.tags.iter().map(|tag| size_of::<String>() + tag.len()).sum();
+        let own = size_of::<Self>() + self.key.len() + self.fields.len() + self.body.len();
+        (SLOT_BYTES + own + names_bytes(&self.vary) + tags) as u64
+    }
+
+    /// For how long from `now` it can be of use: fresh, stale where that is allowed, or to be confirmed.
+    pub fn keep_ms(&self, now: WallMs) -> u64 {
+        let freshness = &self.freshness;
+        let window_ms = freshness.stale_while_revalidate_ms.max(freshness.stale_if_error_ms);
+        let confirmable_ms = if self.has_validator() { VALIDATOR_KEEP_MS } else { 0 };
+        let past_ms = window_ms.max(confirmable_ms);
+        freshness.lifetime_ms.saturating_add(past_ms).saturating_sub(freshness.age_ms(now))
+    }
+
+    /// Whether a 304 with these fields is about this entry (RFC 9111 section 4.3.4): a strong entity tag is the same, a
+    /// weak one is weakly the same, and so is the date if there is no entity tag.
+    pub fn confirmed_by(&self, update: &HeaderMap) -> bool {
+        if let Some(tag) = update.get(header::ETAG) {
+            let Some(own) = self.etag() else { return false };
+            let tag = tag.as_bytes();
+            return if tag.starts_with(b"W/") { opaque(tag) == opaque(own) } else { tag == own };
+        }
+        match (update.get(header::LAST_MODIFIED), self.last_modified()) {
+            (Some(date), Some(own)) => date.as_bytes() == own,
+            (Some(_), None) => false,
+            (None, _) => true,
+        }
+    }
+
+    /// The stored fields with a 304's in the place of those of the same name (RFC 9111 section 3.2), for
+    /// [`storable`](super::policy::storable) to judge and for [`Entry::new`] with the body that is here already.
+    ///
+    /// What says how the stored body is coded stays, since a 304 is not about that; `Date` is the 304's or none.
+    pub fn merged(&self, update: &HeaderMap) -> HeaderMap {
+        let mut merged = HeaderMap::new();
+        for (name, value) in lines(&self.fields) {
+            let name = HeaderName::from_bytes(&self.fields[name]);
+            let value = HeaderValue::from_maybe_shared(self.fields.slice(value));
+            if let (Ok(name), Ok(value)) = (name, value) {
+                merged.append(name, value);
+            }
+        }
+        merged.remove(header::DATE);
+        for name in update.keys().filter(|name| !describes_the_body(name)) {
+            merged.remove(name);
+            for value in update.get_all(name) {
+                merged.append(name, value.clone());
+            }
+        }
+        merged
+    }
+}
+
+fn names_bytes(names: &[HeaderName]) -> usize {
+    names.iter().map(|name| size_of::<HeaderName>() + name.as_str().len()).sum()
+}
+
+/// An entity tag without its weakness (RFC 9110 section 8.8.3.2).
+pub(super) fn opaque(tag: &[u8]) -> &[u8] {
+    tag.strip_prefix(b"W/").unwrap_or(tag)
+}
+
+/// Fields that a 304 does not change: the body stays as it was coded when it was stored (RFC 9111 section 3.2).
+fn describes_the_body(name: &HeaderName) -> bool {
+    [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_RANGE].contains(name)
+}
+
+impl Validators {
+    fn of(fields: &[u8]) -> Self {
+        let mut found = Self::default();
+        let mut etags = 0;
+        for (name, value) in lines(fields) {
+            let place = (value.start as u32, value.end as u32);
+            match &fields[name] {
+                b"etag" => {
+                    etags += 1;
+                    found.etag = Some(place);
+                }
+                b"last-modified" => {
+                    found.modified_at = http_date_ms(&fields[value]);
+                    found.last_modified = found.modified_at.map(|_| place);
+                }
+                b"date" => found.date_at = http_date_ms(&fields[value]),
+                _ => {}
+            }
+        }
+        if etags > 1 {
+            found.etag = None;
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;

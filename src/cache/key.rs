@@ -1,0 +1,229 @@
+//! The cache's keys: what makes two requests the same (RFC 9111 sections 2 and 4.1).
+//!
+//! A key is a sequence of bytes in which every part has its length in front, so that no two different requests have the
+//! same one. Credentials are in it as HMACs only. Layout of a primary key:
+//!
+//! ```text
+//! FORMAT 'P' 'G' generation route scheme host path query? { name count value* }*
+//! ```
+//!
+//! and of a variant's: `FORMAT 'V' primary { name count value* }*`. A part is its length (u32, big-endian) and its
+//! bytes. `'G'` is the class of GET and HEAD, the only one in this version.
+
+use hmac::{Hmac, Mac};
+use http::header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, VARY};
+use http::{HeaderMap, HeaderName};
+use sha2::Sha256;
+
+use super::negotiation::{normalise_accept_encoding, normalise_accept_language};
+use crate::config::CacheRule;
+
+/// First byte of every key; another layout takes another.
+const FORMAT: u8 = 1;
+const PRIMARY: u8 = b'P';
+const VARIANT: u8 = b'V';
+const CLASS_READ: u8 = b'G';
+
+/// Bytes of an HMAC that stand for a credential.
+const CREDENTIAL_BYTES: usize = 16;
+
+/// Most fields that `Vary` may name; each is a part of every variant's key. One more may be implied.
+pub const MAX_VARY_NAMES: usize = 16;
+
+/// Fields by which some services take another host, path or scheme than the request line's. On a route that caches they
+/// are part of the key or are not forwarded; else one client's would decide what everybody gets.
+pub const STEERING_FIELDS: [&str; 11] = [
+    "forwarded",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+    "x-host",
+    "x-http-host-override",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
+/// What a request is looked up by, beside its fields.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// Scheme, in lower case.
+    pub scheme: &'a str,
+    /// Authority, in lower case.
+    pub host: &'a str,
+    /// Normalised path.
+    pub path: &'a str,
+    /// Query as it is forwarded; `None` without a question mark.
+    pub query: Option<&'a str>,
+}
+
+/// Builds the keys of one route; made once, when the route is.
+#[derive(Clone)]
+pub struct KeyBuilder {
+    /// The beginning of all of the route's primary keys.
+    prefix: Vec<u8>,
+    fields: Vec<HeaderName>,
+    credential_fields: Vec<HeaderName>,
+    mac: Hmac<Sha256>,
+}
+
+impl KeyBuilder {
+    /// The keys of `route` under `generation`; `secret` keys the HMACs.
+    pub fn new(generation: &str, route: &str, rule: &CacheRule, secret: &[u8]) -> Self {
+        let mut prefix = vec![FORMAT, PRIMARY, CLASS_READ];
+        part(&mut prefix, generation.as_bytes());
+        part(&mut prefix, route.as_bytes());
+        let mut fields = rule.key_headers.clone();
+        fields.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+        fields.dedup();
+        let mut credential_fields = vec![AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
+        credential_fields.extend_from_slice(&rule.credential_headers);
+        let mac = Hmac::new_from_slice(secret).expect("HMAC takes a key of any length");
+        Self { prefix, fields, credential_fields, mac }
+    }
+
+    /// Appends the primary key of a request.
+    pub fn primary(&self, out: &mut Vec<u8>, target: &Target<'_>, headers: &HeaderMap) {
+        out.extend_from_slice(&self.prefix);
+        part(out, target.scheme.as_bytes());
+        part(out, target.host.as_bytes());
+        part(out, target.path.as_bytes());
+        match target.query {
+            None => out.push(0),
+            Some(query) => {
+                out.push(1);
+                part(out, query.as_bytes());
+            }
+        }
+        self.fields(out, &self.fields, headers);
+    }
+
+    /// Appends the key of the variant that a request with these fields chooses (RFC 9111 section 4.1). `names` are as
+    /// [`vary_names`] gives them.
+    pub fn variant(&self, out: &mut Vec<u8>, primary: &[u8], names: &[HeaderName], headers: &HeaderMap) {
+        out.extend_from_slice(&[FORMAT, VARIANT]);
+        part(out, primary);
+        self.fields(out, names, headers);
+    }
+
+    fn fields(&self, out: &mut Vec<u8>, names: &[HeaderName], headers: &HeaderMap) {
+        for name in names {
+            part(out, name.as_str().as_bytes());
+            if *name == ACCEPT_ENCODING {
+                count(out, 1);
+                part(out, normalise_accept_encoding(headers).as_bytes());
+            } else if *name == ACCEPT_LANGUAGE {
+                count(out, 1);
+                sized(out, |out| normalise_accept_language(headers, out));
+            } else if self.credential_fields.contains(name) {
+                self.credential(out, name, headers);
+            } else {
+                let values = headers.get_all(name);
+                count(out, values.iter().count());
+                for value in values {
+                    part(out, value.as_bytes());
+                }
+            }
+        }
+    }
+
+    /// An absent credential is told from an empty one; all values of the field are in one HMAC.
+    fn credential(&self, out: &mut Vec<u8>, name: &HeaderName, headers: &HeaderMap) {
+        if !headers.contains_key(name) {
+            return count(out, 0);
+        }
+        let mut mac = self.mac.clone();
+        let mut update = |bytes: &[u8]| {
+            mac.update(&(bytes.len() as u64).to_be_bytes());
+            mac.update(bytes);
+        };
+        update(b"weir cache key");
+        update(name.as_str().as_bytes());
+        for value in headers.get_all(name) {
+            update(value.as_bytes());
+        }
+        count(out, 1);
+        part(out, &mac.finalize().into_bytes()[..CREDENTIAL_BYTES]);
+    }
+}
+
+impl std::fmt::Debug for KeyBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeyBuilder").field("fields", &self.fields).finish_non_exhaustive()
+    }
+}
+
+/// Why an answer's `Vary` keeps it from being stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VaryRefused {
+    /// `*`: it depends on what is in no field.
+    Star,
+    /// Over [`MAX_VARY_NAMES`].
+    TooMany,
+    /// Something that is no field name.
+    Malformed,
+}
+
+/// The fields that `Vary` names, sorted, each once.
+///
+/// # Errors
+/// Why the answer cannot be stored.
+pub fn vary_names(headers: &HeaderMap) -> Result<Vec<HeaderName>, VaryRefused> {
+    let mut names: Vec<HeaderName> = Vec::new();
+    let members = headers.get_all(VARY).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    for member in members.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()) {
+        if member == b"*" {
+            return Err(VaryRefused::Star);
+        }
+        let name = HeaderName::from_bytes(member).map_err(|_| VaryRefused::Malformed)?;
+        if names.contains(&name) {
+            continue;
+        }
+        if names.len() == MAX_VARY_NAMES {
+            return Err(VaryRefused::TooMany);
+        }
+        names.push(name);
+    }
+    names.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+    Ok(names)
+}
+
+/// A key's hash, the same in every process; for spreading and for telling variants apart, not for identity.
+pub fn hash(key: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(key)
+}
+
+/// A number from 0.0 to below 1.0, evenly spread over keys and over the salts of one key.
+pub fn spread(key_hash: u64, salt: u64) -> f64 {
+    // SplitMix64's finaliser; the upper 53 bits are what a double holds exactly.
+    let mut mixed = key_hash ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^= mixed >> 31;
+    (mixed >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+fn part(out: &mut Vec<u8>, bytes: &[u8]) {
+    count(out, bytes.len());
+    out.extend_from_slice(bytes);
+}
+
+fn count(out: &mut Vec<u8>, number: usize) {
+    // What is counted is part of one request's head, which the server bounds far below this.
+    let number = u32::try_from(number).expect("a request's head is shorter than 4 GiB");
+    out.extend_from_slice(&number.to_be_bytes());
+}
+
+/// Appends what `write` appends, with its length in front.
+fn sized(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    count(out, 0);
+    write(out);
+    let length = u32::try_from(out.len() - start - 4).expect("a request's head is shorter than 4 GiB");
+    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! A real redis-server of one test's own.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::Instant;
+
+use super::{PATIENCE, Scratch};
+
+/// Ports are taken from below the range that outgoing connections use, so that a server can come back to its own.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+
+/// Longest that a frozen or dead server is waited for by the harness' own commands.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// A running server.
+pub fn redis() -> Redis {
+    let redis = redis_not_started();
+    redis.start();
+    redis
+}
+
+/// A server that is to be started later; until then its port refuses.
+pub fn redis_not_started() -> Redis {
+    Redis { port: free_port(), child: Mutex::new(None), scratch: Scratch::new() }
+}
+
+/// A redis-server, ended when dropped.
+pub struct Redis {
+    port: u16,
+    child: Mutex<Option<Child>>,
+    scratch: Scratch,
+}
+
+impl Redis {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// Starts it, empty, and waits until it answers.
+    pub fn start(&self) {
+        let began = Instant::now();
+        loop {
+            let mut child = Command::new("redis-server")
+                .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+                .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir"])
+                .arg(self.scratch.path())
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("redis-server is installed (make test sees to it)");
+            while child.try_wait().expect("a child").is_none() {
+                if self.call(&["PING"], Duration::from_millis(200)).is_ok() {
+                    *self.child.lock().expect("no panic while held") = Some(child);
+                    return;
+                }
+                assert!(began.elapsed() < PATIENCE, "redis-server does not answer");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            assert!(began.elapsed() < PATIENCE, "redis-server does not start on port {}", self.port);
+        }
+    }
+
+    /// Ends it at once, as a crash would.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.child.lock().expect("no panic while held").take() {
+            child.kill().expect("our own child");
+            child.wait().expect("our own child");
+        }
+    }
+
+    /// It accepts connections and answers nothing.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// It goes on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// It comes back without its data.
+    pub fn restart_empty(&self) {
+        self.kill();
+        self.start();
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.lock().expect("no panic while held");
+        let child = child.as_ref().expect("the server runs");
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid")).expect("a pid");
+        kill_process(pid, signal).expect("our own child");
+    }
+
+    /// Runs a command and gives its reply as text, lists one item a line.
+    pub fn cli(&self, words: &[&str]) -> String {
+        self.call(words, ANSWER).unwrap_or_else(|error| panic!("{}: {error}", words.join(" ")))
+    }
+
+    fn call(&self, words: &[&str], longest: Duration) -> std::io::Result<String> {
+        let stream = TcpStream::connect_timeout(&self.address(), longest)?;
+        stream.set_read_timeout(Some(longest))?;
+        let mut command = format!("*{}\r\n", words.len());
+        for word in words {
+            command += &format!("${}\r\n{word}\r\n", word.len());
+        }
+        (&stream).write_all(command.as_bytes())?;
+        read_reply(&mut BufReader::new(&stream))
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn read_reply(from: &mut impl BufRead) -> std::io::Result<String> {
+    let mut line = String::new();
+    from.read_line(&mut line)?;
+    let line = line.trim_end();
+    let size = |text: &str| text.parse::<i64>().ok().and_then(|size| usize::try_from(size).ok());
+    match line.split_at_checked(1) {
+        Some((":" | "+", value)) => Ok(value.to_owned()),
+        Some(("$", len)) => {
+            let Some(len) = size(len) else { return Ok(String::new()) };
+            let mut bytes = vec![0; len + 2];
+            from.read_exact(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
+        }
+        Some(("*", count)) => {
+            let items: std::io::Result<Vec<_>> = (0..size(count).unwrap_or(0)).map(|_| read_reply(from)).collect();
+            Ok(items?.join("\n"))
+        }
+        _ => Err(std::io::Error::other(format!("Redis says: {line}"))),
+    }
+}
+
+/// A port that nothing listens on and no outgoing connection takes.
+pub(super) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let spread = u16::try_from(std::process::id() % 997).expect("below 997");
+    for _ in 0..PORTS.len() {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.start + spread.wrapping_mul(19).wrapping_add(step) % (PORTS.end - PORTS.start);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port in {PORTS:?}");
+}

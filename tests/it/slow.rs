@@ -1,0 +1,107 @@
+//! The catalogue's D rows: silence and slowness end by a deadline, and caps hold.
+
+use std::time::Duration;
+
+use crate::harness::{Connection, Gate, PATIENCE, Weir, get, noise, reply, upstream, weir, within_async};
+
+const SHORT: &str = r#"
+[server.limits]
+head_timeout = "300ms"
+body_idle = "400ms"
+keep_alive = "1500ms"
+
+[[route]]
+name = "all"
+path = "/{*path}"
+"#;
+
+/// The deadlines of these tests, with room for a busy machine.
+const SOON: Duration = Duration::from_secs(5);
+
+async fn opened(weir: &Weir, bytes: &[u8]) -> Connection {
+    let mut connection = Connection::open(weir.proxy).await;
+    connection.write(bytes).await;
+    connection
+}
+
+#[tokio::test]
+async fn silent_and_slow_heads_are_ended() {
+    let up = upstream();
+    let weir = weir(SHORT).to(up.url()).start().await;
+    for head in [&b""[..], b"G", b"GET / HTTP/1.1\r\nhost:", b"PRI * HTTP/2.0\r\n"] {
+        let mut connection = opened(&weir, head).await;
+        assert!(connection.closes_within(SOON).await, "{:?} stays open", String::from_utf8_lossy(head));
+    }
+    assert_eq!(up.total(), 0);
+}
+
+#[tokio::test]
+async fn a_keep_alive_pause_is_no_head() {
+    let up = upstream();
+    up.route("*", reply("ok"));
+    let weir = weir(SHORT).to(up.url()).start().await;
+    let mut connection = Connection::open(weir.proxy).await;
+    assert_eq!(connection.send(&get("/1")).await.status, 200);
+    // Longer than a head may take, shorter than a pause may.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(connection.send(&get("/2")).await.status, 200);
+    assert!(connection.closes_within(SOON).await, "the pause has an end too");
+}
+
+#[tokio::test]
+async fn a_slow_upload_is_ended() {
+    let up = upstream();
+    up.route("*", reply("ok"));
+    let weir = weir(SHORT).to(up.url()).start().await;
+    let mut connection = opened(&weir, b"POST /up HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf").await;
+    assert!(connection.closes_within(SOON).await);
+    assert!(up.requests("/up").iter().all(|seen| !seen.complete));
+}
+
+#[tokio::test]
+async fn a_reader_who_stops_reading_is_ended_and_held_in_little_memory() {
+    let up = upstream();
+    up.route("/big", reply(noise(64 << 20)));
+    let weir = weir(SHORT).to(up.url()).start().await;
+    let before = weir.resident();
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        stalled.push(opened(&weir, b"GET /big HTTP/1.1\r\nhost: a\r\n\r\n").await);
+    }
+    let mut most = 0;
+    within_async(PATIENCE, "all are ended", async || {
+        most = most.max(weir.resident());
+        weir.metric("weir_requests_total").await >= 8.0
+    })
+    .await;
+    let held = most.saturating_sub(before) >> 20;
+    eprintln!("8 stalled readers of 64 MiB each held {held} MiB");
+    assert!(held < 48, "{held} MiB for readers who do not read");
+}
+
+#[tokio::test]
+async fn connections_over_the_cap_are_refused_while_probes_answer() {
+    let (up, gate) = (upstream(), Gate::new());
+    up.route("/held", reply("ok").gate(&gate));
+    let config = SHORT.replace("head_timeout = \"300ms\"", "head_timeout = \"20s\"\nconnections = 4");
+    let weir = weir(&config).to(up.url()).start().await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(opened(&weir, b"GET /held HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await);
+    }
+    gate.reached(4).await;
+    let over = tokio::time::timeout(SOON, get("/held").try_send(weir.proxy)).await;
+    let refused = matches!(&over, Ok(Err(_))) || matches!(&over, Ok(Ok(answer)) if answer.status == 503);
+    assert!(refused, "the fifth is refused, not left waiting: {over:?}");
+    let probe = weir.admin("/livez").await;
+    assert!(probe.status == 200 && probe.took < Duration::from_secs(1), "{probe:?}");
+    gate.open();
+    for mut connection in held {
+        assert_eq!(connection.read(false).await.unwrap().status, 200);
+        assert!(connection.closes_within(PATIENCE).await);
+    }
+    within_async(PATIENCE, "there is room again", async || {
+        get("/held").try_send(weir.proxy).await.is_ok_and(|answer| answer.status == 200)
+    })
+    .await;
+}
