@@ -5,7 +5,7 @@
 //! small answer. HTTP/2 is hyper's, by prior knowledge (`http2`); its requests reach the service in the same shape.
 //!
 //! What a request has when it reaches the [`Service`]: a target in origin form (or `*`), one valid `Host` (HTTP/1.0 may
-//! have none), a body without its framing, and a [`Peer`](crate::message::Peer) in its extensions. `Expect` has been dealt
+//! have none), a body without its framing, and a [`Peer`] in its extensions. `Expect` has been dealt
 //! with, an offer to upgrade to HTTP/2 is gone, and so is `Transfer-Encoding`; other hop-by-hop fields are the service's.
 
 mod answer;

@@ -24,6 +24,23 @@ pub(super) const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD, POS
 
 const UPGRADE_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
+const BAD_HOST: Refusal = Refusal::bad("the Host is malformed");
+
+/// Bytes of a registered name (RFC 3986 section 3.2.2) but the comma, which would make a list of it.
+const NAME_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0_u8;
+    loop {
+        table[byte as usize] = byte.is_ascii_alphanumeric()
+            || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*')
+            || matches!(byte, b'+' | b';' | b'=');
+        if byte == u8::MAX {
+            break table;
+        }
+        byte += 1;
+    }
+};
+
 /// Why a request is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -116,8 +133,7 @@ pub(super) fn parse(head: &Bytes, fields: HeaderMap) -> Result<Head, Refusal> {
         other => Method::from_bytes(other.as_bytes()).map_err(|_| Refusal::bad("the method is malformed"))?,
     };
     let http11 = minor == 1;
-    let mut notes =
-        Notes { fields, lengths: 0, codings: 0, hosts: 0, close: false, keep_alive: false, trailers: false };
+    let mut notes = Notes::new(fields, parsed.headers.len());
     for field in parsed.headers.iter() {
         notes.take(field, head)?;
     }
@@ -168,8 +184,7 @@ pub(super) fn is_host(value: &[u8]) -> bool {
         }
         Some(_) => {
             let (host, port) = value.split_at(memchr::memchr(b':', value).unwrap_or(value.len()));
-            let fine = |b: &u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(b);
-            if !host.iter().all(fine) {
+            if !host.iter().all(|b| NAME_BYTES[usize::from(*b)]) {
                 return false;
             }
             (host, port)
@@ -278,16 +293,38 @@ struct Notes {
     lengths: usize,
     codings: usize,
     hosts: usize,
+    expectations: usize,
+    offers: usize,
     close: bool,
     keep_alive: bool,
     trailers: bool,
 }
 
 impl Notes {
+    fn new(mut fields: HeaderMap, count: usize) -> Self {
+        if fields.capacity() < count {
+            fields = HeaderMap::with_capacity(count);
+        }
+        Self {
+            fields,
+            lengths: 0,
+            codings: 0,
+            hosts: 0,
+            expectations: 0,
+            offers: 0,
+            close: false,
+            keep_alive: false,
+            trailers: false,
+        }
+    }
+
     fn take(&mut self, parsed: &httparse::Header<'_>, head: &Bytes) -> Result<(), Refusal> {
         let (name, value) = field(parsed, head)?;
         if name == header::HOST {
             self.hosts += 1;
+            if !is_host(value.as_bytes()) {
+                return Err(BAD_HOST);
+            }
         } else if name == header::CONNECTION {
             for token in tokens(&value) {
                 self.close |= token.eq_ignore_ascii_case(b"close");
@@ -297,6 +334,10 @@ impl Notes {
             self.lengths += 1;
         } else if name == header::TRANSFER_ENCODING {
             self.codings += 1;
+        } else if name == header::EXPECT {
+            self.expectations += 1;
+        } else if name == header::UPGRADE {
+            self.offers += 1;
         } else if name == header::TE {
             self.trailers |= tokens(&value).any(|token| token.eq_ignore_ascii_case(b"trailers"));
         }
@@ -312,12 +353,12 @@ impl Notes {
             _ => return Err(Refusal::bad("there is more than one Host")),
         }
         if let Some(authority) = authority {
+            if !is_host(authority.as_bytes()) {
+                return Err(BAD_HOST);
+            }
             self.fields.insert(header::HOST, authority);
         }
-        match self.fields.get(header::HOST) {
-            Some(host) if !is_host(host.as_bytes()) => Err(Refusal::bad("the Host is malformed")),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// RFC 9112 section 6: one length or one `chunked`, in a way that nobody can misread.
@@ -351,26 +392,25 @@ impl Notes {
 
     /// RFC 9110 section 10.1.1; the field goes, since the `100 Continue` is the server's own.
     fn expectation(&mut self, http11: bool) -> Result<bool, Refusal> {
-        let mut expected = false;
+        if self.expectations == 0 {
+            return Ok(false);
+        }
         for value in self.fields.get_all(header::EXPECT) {
             if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") {
                 return Err(Refusal::new(StatusCode::EXPECTATION_FAILED, "the expectation is unknown"));
             }
-            expected = true;
         }
-        if expected {
-            self.fields.remove(header::EXPECT);
-        }
-        Ok(expected && http11)
+        self.fields.remove(header::EXPECT);
+        Ok(http11)
     }
 
     /// HTTP/2 is spoken by prior knowledge only, and HTTP/1.0 has no upgrades (RFC 9110 section 7.8): such an offer
     /// must not reach an upstream that would take it.
     fn upgrade(&mut self, http11: bool) {
-        let mut offers = self.fields.get_all(header::UPGRADE).iter().peekable();
-        if offers.peek().is_none() {
+        if self.offers == 0 {
             return;
         }
+        let mut offers = self.fields.get_all(header::UPGRADE).iter();
         let to_http2 = |token: &[u8]| token.len() >= 2 && token[..2].eq_ignore_ascii_case(b"h2");
         if !http11 || offers.any(|offer| tokens(offer).any(to_http2)) {
             self.fields.remove(header::UPGRADE);

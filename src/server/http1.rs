@@ -17,7 +17,7 @@ use crate::message::{Answer, Body, BodyError, Tunnel};
 use super::answer::{self, Asked, Extent, Persistence};
 use super::head::{self, HTTP2_PREFACE, Head, Refusal, Scan};
 use super::intake::Intake;
-use super::wire::{COLLECT_MAX, HEAD_READ, Transport, Wire};
+use super::wire::{HEAD_READ, Transport, Wire};
 use super::{Context, Service, guard, tunnel};
 
 /// Most of an unread request body that is read and thrown away to keep the connection; beyond it, closing is cheaper.
@@ -41,7 +41,10 @@ pub(super) async fn serve<T: Transport, S: Service>(io: T, service: &S, context:
     let mut connection = Connection { wire, service, context, fields: HeaderMap::new(), fresh: true };
     let after = loop {
         let after = match connection.next_head().await {
-            Next::Head(head) => connection.exchange(head).await,
+            Next::Head(end) => match connection.take_head(end) {
+                Ok(head) => connection.exchange(head).await,
+                Err(refusal) => connection.refuse(refusal).await,
+            },
             Next::Refused(refusal) => connection.refuse(refusal).await,
             Next::Http2 => return Some(Http2 { wire: connection.wire, context: connection.context }),
             Next::Closed => return None,
@@ -74,9 +77,9 @@ struct Connection<'s, T, S> {
     fresh: bool,
 }
 
-#[expect(clippy::large_enum_variant, reason = "made once a request and taken apart at once; a box is an allocation")]
 enum Next {
-    Head(Head),
+    /// A whole one, of so many bytes.
+    Head(usize),
     Refused(Refusal),
     Http2,
     Closed,
@@ -108,7 +111,7 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
     /// Waits for a whole head. The deadline of a silence between requests is not that of a head.
     async fn next_head(&mut self) -> Next {
         let limits = self.wire.limits;
-        if self.wire.output.len() > COLLECT_MAX && self.wire.flush().await.is_err() {
+        if self.wire.output.is_due() && self.wire.flush().await.is_err() {
             return Next::Closed;
         }
         let mut scanned = 0;
@@ -125,7 +128,8 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
                 (scanned, empty_line_allowed) = (0, false);
             }
             match head::scan(&self.wire.input, &mut scanned) {
-                Scan::End(end) if end <= limits.head => return self.take_head(end),
+                Scan::End(_) if self.fresh && self.wire.input.starts_with(HTTP2_PREFACE) => return Next::Http2,
+                Scan::End(end) if end <= limits.head => return Next::Head(end),
                 Scan::BareLineFeed => return Next::Refused(Refusal::bad("a line ends without a carriage return")),
                 Scan::Partial if self.wire.input.len() <= limits.head => {}
                 Scan::End(_) | Scan::Partial => return Next::Refused(too_large(&self.wire.input, limits.head)),
@@ -172,16 +176,10 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
         .await
     }
 
-    fn take_head(&mut self, end: usize) -> Next {
-        if self.fresh && self.wire.input.starts_with(HTTP2_PREFACE) {
-            return Next::Http2;
-        }
+    fn take_head(&mut self, end: usize) -> Result<Head, Refusal> {
         self.wire.reading.clear();
         let head = self.wire.input.split_to(end).freeze();
-        match head::parse(&head, std::mem::take(&mut self.fields)) {
-            Ok(head) => Next::Head(head),
-            Err(refusal) => Next::Refused(refusal),
-        }
+        head::parse(&head, std::mem::take(&mut self.fields))
     }
 
     /// Answers a request that is not taken. Nothing behind it means anything.
@@ -259,6 +257,8 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
 
     fn start(&mut self, answer: &Answer, extent: Extent, persistence: Persistence, asked: &Asked) {
         let clock = &self.context.clock;
+        let body = if let Body::Full(bytes) = &answer.body { bytes.len() } else { 0 };
+        self.wire.output.reserve(answer.prepared.len(), body);
         answer::encode(self.wire.output.buffer(), answer, extent, persistence, asked, || clock.now());
     }
 
@@ -295,7 +295,7 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
         let mut first = true;
         loop {
             // Collecting saves writes; a body that pauses is written before the pause.
-            if self.wire.output.len() > COLLECT_MAX || self.wire.output.has_tail() {
+            if self.wire.output.is_due() {
                 self.flush_along(intake.as_deref_mut()).await?;
             }
             let frame = match self.next_frame(&mut body, intake.as_deref_mut()).await {

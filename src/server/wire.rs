@@ -23,10 +23,13 @@ pub(super) const BODY_READ: usize = 16 * 1024;
 const AHEAD_MAX: usize = 16 * 1024;
 
 /// Bodies up to this are copied behind their head: one plain write is cheaper than a gathered one.
-pub(super) const COPY_MAX: usize = 16 * 1024;
+const COPY_MAX: usize = 16 * 1024;
 
 /// Answers to pipelined requests are collected up to this before they are written.
-pub(super) const COLLECT_MAX: usize = 16 * 1024;
+const COLLECT_MAX: usize = 32 * 1024;
+
+/// Room for status line, framing and the fields that are not prepared; more grows the buffer.
+const OTHER_FIELDS: usize = 256;
 
 /// Room that an idle connection keeps for its next answer.
 const KEPT_ROOM: usize = 4 * 1024;
@@ -115,9 +118,15 @@ impl Output {
         self.buffer.len() - self.written + self.tail.len()
     }
 
-    /// Whether a large piece waits.
-    pub(super) fn has_tail(&self) -> bool {
-        !self.tail.is_empty()
+    /// Whether it is time to write: a large piece waits, behind which nothing can be appended, or enough was collected.
+    pub(super) fn is_due(&self) -> bool {
+        !self.tail.is_empty() || self.len() > COLLECT_MAX
+    }
+
+    /// Makes room for a head of so many prepared bytes and a body that will be copied behind it.
+    pub(super) fn reserve(&mut self, prepared: usize, body: usize) {
+        let copied = if body <= COPY_MAX { body } else { 0 };
+        self.buffer.reserve(prepared + copied + OTHER_FIELDS);
     }
 
     fn wrote(&mut self, count: usize) {
