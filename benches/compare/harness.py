@@ -16,6 +16,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 CONNECTIONS = 64
 START_S, END_S = 10, 3
 """Longest wait for a program to open its port, and to end when asked."""
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 DEBIAN = {"nginx": "nginx", "haproxy": "haproxy", "varnishd": "varnish", "wrk": "wrk", "redis-server": "redis-server",
           "redis-cli": "redis-tools", "taskset": "util-linux"}
@@ -79,12 +80,12 @@ class Bench:
 
     def __enter__(self):
         # Ended from outside, it still ends what it started.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("compare: ended by SIGTERM"))
-        signal.signal(signal.SIGHUP, lambda *_: sys.exit("compare: ended by SIGHUP"))
+        for sign in ENDS:
+            signal.signal(sign, lambda number, _: fail(f"ended by {signal.Signals(number).name}"))
         return self
 
     def __exit__(self, *_):
-        for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for sign in ENDS:
             signal.signal(sign, signal.SIG_IGN)
         self.end()
         shutil.rmtree(self.dir, ignore_errors=True)

@@ -16,7 +16,6 @@ import platform
 import re
 import statistics
 import subprocess
-import sys
 
 import contestants as c
 from harness import DEBIAN, LUA_FILES, ROOT, Bench, Load, cpu_s, fail, fetch, free_port, install, memory_mib
@@ -201,7 +200,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("compare: interrupted")
+    main()
