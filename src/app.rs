@@ -95,7 +95,10 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bind { key, address, error } => {
-                write!(f, "error: {key}: {address} cannot be taken: {error}\nhelp: end what listens there, or choose another: --set {key}=127.0.0.1:0 takes a free port")
+                write!(
+                    f,
+                    "error: {key}: {address} cannot be taken: {error}\nhelp: end what listens there, or choose another: --set {key}=127.0.0.1:0 takes a free port"
+                )
             }
             Self::Redis(problem) => write!(f, "error: redis.url: {problem}"),
             Self::System(error) => write!(f, "error: the system gave no thread, runtime or signal handler: {error}"),
@@ -157,6 +160,9 @@ impl App {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let Self { addresses, loaded, source, overrides, proxy, admin } = self;
         let sink = log::init(loaded.config.log);
+        for warning in &loaded.warnings.problems {
+            tracing::warn!(place = %warning.place, remedy = warning.remedy, "{}", warning.text);
+        }
         let ended = runtime.block_on(async {
             let parts = Parts::build(&loaded.config, &sink, &runtime)?;
             let running = parts.serve(proxy, &loaded.config).await?;
@@ -307,8 +313,8 @@ impl Parts {
                 return tracing::error!(problems = %report, "the new configuration is not taken; the old one stays");
             }
         };
-        if !loaded.warnings.is_empty() {
-            tracing::warn!(warnings = %loaded.warnings, "the configuration could be better");
+        for warning in &loaded.warnings.problems {
+            tracing::warn!(place = %warning.place, remedy = warning.remedy, "{}", warning.text);
         }
         let restart = reloader.config.restart_needed(&loaded.config);
         if !restart.is_empty() {

@@ -27,11 +27,17 @@ use crate::config::{CacheRule, CacheTiers, CutOff};
 use crate::invalidation::{Invalidation, Subject, Verdict};
 use crate::metrics::{Lookup, Metrics};
 use conditional::By;
-use entry::{Entry, Stored, Vary};
+use entry::{Entry, Stored, Uncacheable, Vary};
 use flight::{Flights, Joined};
 use freshness::State;
 use key::KeyBuilder;
 use memory::{Memory, Slot};
+
+/// Where verdicts on requests with credentials stand: no key ends like this, since every part of one has its length in
+/// front.
+fn apart(primary: &[u8]) -> Vec<u8> {
+    [primary, b"credentials"].concat()
+}
 
 fn stale(slot: Arc<Slot>, excuses_errors: bool) -> Look {
     let previous = Previous { slot, is_gone: false, excuses_errors };
@@ -59,6 +65,8 @@ pub struct Ask<'a> {
     pub rule: &'a CacheRule,
     /// What invalidations can name.
     pub subject: Subject<'a>,
+    /// Whether the request carries credentials that are no part of the key.
+    pub credentials: bool,
     /// The client's own directives, where they count.
     pub directives: Option<directives::RequestDirectives>,
     /// Fleet time.
@@ -134,12 +142,7 @@ impl Previous {
 
 impl Cache {
     /// An empty cache.
-    pub fn new(
-        settings: &CacheTiers,
-        invalidation: Arc<Invalidation>,
-        clock: Clock,
-        metrics: &Metrics,
-    ) -> Arc<Self> {
+    pub fn new(settings: &CacheTiers, invalidation: Arc<Invalidation>, clock: Clock, metrics: &Metrics) -> Arc<Self> {
         Arc::new(Self {
             memory: Memory::new(settings.memory, settings.max_object, metrics),
             flights: Flights::new(settings.fill_memory),
@@ -185,6 +188,10 @@ impl Cache {
             }
             Stored::Vary(_) => return (Look::Nothing(Missing::default()), Lookup::Miss),
         };
+        // A lifetime of the route's own making was never meant for requests with credentials.
+        if ask.credentials && entry.freshness.by_rule {
+            return (Look::Uncacheable, Lookup::Miss);
+        }
         let verdict = self.verdict(&slot, &entry.tags, ask);
         if verdict == Verdict::Gone || !self.is_trusted(&slot, ask) {
             let previous = Previous { slot, is_gone: true, excuses_errors: false };
@@ -198,7 +205,7 @@ impl Cache {
                 (Look::Fresh(found), Lookup::Hit)
             }
             State::StaleWhileRevalidate { age_s, stale_ms } => {
-                let found = Found { slot, age_s, ttl_s: -((stale_ms / 1000) as i64), is_early: true };
+                let found = Found { slot, age_s, ttl_s: -((stale_ms / 1000) as i64) - 1, is_early: true };
                 (Look::Stale(found), Lookup::Stale)
             }
             State::StaleIfError { .. } => (stale(slot, true), Lookup::Stale),
@@ -211,7 +218,8 @@ impl Cache {
         let (now, _) = self.times();
         let freshness = slot.stored.entry().map(|entry| entry.freshness).unwrap_or_default();
         let age_ms = freshness.age_ms(now.max(ask.now));
-        let ttl_s = freshness.lifetime_ms.min(i64::MAX as u64) as i64 / 1000 - (age_ms / 1000) as i64;
+        let left_ms = (freshness.lifetime_ms.min(i64::MAX as u64) as i64).saturating_sub(age_ms as i64);
+        let ttl_s = left_ms.div_euclid(1000);
         Found { slot: Arc::clone(slot), age_s: age_ms / 1000, ttl_s, is_early: false }
     }
 
@@ -230,12 +238,17 @@ impl Cache {
 
     fn is_trusted(&self, slot: &Slot, ask: &Ask<'_>) -> bool {
         ask.rule.cut_off == CutOff::Stale
-            || self.invalidation.trusted(ask.steady, slot.asked, ask.rule.max_staleness, key::spread(key::hash(ask.key), slot.asked))
+            || self.invalidation.trusted(
+                ask.steady,
+                slot.asked,
+                ask.rule.max_staleness,
+                key::spread(key::hash(ask.key), slot.asked),
+            )
     }
 
     /// Joins the fetch for the request's key, or leads one.
     pub fn join(&self, ask: &Ask<'_>) -> Joined {
-        let position = self.invalidation.position();
+        let known = (self.invalidation.position(), self.invalidation.version());
         let usable = |began| self.invalidation.verdict(began, &ask.subject) != Verdict::Gone;
         // Where the fields that answers vary by are known, requests that differ in them fly apart.
         if let Some(slot) = self.memory.get(ask.key)
@@ -243,9 +256,9 @@ impl Cache {
         {
             let mut key = Vec::with_capacity(ask.key.len() + 128);
             ask.keys.variant(&mut key, ask.key, &vary.names, ask.headers);
-            return self.flights.join(&key, position, usable);
+            return self.flights.join(&key, known, usable);
         }
-        self.flights.join(ask.key, position, usable)
+        self.flights.join(ask.key, known, usable)
     }
 
     /// Leads a fetch behind an answer that is served meanwhile, unless somebody fetches already.
@@ -256,9 +269,9 @@ impl Cache {
         }
     }
 
-    /// Whether an answer that somebody else fetched is the one for this request: the same by what it varies by, and not
-    /// overtaken by an invalidation that this request could know of.
-    pub fn suits(&self, entry: &Entry, ask: &Ask<'_>) -> bool {
+    /// Whether an answer that somebody else fetched is the one for this request: the same by what it varies by and, for
+    /// one that `knows_more` than the fetch, not overtaken by an invalidation.
+    pub fn suits(&self, entry: &Entry, ask: &Ask<'_>, knows_more: bool) -> bool {
         let same = if entry.vary.is_empty() {
             *entry.key == *ask.key
         } else {
@@ -267,7 +280,8 @@ impl Cache {
             *entry.key == *key
         };
         let subject = Subject { answer_tags: &entry.tags, ..ask.subject };
-        same && self.invalidation.verdict(entry.position, &subject) != Verdict::Gone
+        let is_for_others = ask.credentials && entry.freshness.by_rule;
+        same && !is_for_others && (!knows_more || self.invalidation.verdict(entry.position, &subject) != Verdict::Gone)
     }
 
     /// Keeps something in the memory tier. An answer that varies stands behind a record of the fields it varies by, which
@@ -287,6 +301,19 @@ impl Cache {
             self.memory.insert(&entry.key, Arc::clone(&slot));
         }
         Kept { slot, marker: Some(marker) }
+    }
+
+    /// Remembers that answers to requests with credentials are not stored under this key, whatever others get.
+    pub fn keep_apart(&self, primary: &[u8], verdict: Uncacheable, asked: SteadyMs) {
+        let slot = Slot::new(Stored::Uncacheable(Arc::new(verdict)), asked);
+        self.memory.insert(&apart(primary), slot);
+    }
+
+    /// Whether a request with credentials should go for itself: what is stored was meant for others by the route's own
+    /// rule, or an answer to credentials was found not to be storable a moment ago.
+    pub fn is_apart(&self, ask: &Ask<'_>) -> bool {
+        let Some(slot) = self.memory.get(&apart(ask.key)) else { return false };
+        matches!(&slot.stored, Stored::Uncacheable(verdict) if verdict.until > ask.now)
     }
 
     /// The record of the fields that a URL's answers vary by: the one that stands, if it names the same.

@@ -121,7 +121,8 @@ async fn accept(listener: std::net::TcpListener) {
         let shop = Arc::clone(&shop);
         tokio::spawn(async move {
             let service = service_fn(|request| answer(Arc::clone(&shop), request));
-            let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+            let connection =
+                http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to the sample service ended");
             }

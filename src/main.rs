@@ -141,9 +141,6 @@ fn serve(source: Source, overrides: Overrides, announce: impl FnOnce(&app::Addre
         Ok(loaded) => loaded,
         Err(report) => return fail(WRONG, &report.to_string()),
     };
-    if !loaded.warnings.is_empty() {
-        eprintln!("{}", loaded.warnings);
-    }
     let app = match App::bind(loaded, source, overrides) {
         Ok(app) => app,
         Err(error) => return fail(NO_START, &error.to_string()),

@@ -11,6 +11,7 @@ pub mod http2;
 pub mod lead;
 pub mod respond;
 pub mod route;
+pub mod socket;
 pub mod state;
 pub mod target;
 pub mod upstream;
@@ -22,8 +23,8 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 
-use crate::cache::flight::{End, Follower, Joined, Origin, Seen};
 use crate::cache::directives::RequestDirectives;
+use crate::cache::flight::{End, Follower, Joined, Origin, Seen};
 use crate::cache::policy::{self, Bypass};
 use crate::cache::{Ask, Found, Look, Missing};
 use crate::clock::Stopwatch;
@@ -44,8 +45,7 @@ use target::Target;
 const REJOINS: usize = 4;
 
 /// Stands in for a transport without an address.
-const UNKNOWN_PEER: Peer =
-    Peer { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), encrypted: false };
+const UNKNOWN_PEER: Peer = Peer { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), encrypted: false };
 
 /// One worker's proxy; cheap to clone.
 #[derive(Clone)]
@@ -209,6 +209,7 @@ impl Journey<'_> {
             let (now, steady) = cache.times();
             let ask = Ask {
                 keys,
+                credentials: policy::RequestFacts::of(rule, &parts.method, &parts.headers).credentials,
                 key: &key,
                 headers: &parts.headers,
                 rule,
@@ -224,19 +225,22 @@ impl Journey<'_> {
             let missing = match look {
                 Look::Fresh(found) => {
                     if found.is_early {
-                        lead::refresh(self, &ask, &parts, &found);
+                        lead::refresh(self, &ask, &parts, &found).await;
                     }
                     self.exchange.from_tier(Tier::Memory);
                     return self.hit(&found, &parts, Outcome::Hit);
                 }
                 Look::Stale(found) => {
-                    lead::refresh(self, &ask, &parts, &found);
+                    lead::refresh(self, &ask, &parts, &found).await;
                     self.exchange.from_tier(Tier::Memory);
                     return self.hit(&found, &parts, Outcome::Stale);
                 }
                 Look::Uncacheable => break,
                 Look::Nothing(missing) => missing,
             };
+            if ask.credentials && cache.is_apart(&ask) {
+                break;
+            }
             if ask.directives.is_some_and(|wanted| wanted.only_if_cached) {
                 self.exchange.decide(Outcome::Refused, StatusCode::GATEWAY_TIMEOUT);
                 return respond::refused(StatusCode::GATEWAY_TIMEOUT, "nothing usable is stored (only-if-cached)");
@@ -250,20 +254,18 @@ impl Journey<'_> {
             // One fetch for everybody who asks now.
             let follower = match cache.join(&ask) {
                 Joined::Follow(follower) => follower,
-                Joined::Lead(permit) => {
-                    match lead::lead(self, &ask, &parts, permit, missing).await {
-                        Led::Found(found, outcome) => {
-                            self.exchange.from_tier(Tier::Redis);
-                            return self.hit(&found, &parts, outcome);
-                        }
-                        Led::Denied(denial) => return self.denied(&denial),
-                        Led::Alone => break,
-                        Led::Asked(lead) => match self.led(lead, &ask, &parts, why).await {
-                            Some(answer) => return answer,
-                            None => continue,
-                        },
+                Joined::Lead(permit) => match lead::lead(self, &ask, &parts, permit, missing).await {
+                    Led::Found(found, outcome) => {
+                        self.exchange.from_tier(Tier::Redis);
+                        return self.hit(&found, &parts, outcome);
                     }
-                }
+                    Led::Denied(denial) => return self.denied(&denial),
+                    Led::Alone => break,
+                    Led::Asked(lead) => match self.led(lead, &ask, &parts, why).await {
+                        Some(answer) => return answer,
+                        None => continue,
+                    },
+                },
             };
             match self.follow(follower, &ask, &parts, why).await {
                 Followed::Answer(answer) => return answer,
@@ -294,10 +296,10 @@ impl Journey<'_> {
                 let forwarded = Forwarded { stored: true, ..Forwarded::because(why) };
                 Some(respond::arriving(&arrival.head, follower.body(length), parts, &forwarded))
             }
-            Seen::Ended(End::Stored(slot, origin)) => self.stored(&slot, origin, ask, parts, why, false),
+            Seen::Ended(End::Stored(slot, origin)) => self.stored(&slot, origin, ask, parts, why, None),
             Seen::Ended(End::Failed(failed)) => {
                 self.exchange.decide(Outcome::Failed, failed.status);
-                Some(respond::own(failed.status, &failed.detail))
+                Some(respond::failure(&failed, why))
             }
             Seen::Ended(End::Uncacheable | End::TooLarge) => {
                 let (response, detail) = direct.await.ok()?;
@@ -311,7 +313,7 @@ impl Journey<'_> {
 
     /// One who waits for another's fetch, and learns what to do next.
     async fn follow(&mut self, mut follower: Follower, ask: &Ask<'_>, parts: &Parts, why: Forward) -> Followed {
-        let began = follower.flight().position();
+        let knows_more = follower.knows_more();
         let wait = tokio::time::sleep(ask.rule.wait_timeout);
         tokio::pin!(wait);
         loop {
@@ -328,8 +330,7 @@ impl Journey<'_> {
                     }
                 }
                 Seen::Arriving(arrival) => {
-                    debug_assert_eq!(arrival.head.position, began);
-                    if !self.worker.shared.cache.suits(&arrival.head, ask) {
+                    if !self.worker.shared.cache.suits(&arrival.head, ask, knows_more) {
                         return Followed::Again;
                     }
                     self.route.metrics.collapsed.inc();
@@ -340,11 +341,13 @@ impl Journey<'_> {
                     return Followed::Answer(answer);
                 }
                 Seen::Ended(End::Stored(slot, origin)) => {
-                    return self.stored(&slot, origin, ask, parts, why, true).map_or(Followed::Again, Followed::Answer);
+                    return self
+                        .stored(&slot, origin, ask, parts, why, Some(knows_more))
+                        .map_or(Followed::Again, Followed::Answer);
                 }
                 Seen::Ended(End::Failed(failed)) => {
                     self.exchange.decide(Outcome::Failed, failed.status);
-                    return Followed::Answer(respond::own(failed.status, &failed.detail));
+                    return Followed::Answer(respond::failure(&failed, why));
                 }
                 Seen::Ended(End::Uncacheable | End::TooLarge) => return Followed::Alone,
                 Seen::Ended(End::Vacant) => return Followed::Again,
@@ -352,7 +355,8 @@ impl Journey<'_> {
         }
     }
 
-    /// What a fetch left in the cache, if it is the answer to this request.
+    /// What a fetch left in the cache, if it is the answer to this request. `followed` is for one who followed the fetch,
+    /// and says whether it knows of invalidations that the fetch did not.
     fn stored(
         &mut self,
         slot: &Arc<crate::cache::memory::Slot>,
@@ -360,10 +364,11 @@ impl Journey<'_> {
         ask: &Ask<'_>,
         parts: &Parts,
         why: Forward,
-        collapsed: bool,
+        followed: Option<bool>,
     ) -> Option<Answer> {
+        let collapsed = followed.is_some();
         let entry = slot.stored.entry()?;
-        if !self.worker.shared.cache.suits(entry, ask) {
+        if !self.worker.shared.cache.suits(entry, ask, followed.unwrap_or(false)) {
             return None;
         }
         let outcome = match origin {

@@ -80,6 +80,8 @@ enum Phase {
 pub struct Flight {
     key: Box<[u8]>,
     position: Position,
+    /// The version of the invalidations that its leader knew.
+    version: u64,
     state: Mutex<State>,
 }
 
@@ -112,11 +114,6 @@ impl Flight {
         for (_, waker) in wakers {
             waker.wake();
         }
-    }
-
-    /// The position that its fetch began at.
-    pub fn position(&self) -> Position {
-        self.position
     }
 }
 
@@ -160,16 +157,22 @@ impl Flights {
     ///
     /// A flight that `usable` turns down (an invalidation has overtaken it) is left to those who joined it before; a
     /// new one takes its place in the table.
-    pub fn join(self: &Arc<Self>, key: &[u8], position: Position, usable: impl FnOnce(Position) -> bool) -> Joined {
+    pub fn join(
+        self: &Arc<Self>,
+        key: &[u8],
+        (position, version): (Position, u64),
+        usable: impl FnOnce(Position) -> bool,
+    ) -> Joined {
         let mut shard = self.shard(key);
         if let Some(flight) = shard.get(key)
             && usable(flight.position)
         {
-            return Joined::Follow(Follower::new(Arc::clone(flight)));
+            return Joined::Follow(Follower::new(Arc::clone(flight), version));
         }
         let flight = Arc::new(Flight {
             key: key.into(),
             position,
+            version,
             state: Mutex::new(State {
                 phase: Phase::Looking,
                 pieces: Vec::new(),
@@ -222,7 +225,8 @@ impl Permit {
 
     /// A place among those who wait, for the leader's own client.
     pub fn follower(&self) -> Follower {
-        Follower::new(Arc::clone(&self.flight))
+        let version = self.flight.version;
+        Follower::new(Arc::clone(&self.flight), version)
     }
 
     /// The shared tier has nothing: the upstream is asked.
@@ -306,16 +310,18 @@ pub struct Follower {
     id: u64,
     saw_asking: bool,
     leads: bool,
+    knows_more: bool,
 }
 
 impl Follower {
-    fn new(flight: Arc<Flight>) -> Self {
+    fn new(flight: Arc<Flight>, version: u64) -> Self {
+        let knows_more = version != flight.version;
         let id = {
             let mut state = flight.lock();
             state.next_id += 1;
             state.next_id
         };
-        Self { flight, id, saw_asking: false, leads: false }
+        Self { flight, id, saw_asking: false, leads: false, knows_more }
     }
 
     /// Marks the leader's own client, who takes what comes even where its size is unknown.
@@ -325,9 +331,10 @@ impl Follower {
         self
     }
 
-    /// The flight.
-    pub fn flight(&self) -> &Flight {
-        &self.flight
+    /// Whether an invalidation came between the beginning of the fetch and this request's joining it. What came later
+    /// is no reason to refuse what was asked for before.
+    pub fn knows_more(&self) -> bool {
+        self.knows_more
     }
 
     /// Waits for the next thing worth knowing. Each phase is seen once; with a body of unknown size only its end.

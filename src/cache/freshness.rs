@@ -37,6 +37,8 @@ pub struct Freshness {
     pub must_revalidate: bool,
     /// Never used without validation (section 5.2.2.4).
     pub no_cache: bool,
+    /// The lifetime is the route's own (or a guess), not the upstream's: never for requests with credentials.
+    pub by_rule: bool,
 }
 
 /// What may be done with a stored answer.
@@ -196,6 +198,7 @@ mod tests {
             stale_if_error_ms: 30_000,
             must_revalidate: false,
             no_cache: false,
+            by_rule: false,
         }
     }
 
@@ -305,7 +308,7 @@ mod tests {
         ) {
             let freshness = Freshness {
                 received_at: 1_000_000, initial_age_ms: age, lifetime_ms, stale_while_revalidate_ms: swr,
-                stale_if_error_ms: sie, must_revalidate, no_cache: false,
+                stale_if_error_ms: sie, must_revalidate, no_cache: false, by_rule: false,
             };
             let rank = |at| match freshness.evaluate(1_000_000 + at, None, false) {
                 State::Fresh { .. } => 0,
@@ -321,7 +324,7 @@ mod tests {
             let freshness = Freshness {
                 received_at: values[0], initial_age_ms: values[1], lifetime_ms: values[2],
                 stale_while_revalidate_ms: values[3], stale_if_error_ms: values[4],
-                must_revalidate: false, no_cache: false,
+                must_revalidate: false, no_cache: false, by_rule: false,
             };
             let wanted = RequestDirectives { max_age: Some(max_age), max_stale: Some(max_age), ..Default::default() };
             let _ = freshness.evaluate(now, Some(&wanted), false);

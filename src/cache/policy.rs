@@ -173,6 +173,7 @@ pub fn storable(rule: &CacheRule, facts: RequestFacts, answer: &Received<'_>, sp
         stale_if_error_ms: window_ms(said.stale_if_error, rule.stale_if_error),
         must_revalidate,
         no_cache,
+        by_rule: source != Source::Upstream,
     };
     worth_storing(facts, answer.headers, &freshness)?;
     Ok(Plan { freshness, source, vary, tags })

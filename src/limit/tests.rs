@@ -86,7 +86,8 @@ impl Pod {
         let labels = format!("{{decision=\"{decision}\",limit=\"{limit}\",route=\"catalog\",source=\"{source}\"}} ");
         let text = self.metrics.render(0);
         let line = text.lines().find(|line| line.starts_with("weir_limit_decisions_total") && line.contains(&labels));
-        line.and_then(|line| line.rsplit(' ').next()).unwrap().parse().unwrap()
+        // A series appears with its first event.
+        line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().unwrap())
     }
 }
 

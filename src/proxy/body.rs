@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::exchange::Exchange;
 use super::headers;
-use crate::message::{Answer, Body, BodyError};
+use crate::message::{Answer, Body, BodyError, BodyFault};
 
 /// Closes the account with the answer's last byte: at once where all of it is here.
 pub fn settle(mut answer: Answer, mut exchange: Exchange, idle: Duration) -> Answer {
@@ -52,7 +52,7 @@ impl HttpBody for Metered {
     }
 }
 
-/// A body of the upstream's that may not be silent for longer than `idle`; its trailers carry nothing forbidden.
+/// A body of either side's that may not be silent for longer than `idle`; its trailers carry nothing forbidden.
 ///
 /// The timer is armed only once the body is found silent, so that a body which is there costs none.
 pub struct Patient {
@@ -60,12 +60,21 @@ pub struct Patient {
     idle: Duration,
     silence: Option<Pin<Box<Sleep>>>,
     is_silent: bool,
+    is_request: bool,
 }
 
 impl Patient {
     /// `inner`, which may be silent for `idle`.
     pub fn new(inner: Body, idle: Duration) -> Self {
-        Self { inner, idle, silence: None, is_silent: false }
+        Self { inner, idle, silence: None, is_silent: false, is_request: false }
+    }
+
+    /// A client's body, which may be silent for `idle`.
+    pub fn request(inner: Body, idle: Duration) -> Body {
+        match inner {
+            Body::Empty | Body::Full(_) => inner,
+            Body::Hyper(_) | Body::Stream(_) => Body::stream(Self { is_request: true, ..Self::new(inner, idle) }),
+        }
     }
 
     /// The body itself.
@@ -99,7 +108,13 @@ impl HttpBody for Patient {
                     this.is_silent = true;
                     silence.as_mut().reset(Instant::now() + idle);
                 }
-                silence.as_mut().poll(cx).map(|()| Some(Err("the upstream's body was silent for too long".into())))
+                let is_request = this.is_request;
+                silence.as_mut().poll(cx).map(|()| {
+                    Some(Err(match is_request {
+                        true => BodyFault::Silent.into(),
+                        false => "the upstream's body was silent for too long".into(),
+                    }))
+                })
             }
         }
     }

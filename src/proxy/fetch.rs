@@ -13,9 +13,9 @@ use http_body::Body as _;
 use tokio::sync::oneshot;
 
 use super::body::Patient;
-use super::{headers, respond};
 use super::state::{RouteState, Worker};
 use super::upstream::Patience;
+use super::{headers, respond};
 use crate::cache::entry::{self, Entry, Stored, Uncacheable};
 use crate::cache::flight::{Arrival, End, Origin, Permit};
 use crate::cache::policy::{self, Plan, Received, Refusal, RequestFacts};
@@ -172,7 +172,7 @@ impl Fetch {
         let length = response.body().size_hint().exact();
         let fits = length.is_none_or(|length| length <= max_object && self.permit.reserve(length as usize));
         if !fits {
-            return self.too_large(response);
+            return self.uncacheable(response, Fill::TooLarge, "too-large", End::TooLarge).await;
         }
         let body = response.into_body();
         self.permit.arriving(Arrival { head: Arc::new(entry.clone()), length });
@@ -203,12 +203,11 @@ impl Fetch {
             }
         }
         let stored = Stored::Entry(Arc::new(entry.with_body(self.permit.assemble())));
-        self.route.metrics.fill(Fill::Stored);
-        self.store(stored, Origin::Fetched).await;
+        self.store(stored, Fill::Stored, Origin::Fetched).await;
     }
 
-    /// Memory first, then those who wait, then the fleet.
-    async fn store(self, stored: Stored, origin: impl FnOnce(StatusCode) -> Origin) {
+    /// Memory first, then those who wait, then the fleet; counted once all of them have it.
+    async fn store(self, stored: Stored, result: Fill, origin: impl FnOnce(StatusCode) -> Origin) {
         let status = stored.entry().map_or(StatusCode::OK, |entry| entry.status);
         let Kept { slot, marker } = self.worker.shared.cache.keep(&self.primary, stored, self.asked);
         let (now, _) = self.worker.shared.cache.times();
@@ -216,16 +215,16 @@ impl Fetch {
         if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
             let deadline = self.redis_deadline;
             if !tier.store(redis, marker.as_ref(), &slot.stored, self.lease, now, deadline).await {
-                self.route.metrics.fill(Fill::Superseded);
+                return self.route.metrics.fill(Fill::Superseded);
             }
         }
+        self.route.metrics.fill(result);
     }
 
     async fn confirmed(self, refreshed: Option<Entry>) {
         match refreshed {
             Some(entry) => {
-                self.route.metrics.fill(Fill::Revalidated);
-                self.store(Stored::Entry(Arc::new(entry)), |_| Origin::Confirmed).await;
+                self.store(Stored::Entry(Arc::new(entry)), Fill::Revalidated, |_| Origin::Confirmed).await;
             }
             None => {
                 // Confirmed, but not to be kept any longer: those who wait ask anew.
@@ -256,42 +255,40 @@ impl Fetch {
     }
 
     async fn refused(self, response: Response<Body>, refusal: Refusal) {
-        if !refusal.lies_in_the_resource() {
-            // Another client's request may well be stored: no verdict.
-            self.route.metrics.fill(Fill::Uncacheable);
-            let (worker, lease, deadline) = (self.worker, self.lease, self.redis_deadline);
-            let _ = self.hand_over.send((response, refusal.as_str()));
-            self.permit.end(End::Uncacheable);
-            return release(&worker, lease, deadline).await;
+        if refusal.lies_in_the_resource() {
+            return self.uncacheable(response, Fill::Uncacheable, refusal.as_str(), End::Uncacheable).await;
         }
-        self.uncacheable(response, refusal.as_str()).await;
+        // Another client's request may well be stored: the verdict is for those that carry credentials too.
+        self.route.metrics.fill(Fill::Uncacheable);
+        if matches!(refusal, Refusal::Credentials | Refusal::Authorization) {
+            self.worker.shared.cache.keep_apart(&self.primary, self.verdict(), self.asked);
+        }
+        let (worker, lease, deadline) = (self.worker, self.lease, self.redis_deadline);
+        let _ = self.hand_over.send((response, refusal.as_str()));
+        self.permit.end(End::Uncacheable);
+        release(&worker, lease, deadline).await;
     }
 
-    /// Nobody needs to wait for an answer that may not be shared, here or on another pod, for a while.
-    async fn uncacheable(self, response: Response<Body>, why: &'static str) {
-        self.route.metrics.fill(Fill::Uncacheable);
+    fn verdict(&self) -> Uncacheable {
         let (now, _) = self.worker.shared.cache.times();
-        let verdict = Uncacheable {
+        Uncacheable {
             key: Bytes::copy_from_slice(&self.primary),
             position: self.permit.position(),
             fence: self.fence(),
             until: now.saturating_add(UNCACHEABLE_MS),
-        };
-        let slot = self.worker.shared.cache.keep(&self.primary, Stored::Uncacheable(Arc::new(verdict)), self.asked).slot;
-        let _ = self.hand_over.send((response, why));
-        self.permit.end(End::Uncacheable);
-        if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
-            tier.store(redis, None, &slot.stored, self.lease, now, self.redis_deadline).await;
         }
     }
 
-    fn too_large(self, response: Response<Body>) {
-        self.route.metrics.fill(Fill::TooLarge);
-        let _ = self.hand_over.send((response, "too-large"));
-        self.permit.end(End::TooLarge);
-        if self.lease.is_some() {
-            let behind = self.worker.behind.clone();
-            behind.spawn(async move { release(&self.worker, self.lease, self.redis_deadline).await });
+    /// Nobody needs to wait for an answer that may not be shared, here or on another pod, for a while.
+    async fn uncacheable(self, response: Response<Body>, result: Fill, why: &'static str, end: End) {
+        self.route.metrics.fill(result);
+        let verdict = Stored::Uncacheable(Arc::new(self.verdict()));
+        let slot = self.worker.shared.cache.keep(&self.primary, verdict, self.asked).slot;
+        let (now, _) = self.worker.shared.cache.times();
+        let _ = self.hand_over.send((response, why));
+        self.permit.end(end);
+        if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
+            tier.store(redis, None, &slot.stored, self.lease, now, self.redis_deadline).await;
         }
     }
 }

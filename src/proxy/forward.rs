@@ -9,8 +9,9 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::http1::Socket;
+use super::body::Patient;
 use super::respond::{self, Forward, Forwarded};
+use super::socket::Socket;
 use super::state::RouteState;
 use super::upstream::{Patience, Reply};
 use super::{Journey, headers};
@@ -37,7 +38,7 @@ pub(crate) async fn pass(journey: &mut Journey<'_>, parts: &mut Parts, body: Bod
         Err(failure) => {
             let failed = respond::failed(&failure);
             journey.exchange.decide(Outcome::Failed, failed.status);
-            respond::own(failed.status, &failed.detail)
+            respond::failure(&failed, why)
         }
     }
 }
@@ -94,7 +95,13 @@ pub(crate) fn fill_request(journey: &Journey<'_>, parts: &Parts, previous: Optio
     outgoing(journey, parts, fields, Body::Empty, false)
 }
 
-fn outgoing(journey: &Journey<'_>, parts: &Parts, mut fields: HeaderMap, body: Body, may_upgrade: bool) -> Request<Body> {
+fn outgoing(
+    journey: &Journey<'_>,
+    parts: &Parts,
+    mut fields: HeaderMap,
+    body: Body,
+    may_upgrade: bool,
+) -> Request<Body> {
     let settings = journey.worker.upstream.settings();
     let hop = headers::strip_hop_by_hop(&mut fields);
     fields.remove(header::EXPECT);
@@ -105,7 +112,9 @@ fn outgoing(journey: &Journey<'_>, parts: &Parts, mut fields: HeaderMap, body: B
     headers::append_via(&mut fields, parts.version);
     headers::join_cookies(&mut fields);
     let host = match &settings.target {
-        crate::config::Target::Tcp { authority, .. } if !settings.preserve_host => HeaderValue::from_str(authority).ok(),
+        crate::config::Target::Tcp { authority, .. } if !settings.preserve_host => {
+            HeaderValue::from_str(authority).ok()
+        }
         _ => None,
     };
     fields.insert(header::HOST, host.unwrap_or_else(|| journey.target.host_value().clone()));
@@ -126,7 +135,7 @@ fn outgoing(journey: &Journey<'_>, parts: &Parts, mut fields: HeaderMap, body: B
     for (name, value) in &edits.set {
         fields.insert(name.clone(), value.clone());
     }
-    let mut request = Request::new(body);
+    let mut request = Request::new(Patient::request(body, journey.route.body_idle));
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = journey.target.origin_form();
     *request.headers_mut() = fields;

@@ -12,11 +12,11 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::AsyncWrite;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
+use super::socket::Socket;
 use super::upstream::{Failure, Patience, Reply, Upstream};
 use crate::message::chunked::{ChunkDecoder, Decoded};
 use crate::message::{Body, BodyError};
@@ -35,46 +35,6 @@ const READ_BYTES: usize = 16 * 1024;
 
 /// Request bodies up to this size go out in one write with the head.
 const COALESCED_BYTES: usize = 16 * 1024;
-
-/// A TCP or unix stream.
-pub enum Socket {
-    /// TCP.
-    Tcp(TcpStream),
-    /// Unix domain.
-    Unix(UnixStream),
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
 
 /// An open connection, its buffers, and its place under the process's cap.
 pub struct Connection {
@@ -99,12 +59,7 @@ impl Connection {
 
     /// Whether the other side has neither closed it nor sent what nobody asked for.
     pub fn is_quiet(&self) -> bool {
-        let mut byte = [0];
-        let read = match &self.socket {
-            Socket::Tcp(stream) => stream.try_read(&mut byte),
-            Socket::Unix(stream) => stream.try_read(&mut byte),
-        };
-        matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        self.socket.is_quiet()
     }
 
     /// Reads once; 0 is the other side's end.
@@ -438,7 +393,8 @@ fn parse(input: &mut BytesMut, is_head: bool) -> Result<Option<(Response<()>, Fr
         Err(_) => return Err(Failure::Malformed("its head cannot be read")),
     };
     let base = input.as_ptr() as usize;
-    let status = StatusCode::from_u16(parsed.code.unwrap_or(0)).map_err(|_| Failure::Malformed("its status is no number"))?;
+    let status =
+        StatusCode::from_u16(parsed.code.unwrap_or(0)).map_err(|_| Failure::Malformed("its status is no number"))?;
     let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
     let mut places = [(0, 0); FIELDS];
     let count = parsed.headers.len();
@@ -447,8 +403,10 @@ fn parse(input: &mut BytesMut, is_head: bool) -> Result<Option<(Response<()>, Fr
     for (index, field) in parsed.headers.iter().enumerate() {
         let start = field.value.as_ptr() as usize - base;
         places[index] = (start, start + field.value.len());
-        names[index] =
-            Some(HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Failure::Malformed("a field has no valid name"))?);
+        names[index] = Some(
+            HeaderName::from_bytes(field.name.as_bytes())
+                .map_err(|_| Failure::Malformed("a field has no valid name"))?,
+        );
     }
     let head = input.split_to(length).freeze();
     for (name, (start, end)) in names.iter_mut().zip(places).take(count) {
@@ -459,9 +417,10 @@ fn parse(input: &mut BytesMut, is_head: bool) -> Result<Option<(Response<()>, Fr
         }
     }
     let framing = framing(status, &fields, is_head)?;
-    let closes = fields.get_all(header::CONNECTION).iter().any(|v| {
-        v.as_bytes().split(|b| *b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"))
-    });
+    let closes = fields
+        .get_all(header::CONNECTION)
+        .iter()
+        .any(|v| v.as_bytes().split(|b| *b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close")));
     let keep_alive = version == Version::HTTP_11 && !closes && !matches!(framing, Framing::Close);
     let mut response = Response::new(());
     *response.status_mut() = status;

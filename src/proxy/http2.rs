@@ -1,10 +1,9 @@
 //! HTTP/2 towards the upstream, by prior knowledge: one connection a worker, by hyper.
 
-use std::sync::{Mutex, PoisonError};
-
 use http::{Request, Uri, header};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::upstream::{Failure, Patience, Reply, Upstream};
@@ -38,9 +37,9 @@ pub async fn send(upstream: &Upstream, mut request: Request<Body>, patience: Pat
 }
 
 async fn connected(upstream: &Upstream) -> Result<SendRequest<Body>, Failure> {
-    let slot = &upstream.http2().0;
-    let kept = slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    if let Some(mut sender) = kept
+    // Held while a connection opens: the others wait for that one instead of opening theirs.
+    let mut slot = upstream.http2().0.lock().await;
+    if let Some(mut sender) = slot.clone()
         && sender.ready().await.is_ok()
     {
         return Ok(sender);
@@ -65,6 +64,6 @@ async fn connected(upstream: &Upstream) -> Result<SendRequest<Body>, Failure> {
         }
         drop(permit);
     });
-    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
+    *slot = Some(sender.clone());
     Ok(sender)
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Response;
 use http::StatusCode;
 use http::request::Parts;
-use http::Response;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
@@ -67,7 +67,7 @@ pub(crate) async fn lead(
                 return Led::Found(found, Outcome::Hit);
             }
             Look::Stale(found) => {
-                spawn_refresh(journey, ask, parts, permit, &found);
+                spawn_refresh(journey, ask, parts, permit, &found).await;
                 return Led::Found(found, Outcome::Stale);
             }
             Look::Uncacheable => {
@@ -119,13 +119,18 @@ pub(crate) async fn lead(
 }
 
 /// Refreshes an answer behind the one that is served, unless somebody does already.
-pub(crate) fn refresh(journey: &Journey<'_>, ask: &Ask<'_>, parts: &Parts, found: &Found) {
+pub(crate) async fn refresh(journey: &mut Journey<'_>, ask: &Ask<'_>, parts: &Parts, found: &Found) {
     if let Some(permit) = journey.worker.shared.cache.refresh(ask) {
-        spawn_refresh(journey, ask, parts, permit, found);
+        spawn_refresh(journey, ask, parts, permit, found).await;
     }
 }
 
-fn spawn_refresh(journey: &Journey<'_>, ask: &Ask<'_>, parts: &Parts, permit: Permit, found: &Found) {
+async fn spawn_refresh(journey: &mut Journey<'_>, ask: &Ask<'_>, parts: &Parts, permit: Permit, found: &Found) {
+    // A refresh reaches the upstream like any other request; the one that is answered stays charged either way.
+    journey.charged.keep();
+    if journey.limited(Stage::Origin, parts).await.is_err() {
+        return;
+    }
     let previous = Previous { slot: Arc::clone(&found.slot), is_gone: false, excuses_errors: true };
     let (fetch, _, _) = start(journey, ask, parts, permit, None, Some(previous));
     journey.worker.behind.spawn(fetch::run_behind(fetch));
@@ -223,4 +228,3 @@ fn start(
     };
     (fetch, direct, timing)
 }
-

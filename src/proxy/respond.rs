@@ -1,5 +1,6 @@
 //! Answers that are our own, and what every answer says of the cache: the one place where a status is chosen.
 
+use std::error::Error;
 use std::fmt::Display;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use crate::cache::conditional::{self, Reply};
 use crate::cache::entry::Entry;
 use crate::cache::flight::{Failed, FlightBody};
 use crate::limit::Denial;
-use crate::message::{Answer, Body};
+use crate::message::{Answer, Body, BodyFault};
 
 /// RFC 9211.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -31,15 +32,36 @@ pub fn own(status: StatusCode, detail: impl Display) -> Answer {
     answer
 }
 
+/// The answer to a request whose exchange with the upstream failed.
+pub fn failure(failed: &Failed, why: Forward) -> Answer {
+    let mut answer = own(failed.status, &failed.detail);
+    Forwarded::because(why).append(&mut answer.fields);
+    if failed.status == StatusCode::SERVICE_UNAVAILABLE {
+        answer.fields.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    answer
+}
+
 /// What a failed exchange with the upstream is to the client.
 pub fn failed(failure: &Failure) -> Failed {
     let status = match failure {
         Failure::ConnectTimeout | Failure::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
         Failure::QueueTimeout | Failure::QueueFull => StatusCode::SERVICE_UNAVAILABLE,
         Failure::Connect(_) | Failure::Closed(_) | Failure::Malformed(_) => StatusCode::BAD_GATEWAY,
-        Failure::RequestBody(_) => StatusCode::BAD_REQUEST,
+        Failure::RequestBody(error) => match body_fault(&**error) {
+            Some(BodyFault::Silent) => StatusCode::REQUEST_TIMEOUT,
+            _ => StatusCode::BAD_REQUEST,
+        },
     };
     Failed { status, detail: failure.to_string() }
+}
+
+/// What was wrong with a request's body, wherever in the chain of errors it stands.
+fn body_fault<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e BodyFault> {
+    match error.downcast_ref() {
+        Some(fault) => Some(fault),
+        None => error.source().and_then(body_fault),
+    }
 }
 
 /// Why a request went to the upstream (RFC 9211 section 2.2).

@@ -13,8 +13,9 @@ use http::{Method, Request, Response};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::http1::{self, Connection, Socket};
+use super::http1::{self, Connection};
 use super::http2;
+use super::socket::Socket;
 use crate::clock::{Clock, SteadyMs};
 use crate::config::{Protocol, Target, Upstream as Settings};
 use crate::message::Body;
@@ -317,4 +318,3 @@ async fn connect_tcp(host: &str, port: u16) -> io::Result<tokio::net::TcpStream>
     stream.set_nodelay(true)?;
     Ok(stream)
 }
-

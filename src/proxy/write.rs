@@ -53,7 +53,7 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
             journey.exchange.asked_upstream(None, took);
             let failed = respond::failed(&failure);
             journey.exchange.decide(Outcome::Failed, failed.status);
-            respond::own(failed.status, &failed.detail)
+            respond::failure(&failed, why)
         }
         Err(_) => {
             journey.exchange.decide(Outcome::Failed, StatusCode::INTERNAL_SERVER_ERROR);

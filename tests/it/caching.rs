@@ -70,7 +70,7 @@ async fn what_one_weir_stored_another_serves() {
 }
 
 #[tokio::test]
-async fn head_and_ranges_are_answered_from_a_stored_get() {
+async fn a_head_is_answered_from_a_stored_get_and_a_range_is_forwarded() {
     for_both(|store| async move {
         let up = upstream();
         up.route("/a", reply("0123456789").max_age(60).header("etag", "\"v1\"").header("accept-ranges", "bytes"));
@@ -79,10 +79,9 @@ async fn head_and_ranges_are_answered_from_a_stored_get() {
         let head = weir.send(request("HEAD", "/a")).await;
         assert!(head.is_hit(), "{head:?}");
         assert_eq!((head.status, head.number("content-length"), head.body.len()), (200, Some(10), 0));
-        let part = weir.send(get("/a").header("range", "bytes=2-4")).await;
-        assert_eq!((part.status, part.text()), (206, "234"), "{part:?}");
-        assert_eq!(part.header("content-range"), Some("bytes 2-4/10"));
-        assert_eq!(up.count("/a"), 1);
+        weir.send(get("/a").header("range", "bytes=2-4")).await;
+        assert_eq!(up.last("/a").header("range"), Some("bytes=2-4"));
+        assert_eq!(up.count("/a"), 2);
     })
     .await;
 }

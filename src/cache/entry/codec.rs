@@ -4,7 +4,8 @@
 //!  0  4  "WEIR"
 //!  4  1  version
 //!  5  1  kind: 1 entry, 2 vary, 3 uncacheable
-//!  6  2  flags: 1 the body is an LZ4 block, 2 must-revalidate, 4 no-cache
+//!  6  2  flags: 1 the body is an LZ4 block, 2 must-revalidate, 4 no-cache,
+//!       8 the lifetime is the route's own
 //!  8  8  incarnation     \
 //! 16  8  seq              > big-endian, so that a script compares them as strings (GETRANGE)
 //! 24  8  fence           /
@@ -52,6 +53,7 @@ const UNCACHEABLE: u8 = 3;
 const PACKED: u16 = 1;
 const MUST_REVALIDATE: u16 = 2;
 const NO_CACHE: u16 = 4;
+const BY_RULE: u16 = 8;
 
 /// Longest full key that is read: a request's head at its most, with every length.
 const MAX_KEY_BYTES: usize = 1 << 20;
@@ -125,7 +127,8 @@ fn encode_entry(entry: &Entry, compress_over: Option<usize>) -> Vec<u8> {
     let flag = |bit: u16, set: bool| if set { bit } else { 0 };
     let flags = flag(PACKED, packed.is_some())
         | flag(MUST_REVALIDATE, freshness.must_revalidate)
-        | flag(NO_CACHE, freshness.no_cache);
+        | flag(NO_CACHE, freshness.no_cache)
+        | flag(BY_RULE, freshness.by_rule);
 
     let size = 128 + entry.key.len() + entry.fields.len() + body.len() + entry.tags.len() * 16;
     let mut out = begin(ENTRY, flags, entry.position, entry.fence, size);
@@ -244,7 +247,7 @@ fn decode_entry(
     fence: u64,
     max_body: usize,
 ) -> Result<Entry, Corrupt> {
-    if flags & !(PACKED | MUST_REVALIDATE | NO_CACHE) != 0 {
+    if flags & !(PACKED | MUST_REVALIDATE | NO_CACHE | BY_RULE) != 0 {
         return Err(Corrupt::Malformed);
     }
     let status = StatusCode::from_u16(reader.u16()?).map_err(|_| Corrupt::Malformed)?;
@@ -256,6 +259,7 @@ fn decode_entry(
         stale_if_error_ms: reader.u64()?,
         must_revalidate: flags & MUST_REVALIDATE != 0,
         no_cache: flags & NO_CACHE != 0,
+        by_rule: flags & BY_RULE != 0,
     };
     let fill_cost_ms = reader.u32()?;
     let key = reader.string(MAX_KEY_BYTES)?;

@@ -251,6 +251,7 @@ fn any_stored() -> impl Strategy<Value = Stored> {
                     stale_if_error_ms,
                     must_revalidate,
                     no_cache,
+                    by_rule: false,
                 },
                 vary: names,
                 tags,

@@ -176,7 +176,7 @@ impl Answer {
     /// Stale, from the cache.
     pub fn is_stale(&self) -> bool {
         let status = self.cache_status();
-        status.contains("; hit") && (status.contains("fwd=stale") || status.contains("ttl=-"))
+        status.contains("; hit; ttl=-") || status.contains("detail=stale-if-error")
     }
 
     /// From the upstream, on a route that caches.
