@@ -96,10 +96,11 @@ class Bench:
         return path
 
     def spawn(self, core, what, *command):
-        """The pid of a program whose output goes to `what`.log."""
+        """The pid of a program, on `core` or on all, whose output goes to `what`.log."""
+        pinned = ["taskset", "-c", core] if core else []
         with open(self.dir / f"{what}.log", "w") as log:
-            process = subprocess.Popen(["taskset", "-c", core, *map(str, command)], stdin=subprocess.DEVNULL, stdout=log,
-                                       stderr=log, cwd=self.dir, start_new_session=True)
+            process = subprocess.Popen([*pinned, *map(str, command)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                       cwd=self.dir, start_new_session=True)
         self.started.append(process)
         return process.pid
 
