@@ -2,377 +2,201 @@
 """Weir side by side with nginx, HAProxy, Varnish and two bare hyper programs, in one run.
 
 The proxy has one core, the load (and what stands behind the proxy) the other. Rounds alternate over the contestants, so
-that a noisy machine is noisy for all of them. Prints medians, spread, p99, CPU a request and memory, and writes the
-tables of docs/benchmarks.md between its markers.
+that a noisy machine is noisy for all of them. Every round proves that it measured what it says: the origin counts what
+reaches it, Redis what is read from it. Prints medians, spread, p99, CPU a request and memory; `--write` puts them into
+docs/benchmarks.md.
 """
 import argparse
-import os
+import collections
+import functools
+import http.client
+import itertools
 import pathlib
+import platform
 import re
-import shutil
-import signal
-import socket
 import statistics
 import subprocess
-import sys
-import tempfile
-import time
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-PROXY_CORE, LOAD_CORE = "0", "1"
-CONNECTIONS = 64
-TICKS = os.sysconf("SC_CLK_TCK")
+import contestants as c
+from harness import DEBIAN, LUA_FILES, ROOT, Bench, Load, cpu_s, fail, fetch, free_port, install, memory_mib
 
-ZIPF = """
-local weights, sum = {}, 0
-for i = 1, 1000 do sum = sum + 1 / i; weights[i] = sum end
+PAGE, BEGIN, END = ROOT / "docs/benchmarks.md", "<!-- figures -->", "<!-- end of figures -->"
+YARDSTICKS = ("bare hyper", "plain hyper forwarder")
+LOG_LINE_MIN_BYTES = 40
+
+# Drawn once and then cycled through, so that the load's own work is the same for everybody and small.
+DRAWN = """
+local sum, sums, drawn, at = 0, {}, {}, 0
+for i = 1, %d do sum = sum + %s; sums[i] = sum end
 math.randomseed(7)
-request = function()
-  local x, low, high = math.random() * sum, 1, 1000
-  while low < high do
-    local mid = math.floor((low + high) / 2)
-    if weights[mid] < x then low = mid + 1 else high = mid end
+function init()
+  for n = 1, 65536 do
+    local x, low, high = math.random() * sum, 1, #sums
+    while low < high do
+      local middle = math.floor((low + high) / 2)
+      if sums[middle] < x then low = middle + 1 else high = middle end
+    end
+    drawn[n] = wrk.format("GET", "/key/" .. low)
   end
-  return wrk.format("GET", "/key/" .. low)
+end
+function request()
+  at = at %% #drawn + 1
+  return drawn[at]
 end
 """
+ZIPF, UNIFORM = DRAWN % (c.KEYS, "1 / i"), DRAWN % (c.KEYS, "1")
+
+Scenario = collections.namedtuple("Scenario", "contestants path size script is_hit redis access", defaults=["/", 1024, None, True, None, False])
+Round = collections.namedtuple("Round", "rate p99_ms cpu_us memory_mib errors redis_reads")
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+class Origin:
+    """What stands behind the contestants; it counts, and each look at its count is not counted."""
 
+    def __init__(self, bench):
+        self.port = free_port()
+        bench.origin(self.port)
 
-def wait_for(port, what):
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    sys.exit(f"{what} did not open port {port}")
-
-
-class Bench:
-    """Starts programs in a directory of its own, and ends them by their pids."""
-
-    def __init__(self, bin_dir):
-        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="weir-compare-"))
-        self.bin = bin_dir
-        self.started = []
-
-    def start(self, core, *command, port, what, **kwargs):
-        log = open(self.dir / f"{what}-{port}.log", "w")
-        process = subprocess.Popen(["taskset", "-c", core, *map(str, command)], stdout=log, stderr=log, cwd=self.dir,
-                                   start_new_session=True, **kwargs)
-        self.started.append(process)
-        wait_for(port, what)
-        return process.pid
-
-    def end(self, keep=0):
-        for process in self.started[keep:]:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            process.wait()
-        del self.started[keep:]
-
-    def write(self, name, text):
-        path = self.dir / name
-        path.write_text(text)
-        return path
-
-
-def family(pid):
-    """The process and all its descendants."""
-    children = {}
-    for entry in pathlib.Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-                children.setdefault(int(fields[1]), []).append(int(entry.name))
-            except OSError:
-                pass
-    found, todo = [], [pid]
-    while todo:
-        pid = todo.pop()
-        found.append(pid)
-        todo += children.get(pid, [])
-    return found
-
-
-def cpu_seconds(pid):
-    total = 0
-    for member in family(pid):
-        try:
-            fields = pathlib.Path(f"/proc/{member}/stat").read_text().rsplit(")", 1)[1].split()
-            total += int(fields[11]) + int(fields[12])
-        except OSError:
-            pass
-    return total / TICKS
-
-
-def memory_mib(pid):
-    total = 0
-    for member in family(pid):
-        try:
-            match = re.search(r"Pss:\s+(\d+)", pathlib.Path(f"/proc/{member}/smaps_rollup").read_text())
-            total += int(match.group(1)) if match else 0
-        except OSError:
-            pass
-    return total / 1024
-
-
-def weir(bench, upstream, route, *, redis=None, access=False, cache="", limits=""):
-    port, admin = free_port(), free_port()
-    store = f'[redis]\nurl = "redis://127.0.0.1:{redis}/0"\nnamespace = "compare"\n' if redis else ""
-    config = bench.write(f"weir-{port}.toml", f"""
-[server]
-listen = "127.0.0.1:{port}"
-workers = 1
-[admin]
-listen = "127.0.0.1:{admin}"
-[log]
-format = "json"
-access = {str(access).lower()}
-[upstream]
-url = "http://127.0.0.1:{upstream}"
-{store}
-{cache}
-{limits}
-[[route]]
-name = "all"
-path = "/{{*path}}"
-{route}
-""")
-    return bench.start(PROXY_CORE, bench.bin / "weir", "run", "--config", config, port=port, what="weir"), port
-
-
-NGINX_CACHE = "proxy_cache c; proxy_cache_valid 200 1h; add_header X-Cache $upstream_cache_status;"
-
-
-def nginx(bench, upstream, location, *, access=False, http=""):
-    port = free_port()
-    log = f"{bench.dir}/nginx-access-{port}.log" if access else "off"
-    modules = "\n".join(f"load_module {m};" for m in sorted(pathlib.Path("/usr/lib/nginx/modules").glob("*.so"))
-                        if m.name in ("ndk_http_module.so", "ngx_http_lua_module.so"))
-    config = bench.write(f"nginx-{port}.conf", f"""
-{modules}
-user root; daemon off; worker_processes 1; pid {bench.dir}/nginx-{port}.pid; error_log {bench.dir}/nginx-error.log;
-events {{ worker_connections 4096; }}
-http {{
-  access_log {log};
-  keepalive_requests 100000000;
-  proxy_cache_path {bench.dir}/nginx-cache-{port} levels=1:2 keys_zone=c:64m max_size=1g;
-  proxy_temp_path {bench.dir}/nginx-tmp-{port}; client_body_temp_path {bench.dir}/nginx-body-{port};
-  sendfile on; tcp_nopush on; open_file_cache max=10000; {http}
-  upstream u {{ server 127.0.0.1:{upstream}; keepalive 128; keepalive_requests 100000000; }}
-  server {{ listen 127.0.0.1:{port};
-    location / {{ proxy_http_version 1.1; proxy_set_header Connection ""; {location} }} }}
-}}""")
-    return bench.start(PROXY_CORE, "nginx", "-c", config, port=port, what="nginx"), port
-
-
-def haproxy(bench, upstream, frontend, *, access=False):
-    port = free_port()
-    log = f"log stdout format raw local0\n  option httplog\n" if access else "no log\n"
-    config = bench.write(f"haproxy-{port}.cfg", f"""
-global
-  nbthread 1
-  maxconn 4096
-cache c
-  total-max-size 256
-  max-object-size 1048576
-  max-age 3600
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 30s
-  timeout server 30s
-  http-reuse always
-frontend f
-  bind 127.0.0.1:{port}
-  {log}
-  {frontend}
-  default_backend b
-backend b
-  {"" if "cache-use" not in frontend else "http-response cache-store c"}
-  server s 127.0.0.1:{upstream} maxconn 512
-""")
-    return bench.start(PROXY_CORE, "haproxy", "-f", config, port=port, what="haproxy"), port
-
-
-def varnish(bench, upstream, *, passes=False, access=False):
-    port = free_port()
-    vcl = bench.write(f"varnish-{port}.vcl", f"""
-vcl 4.1;
-backend default {{ .host = "127.0.0.1"; .port = "{upstream}"; }}
-sub vcl_recv {{ {"return (pass);" if passes else "unset req.http.Cookie; return (hash);"} }}
-""")
-    pid = bench.start(PROXY_CORE, "varnishd", "-F", "-n", bench.dir / f"varnish-{port}", "-a", f"127.0.0.1:{port}", "-f", vcl,
-                      "-s", "malloc,256m", "-p", "thread_pools=1", port=port, what="varnish")
-    if access:
-        log = bench.dir / f"varnish-access-{port}.log"
-        subprocess_ = subprocess.Popen(["taskset", "-c", PROXY_CORE, "varnishncsa", "-n", bench.dir / f"varnish-{port}", "-w", log],
-                                       start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        bench.started.append(subprocess_)
-    return pid, port
-
-
-LUA_REDIS = """content_by_lua_block {
-  local redis = require "nginx.redis"
-  local red = redis:new()
-  red:set_timeouts(1000, 1000, 1000)
-  local ok, err = red:connect("127.0.0.1", %d)
-  local body = red:get("page:" .. ngx.var.uri)
-  red:set_keepalive(10000, 128)
-  if body and body ~= ngx.null then ngx.header["Content-Length"] = #body; ngx.print(body) else ngx.exit(404) end
-}"""
+    def count(self):
+        return int(fetch(self.port, "/count")[1])
 
 
 def scenarios(bench, origin):
-    cache = "cache.enabled = true"
-    hit = {
-        "weir": lambda **k: weir(bench, origin, cache, **k),
-        "nginx": lambda **k: nginx(bench, origin, f"proxy_pass http://u; {NGINX_CACHE}", **k),
-        "haproxy": lambda **k: haproxy(bench, origin, "http-request cache-use c", **k),
-        "varnish": lambda **k: varnish(bench, origin, **k),
-    }
-    bare = {"bare hyper": lambda: (bench.start(PROXY_CORE, bench.bin / "examples/bare", "origin", port := free_port(), port=port,
-                                               what="bare"), port)}
-    forward = {"plain hyper forwarder": lambda: (
-        bench.start(PROXY_CORE, bench.bin / "examples/bare", "forward", port := free_port(), origin, port=port, what="forward"), port)}
-    redis_port = free_port()
+    def all_but_weir(with_nginx, with_haproxy, **kwargs):
+        return {"nginx": functools.partial(c.nginx, bench, origin.port, with_nginx, **kwargs),
+                "haproxy": functools.partial(c.haproxy, bench, origin.port, with_haproxy, **kwargs)}
 
-    def with_redis(start):
-        def run():
-            bench.start(LOAD_CORE, "redis-server", "--port", redis_port, "--save", "", "--bind", "127.0.0.1", port=redis_port, what="redis")
-            subprocess.run(["redis-cli", "-p", str(redis_port), "set", "page:/", "x" * 1024], stdout=subprocess.DEVNULL, check=True)
-            return start()
-        return run
-
-    limit = '[[limit]]\nname = "hot"\nkey = ["ip"]\nrate = "1000000/s"\nburst = 1000000\n'
+    cached = "cache.enabled = true"
+    start_weir = functools.partial(c.weir, bench, origin.port)
+    varnish = functools.partial(c.varnish, bench, origin.port)
+    hit = {"weir": functools.partial(start_weir, cached), **all_but_weir(c.NGINX_CACHE, c.HAPROXY_CACHE), "varnish": varnish}
+    hit_or_bare = {**hit, "bare hyper": functools.partial(c.bare, bench, "origin")}
+    logged = {name: functools.partial(start, access=True) for name, start in hit.items()}
     return {
-        "hit, 1 KiB": ("/", None, {**hit, **bare}),
-        "hit, 100 KiB": ("/?size=102400", None, {**hit, **bare}),
-        "thousand keys by Zipf": ("/", ZIPF, {**hit, **bare}),
-        "pass-through": ("/", None, {
-            "weir": lambda: weir(bench, origin, ""),
-            "nginx": lambda: nginx(bench, origin, "proxy_pass http://u;"),
-            "haproxy": lambda: haproxy(bench, origin, ""),
-            "varnish": lambda: varnish(bench, origin, passes=True),
-            **forward}),
-        "hit from Redis": ("/", None, {
-            "weir": with_redis(lambda: weir(bench, origin, cache, redis=redis_port, cache='[cache]\nmemory = "0B"\n')),
-            "nginx + lua-resty-redis": with_redis(lambda: nginx(bench, origin, LUA_REDIS % redis_port))}),
-        "hit, limit on one hot identity": ("/", None, {
-            "weir": lambda: weir(bench, origin, cache + '\nlimits = ["hot"]', limits=limit),
-            "nginx": lambda: nginx(bench, origin, f"proxy_pass http://u; {NGINX_CACHE} limit_req zone=l burst=100000 nodelay;",
-                                   http="limit_req_zone $binary_remote_addr zone=l:10m rate=1000000r/s;"),
-            "haproxy": lambda: haproxy(bench, origin, "stick-table type ip size 100k expire 30s store http_req_rate(1s)\n"
-                                       "  http-request track-sc0 src\n  http-request deny deny_status 429 if { sc_http_req_rate(0) gt 1000000 }\n"
-                                       "  http-request cache-use c")}),
-        "hit, 1 KiB, access log on": ("/", None, {name: (lambda start=start: start(access=True)) for name, start in hit.items()}),
+        "hit, 1 KiB": Scenario(hit_or_bare),
+        "hit, 100 KiB": Scenario(hit_or_bare, path="/?size=102400", size=102400),
+        "thousand keys by Zipf": Scenario(hit_or_bare, script=ZIPF),
+        "pass-through": Scenario({
+            "weir": functools.partial(start_weir, ""),
+            **all_but_weir(c.NGINX_PASS, ""),
+            "varnish": functools.partial(varnish, "return (pass);"),
+            "plain hyper forwarder": functools.partial(c.bare, bench, "forward", origin.port)}, is_hit=False),
+        "hit from Redis": Scenario({
+            "weir": lambda redis: start_weir(cached, redis=redis.port, tables='[cache]\nmemory = "0B"\n'),
+            "nginx + lua-resty-redis": lambda redis: c.nginx(bench, origin.port, c.NGINX_REDIS % redis.port, lua=True)},
+            path="/key/1", script=UNIFORM, redis=functools.partial(c.Redis, bench)),
+        "hit, limit on one hot identity": Scenario({
+            "weir": lambda: start_weir(cached + '\nlimits = ["hot"]', tables='[[limit]]\nname = "hot"\nkey = ["ip"]\n'
+                                       'rate = "1000000/s"\nburst = 1000000\n'),
+            "nginx": lambda: c.nginx(bench, origin.port, f"{c.NGINX_CACHE} limit_req zone=l burst=100000 nodelay;",
+                                     http="limit_req_zone $binary_remote_addr zone=l:10m rate=1000000r/s;"),
+            "haproxy": lambda: c.haproxy(bench, origin.port, c.HAPROXY_LIMIT + c.HAPROXY_CACHE)}),
+        "hit, 1 KiB, access log on": Scenario(logged, access=True),
     }
 
 
-def load(port, path, script, seconds):
-    command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", f"http://127.0.0.1:{port}{path}"]
-    if script:
-        command[-1:-1] = ["-s", str(script)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", out).group(1))
-    requests = int(re.search(r"(\d+) requests in", out).group(1))
-    value, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", out).groups()
-    errors = sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", out)))
-    errors += sum(map(int, re.findall(r"(?:connect|read|write|timeout) (\d+)", out)))
-    return rate, requests, float(value) * {"us": 0.001, "ms": 1, "s": 1000}[unit], errors
+def measure(bench, origin, name, start, scenario, script, seconds):
+    """One round of one contestant, or the end of everything if it is not what the scenario says."""
+    redis = scenario.redis() if scenario.redis else None
+    running = start(redis) if redis else start()
+    paths = [f"/key/{key}" for key in range(1, c.KEYS + 1)] if scenario.script else [scenario.path] * 3
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+    for path in paths:
+        status, body = fetch(running.port, path, connection)
+        if status != 200 or len(body) != scenario.size:
+            fail(f"{name} answered {status} with {len(body)} bytes for {path}")
+    connection.close()
+    Load(bench.load_core, running.port, scenario.path, 1, script)
+
+    asked, read, used = origin.count(), redis.hits() if redis else 0, cpu_s(*running.pids)
+    load = Load(bench.load_core, running.port, scenario.path, seconds, script)
+    used, asked = cpu_s(*running.pids) - used, origin.count() - asked
+    if scenario.is_hit and asked:
+        fail(f"{name} was to answer from its cache, and asked the origin {asked} times for {load.requests} requests")
+    if not scenario.is_hit and asked < load.requests:
+        fail(f"{name} was to pass everything through, and asked the origin {asked} times for {load.requests} requests")
+    reads = (redis.hits() - read) / load.requests if redis else None
+    if redis and reads < 0.5:
+        fail(f"{name} was to answer from Redis, and read it {reads:.2f} times a request")
+    if scenario.access and running.log.stat().st_size < load.requests * LOG_LINE_MIN_BYTES:
+        fail(f"{name} was to log each of {load.requests} requests, and wrote {running.log.stat().st_size} bytes")
+    return Round(load.rate, load.p99_ms, used / load.requests * 1e6, memory_mib(*running.pids), load.errors, reads)
 
 
-def run(scenario, path, script, contestants, bench, rounds, seconds):
-    results = {name: [] for name in contestants}
-    names = list(contestants)
-    keep = len(bench.started)
-    for round_ in range(rounds):
-        for name in names[round_ % len(names):] + names[:round_ % len(names)]:
-            pid, port = contestants[name]()
-            load(port, path, script, 1)  # fills the cache and warms the path
-            before = cpu_seconds(pid)
-            rate, requests, p99, errors = load(port, path, script, seconds)
-            used = cpu_seconds(pid) - before
-            results[name].append((rate, p99, used / requests * 1e6, memory_mib(pid), errors))
+def run(bench, origin, scenario, rounds, seconds, without):
+    starts = {name: start for name, start in scenario.contestants.items() if name not in without}
+    script = bench.write("keys.lua", scenario.script) if scenario.script else None
+    results = {name: [] for name in starts}
+    names, keep = list(starts), len(bench.started)
+    for nth in range(rounds):
+        first = nth % len(names)
+        for name in names[first:] + names[:first]:
+            results[name].append(measure(bench, origin, name, starts[name], scenario, script, seconds))
             bench.end(keep)
     return results
 
 
-def table(scenario, results):
-    rows = [f"### {scenario}", "", "| | requests/s (median) | spread | p99 ms | CPU us/request | memory MiB | errors |",
-            "|---|---|---|---|---|---|---|"]
+def table(title, results):
+    rows = ["| | requests/s (median) | spread | p99 ms | CPU us/request | memory MiB | errors |", "|---|---|---|---|---|---|---|"]
     medians = {}
     for name, rounds in results.items():
-        rates = [r[0] for r in rounds]
+        rates, p99s, cpus, memories = ([getattr(r, field) for r in rounds] for field in ("rate", "p99_ms", "cpu_us", "memory_mib"))
         medians[name] = statistics.median(rates)
-        p99, cpu, memory = (statistics.median(r[i] for r in rounds) for i in (1, 2, 3))
-        rows.append(f"| {name} | {medians[name]:,.0f} | {min(rates):,.0f} to {max(rates):,.0f} | {p99:.2f} | {cpu:.1f} | {memory:.0f} "
-                    f"| {sum(r[4] for r in rounds)} |")
-    yardsticks = ("weir", "bare hyper", "plain hyper forwarder")
-    peers = {n: m for n, m in medians.items() if n not in yardsticks}
-    if "weir" in medians and peers:
-        best = max(peers, key=peers.get)
-        rows += ["", f"Weir / best peer ({best}): **{medians['weir'] / peers[best]:.2f}**"]
-        for yardstick in yardsticks[1:]:
-            if yardstick in medians:
-                rows.append(f"; Weir / {yardstick}: **{medians['weir'] / medians[yardstick]:.2f}**")
-    return "\n".join(rows[:-1]) + ("\n" + rows[-1]) + "\n"
+        rows.append(f"| {name} | {medians[name]:,.0f} | {min(rates):,.0f} to {max(rates):,.0f} | {statistics.median(p99s):.2f} "
+                    f"| {statistics.median(cpus):.1f} | {statistics.median(memories):.0f} | {sum(r.errors for r in rounds)} |")
+    remarks = []
+    peers = {name: median for name, median in medians.items() if name != "weir" and name not in YARDSTICKS}
+    if "weir" in medians:
+        best = max(peers, key=peers.get, default=None)
+        compared = ([(f"the best peer ({best})", peers[best])] if best else []) + [(y, medians[y]) for y in YARDSTICKS if y in medians]
+        remarks.append("; ".join(f"Weir / {what}: **{medians['weir'] / rate:.2f}**" for what, rate in compared))
+    if all(rounds[0].redis_reads is not None for rounds in results.values()):
+        remarks.append("Redis reads a request: " + ", ".join(
+            f"{name} {statistics.median(r.redis_reads for r in rounds):.2f}" for name, rounds in results.items()))
+    return "\n".join([f"### {title[0].upper()}{title[1:]}", "", *rows, *itertools.chain(*(("", remark) for remark in remarks if remark)), ""])
 
 
-def install():
-    wanted = {"nginx": "nginx", "haproxy": "haproxy", "varnishd": "varnish", "wrk": "wrk", "redis-server": "redis-server",
-              "redis-cli": "redis-tools", "taskset": "util-linux"}
-    missing = [package for program, package in wanted.items() if not shutil.which(program)]
-    if not pathlib.Path("/usr/lib/nginx/modules/ngx_http_lua_module.so").exists():
-        missing.append("libnginx-mod-http-lua")
-    if not pathlib.Path("/usr/share/lua/5.1/nginx/redis.lua").exists():
-        missing.append("lua-nginx-redis")
-    if missing:
-        sudo = [] if os.geteuid() == 0 else ["sudo"]
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run([*sudo, "apt-get", "update"], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run([*sudo, "apt-get", "install", "-y", "--no-install-recommends", *missing], check=True, env=environment,
-                       stdout=subprocess.DEVNULL)
+def machine():
+    """What was measured on what, in one line."""
+    def version(*command):
+        done = subprocess.run(command, capture_output=True, text=True)
+        match = re.search(r"\d+\.\d+(\.\d+)?", done.stdout + done.stderr)
+        return match.group() if match else "?"
+
+    processor = re.search(r"model name\s*:\s*(.+)", pathlib.Path("/proc/cpuinfo").read_text())
+    programs = {"nginx": ("nginx", "-v"), "HAProxy": ("haproxy", "-v"), "Varnish": ("varnishd", "-V"), "Redis": ("redis-server", "-v")}
+    return ", ".join([processor.group(1) if processor else platform.machine(), f"Linux {platform.release()}",
+                      *(f"{name} {version(*command)}" for name, command in programs.items())])
+
+
+def write_page(text):
+    head, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=4)
-    parser.add_argument("--only", help="scenarios whose name contains this")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument("--seconds", type=int, default=4, help="of each round")
+    parser.add_argument("--only", default="", help="scenarios whose name contains this")
+    parser.add_argument("--without", action="append", default=[], help="leave this contestant out")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/benchmarks.md")
     options = parser.parse_args()
-    install()
-    bench = Bench(ROOT / "target/release")
-    text = []
-    try:
-        origin = free_port()
-        bench.start(LOAD_CORE, bench.bin / "examples/bare", "origin", origin, port=origin, what="origin")
-        zipf = bench.write("zipf.lua", ZIPF)
-        for scenario, (path, script, contestants) in scenarios(bench, origin).items():
-            if options.only and options.only not in scenario:
-                continue
-            results = run(scenario, path, zipf if script else None, contestants, bench, options.rounds, options.seconds)
-            text.append(table(scenario, results))
+    if options.write and (options.only or options.without):
+        parser.error("--write is for a whole run")
+    if options.write and not (PAGE.exists() and BEGIN in PAGE.read_text() and END in PAGE.read_text()):
+        fail(f"docs/benchmarks.md needs the lines {BEGIN} and {END}, for the figures to stand between")
+    install(DEBIAN, LUA_FILES)
+    with Bench() as bench:
+        origin = Origin(bench)
+        chosen = {title: scenario for title, scenario in scenarios(bench, origin).items() if options.only in title}
+        text = [f"{options.rounds} rounds of {options.seconds} s each, on {machine()}.\n"]
+        print(text[0])
+        for title, scenario in chosen.items():
+            text.append(table(title, run(bench, origin, scenario, options.rounds, options.seconds, options.without)))
             print(text[-1], flush=True)
-    finally:
-        bench.end()
-        shutil.rmtree(bench.dir, ignore_errors=True)
     if options.write:
-        page = ROOT / "docs/benchmarks.md"
-        begin, end = "<!-- figures -->", "<!-- end of figures -->"
-        head, rest = page.read_text().split(begin)
-        page.write_text(head + begin + "\n\n" + "\n".join(text) + "\n" + end + rest.split(end)[1])
+        write_page("\n".join(text))
 
 
 if __name__ == "__main__":
