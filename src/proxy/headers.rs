@@ -118,6 +118,12 @@ fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
     value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|token| !token.is_empty())
 }
 
+/// The longest address as text.
+const ADDRESS_BYTES: usize = 46;
+
+/// What stands around address and host in one element of `Forwarded`.
+const FORWARDED_EXTRA_BYTES: usize = 32;
+
 /// Tells the upstream where a request came from: `X-Forwarded-For`, `-Proto`, `-Host` and `Forwarded` (RFC 7239).
 ///
 /// What a trusted peer wrote is continued; a stranger's `Forwarded` and `X-Forwarded-*` fields are removed. Where a
@@ -127,14 +133,20 @@ pub fn set_forwarding(fields: &mut HeaderMap, client: &Client, host: &str) {
     if !client.peer_trusted {
         remove_where(fields, is_forwarding);
     }
-    let mut list = joined(fields, &X_FORWARDED_FOR)
-        .unwrap_or_else(|| if client.ip == client.peer { String::new() } else { client.ip.to_string() });
+    let mut list = joined(fields, &X_FORWARDED_FOR).unwrap_or_else(|| {
+        let mut list = String::with_capacity(ADDRESS_BYTES);
+        if client.ip != client.peer {
+            _ = write!(list, "{}", client.ip);
+        }
+        list
+    });
     separate(&mut list);
     _ = write!(list, "{}", client.peer);
     insert(fields, X_FORWARDED_FOR, list);
 
     // A quote that somebody left open would swallow what is appended.
-    let mut list = joined(fields, &FORWARDED).filter(|list| split_unquoted(list).is_some()).unwrap_or_default();
+    let list = joined(fields, &FORWARDED).filter(|list| split_unquoted(list).is_some());
+    let mut list = list.unwrap_or_else(|| String::with_capacity(ADDRESS_BYTES + host.len() + FORWARDED_EXTRA_BYTES));
     let fresh = list.is_empty();
     separate(&mut list);
     push_node(&mut list, if fresh { client.ip } else { client.peer });

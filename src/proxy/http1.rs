@@ -6,12 +6,14 @@
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use smallvec::SmallVec;
 use tokio::io::AsyncWrite;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
@@ -29,6 +31,12 @@ const FIELDS: usize = 128;
 
 /// Interim (1xx) responses to one request; more is an attack or a bug.
 const INTERIM_RESPONSES: usize = 16;
+
+/// Fields for which reading a head needs no allocation of its own.
+const USUAL_FIELDS: usize = 24;
+
+/// Fields that Weir adds to a response: `Via`, `Cache-Status`, limits.
+const FIELDS_ADDED: usize = 4;
 
 /// Room made before each read.
 const READ_BYTES: usize = 16 * 1024;
@@ -108,7 +116,7 @@ pub async fn exchange(
     patience: Patience,
 ) -> Result<Head, Failure> {
     let mut unsent = serialise(&mut connection.output, request);
-    let mut sent = false;
+    let (mut sent, mut was_pending) = (false, false);
     let mut interim = 0;
     let mut deadline = std::pin::pin!(sleep(patience.response));
     let is_head = request.method() == Method::HEAD;
@@ -118,15 +126,18 @@ pub async fn exchange(
             match poll_send(connection, &mut unsent, cx) {
                 Poll::Ready(Ok(())) => {
                     sent = true;
-                    deadline.as_mut().reset(Instant::now() + patience.response);
+                    if was_pending {
+                        deadline.as_mut().reset(Instant::now() + patience.response);
+                    }
                 }
                 // It may have answered before it stopped reading.
                 Poll::Ready(Err(SendError::Write(_))) => sent = true,
                 Poll::Ready(Err(SendError::Body(error))) => return Poll::Ready(Err(Failure::RequestBody(error))),
                 Poll::Pending if connection.written != before => {
+                    was_pending = true;
                     deadline.as_mut().reset(Instant::now() + patience.body_idle.max(patience.response));
                 }
-                Poll::Pending => {}
+                Poll::Pending => was_pending = true,
             }
         }
         loop {
@@ -391,28 +402,20 @@ fn parse(input: &mut BytesMut, is_head: bool) -> Result<Option<(Response<()>, Fr
         Err(_) => return Err(Failure::Malformed("its head cannot be read")),
     };
     let base = input.as_ptr() as usize;
-    let status =
-        StatusCode::from_u16(parsed.code.unwrap_or(0)).map_err(|_| Failure::Malformed("its status is no number"))?;
+    let code = parsed.code.unwrap_or_default();
+    let status = StatusCode::from_u16(code).map_err(|_| Failure::Malformed("its status is no number"))?;
     let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
-    let mut places = [(0, 0); FIELDS];
-    let count = parsed.headers.len();
-    let mut fields = HeaderMap::with_capacity(count);
-    let mut names: [Option<HeaderName>; FIELDS] = [const { None }; FIELDS];
-    for (index, field) in parsed.headers.iter().enumerate() {
+    let mut named: SmallVec<[(HeaderName, Range<usize>); USUAL_FIELDS]> = SmallVec::new();
+    for field in parsed.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes());
         let start = field.value.as_ptr() as usize - base;
-        places[index] = (start, start + field.value.len());
-        names[index] = Some(
-            HeaderName::from_bytes(field.name.as_bytes())
-                .map_err(|_| Failure::Malformed("a field has no valid name"))?,
-        );
+        named.push((name.map_err(|_| Failure::Malformed("a field has no valid name"))?, start..start + field.value.len()));
     }
     let head = input.split_to(length).freeze();
-    for (name, (start, end)) in names.iter_mut().zip(places).take(count) {
-        let value = HeaderValue::from_maybe_shared(head.slice(start..end))
-            .map_err(|_| Failure::Malformed("a field has no valid value"))?;
-        if let Some(name) = name.take() {
-            fields.append(name, value);
-        }
+    let mut fields = HeaderMap::with_capacity(named.len() + FIELDS_ADDED);
+    for (name, place) in named {
+        let value = HeaderValue::from_maybe_shared(head.slice(place));
+        fields.append(name, value.map_err(|_| Failure::Malformed("a field has no valid value"))?);
     }
     let framing = framing(status, &fields, is_head)?;
     let closes = fields

@@ -77,20 +77,17 @@ pub enum Forward {
     VaryMiss,
     /// What is stored is stale.
     Stale,
-    /// The request asks for a newer answer.
-    Request,
 }
 
 impl Forward {
-    /// Its token.
-    pub fn as_str(self) -> &'static str {
+    /// The member that says this and no more.
+    pub fn member(self) -> &'static str {
         match self {
-            Self::Bypass => "bypass",
-            Self::Method => "method",
-            Self::UriMiss => "uri-miss",
-            Self::VaryMiss => "vary-miss",
-            Self::Stale => "stale",
-            Self::Request => "request",
+            Self::Bypass => "weir; fwd=bypass",
+            Self::Method => "weir; fwd=method",
+            Self::UriMiss => "weir; fwd=uri-miss",
+            Self::VaryMiss => "weir; fwd=vary-miss",
+            Self::Stale => "weir; fwd=stale",
         }
     }
 }
@@ -117,7 +114,11 @@ impl Forwarded {
 
     /// Appends the member to what upstream caches have said.
     pub fn append(&self, fields: &mut HeaderMap) {
-        let mut text = format!("weir; fwd={}", self.why.as_str());
+        if self.status.is_none() && !self.stored && !self.collapsed && self.detail.is_none() {
+            fields.append(CACHE_STATUS, HeaderValue::from_static(self.why.member()));
+            return;
+        }
+        let mut text = self.why.member().to_owned();
         if let Some(status) = self.status {
             text.push_str(&format!("; fwd-status={}", status.as_u16()));
         }
