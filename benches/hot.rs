@@ -292,6 +292,7 @@ impl Shop {
             headers,
             rule: rule(&self.route),
             subject: Subject { host: "shop.example", path, query: None, route: "item", tags: &[], answer_tags: &[] },
+            credentials: false,
             directives: None,
             now: NOW,
             steady: self.clock.steady(),
