@@ -3,6 +3,7 @@
 //! Input: a byte that says how long the cuts are, then what the upstream sends before it closes.
 #![no_main]
 
+use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -45,24 +46,29 @@ async fn fetch(answer: &[u8], step: usize) -> Outcome {
     let port = listener.local_addr().expect("it is bound").port();
     let settings = config(&format!("[upstream]\nurl = \"http://127.0.0.1:{port}\"\nretries = 0\n")).upstream;
     let upstream = Upstream::new(Connections::new(settings, 1, Clock::fixed(NOW)), 0);
-    let both = async { tokio::join!(serve(listener, answer, step), ask(&upstream)).1 };
+    let both = async {
+        tokio::select! {
+            outcome = ask(&upstream) => outcome,
+            never = serve(listener, answer, step) => match never {},
+        }
+    };
     tokio::time::timeout(2 * PATIENCE, both).await.expect("a fetch ends")
 }
 
-async fn serve(listener: TcpListener, answer: &[u8], step: usize) {
+async fn serve(listener: TcpListener, answer: &[u8], step: usize) -> Infallible {
     let (mut socket, _) = listener.accept().await.expect("Weir connects");
     socket.set_nodelay(true).expect("a socket");
     let mut request = [0; 1024];
     let _ = socket.read(&mut request).await;
     for piece in answer.chunks(step) {
         if socket.write_all(piece).await.is_err() {
-            return;
+            break;
         }
         tokio::task::yield_now().await;
     }
     let _ = socket.shutdown().await;
-    // Until Weir has read it: a close with bytes unread would take the answer back.
-    let _ = tokio::time::timeout(PATIENCE, socket.read(&mut request)).await;
+    // Open until Weir is done with it: a close would take back what it has not read.
+    std::future::pending().await
 }
 
 async fn ask(upstream: &Upstream) -> Outcome {
