@@ -25,6 +25,7 @@ use crate::cache::shared::SharedTier;
 use crate::clock::Clock;
 use crate::config::watch::Watch;
 use crate::config::{Config, Loaded, Overrides, Report, Secret, ServerLimits};
+use crate::fleet::Fleet;
 use crate::invalidation::Invalidation;
 use crate::kv;
 use crate::limit::{self, Limiter};
@@ -203,6 +204,7 @@ struct Parts {
     shared: Arc<Shared>,
     connections: Arc<Connections>,
     kv: Option<Arc<kv::Shared>>,
+    fleet: Option<Fleet>,
     secret: Secret,
     sink: log::Sink,
 }
@@ -226,7 +228,7 @@ impl Parts {
             }
         };
         let secret = key_secret(config);
-        let cache = Cache::new(&config.cache, Arc::clone(&invalidation), clock.clone(), &metrics);
+        let cache = Cache::new(&config.cache, Arc::clone(&invalidation), clock.clone(), Arc::clone(&metrics));
         let tier = kv.as_ref().zip(config.redis.as_ref());
         let tier = tier.map(|(kv, redis)| SharedTier::new(Arc::clone(kv), redis, &config.cache));
         let limiter = Arc::new(Limiter::new(
@@ -236,6 +238,7 @@ impl Parts {
                 replicas: config.redis.as_ref().map_or(1, |redis| redis.replicas),
             },
         ));
+        let fleet = config.redis.as_ref().map(|redis| Fleet::new(Arc::clone(&invalidation), redis.replicas));
         let workers = config.server.workers.get();
         Ok(Self {
             token: Arc::new(ArcSwapOption::from_pointee(config.admin.token.clone())),
@@ -252,6 +255,7 @@ impl Parts {
             clock,
             readiness,
             kv,
+            fleet,
             secret,
             sink: sink.clone(),
         })
@@ -297,7 +301,9 @@ impl Parts {
                 () = reloader.changed() => self.reload(reloader),
                 _ = tick.tick() => {
                     self.connections.sweep();
-                    self.shared.cache.report(&self.metrics);
+                    if let Some(fleet) = &self.fleet {
+                        self.shared.limiter.set_replicas(fleet.pods());
+                    }
                 }
             }
         }

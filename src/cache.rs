@@ -51,6 +51,7 @@ pub struct Cache {
     invalidation: Arc<Invalidation>,
     clock: Clock,
     settings: CacheTiers,
+    metrics: Arc<Metrics>,
 }
 
 /// Everything about one request that decides whether a stored answer may be used for it.
@@ -105,6 +106,8 @@ pub struct Kept {
     pub slot: Arc<Slot>,
     /// The record that it stands behind, if it varies.
     pub marker: Option<Arc<Vary>>,
+    /// Whether there was room for one more variant; else it is stored nowhere.
+    pub is_admitted: bool,
 }
 
 /// Why there is no answer, and what a fetch can start from.
@@ -142,24 +145,20 @@ impl Previous {
 
 impl Cache {
     /// An empty cache.
-    pub fn new(settings: &CacheTiers, invalidation: Arc<Invalidation>, clock: Clock, metrics: &Metrics) -> Arc<Self> {
+    pub fn new(settings: &CacheTiers, invalidation: Arc<Invalidation>, clock: Clock, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
-            memory: Memory::new(settings.memory, settings.max_object, metrics),
+            memory: Memory::new(settings.memory, settings.max_object, &metrics),
             flights: Flights::new(settings.fill_memory),
             invalidation,
             clock,
             settings: settings.clone(),
+            metrics,
         })
     }
 
     /// The bounds that all routes share.
     pub fn settings(&self) -> &CacheTiers {
         &self.settings
-    }
-
-    /// Sets the gauges.
-    pub fn report(&self, metrics: &Metrics) {
-        self.memory.report(metrics);
     }
 
     /// Looks into the memory tier.
@@ -287,11 +286,17 @@ impl Cache {
     /// Keeps something in the memory tier. An answer that varies stands behind a record of the fields it varies by, which
     /// admits so many variants and no more.
     pub fn keep(&self, primary: &[u8], stored: Stored, asked: SteadyMs) -> Kept {
+        let kept = self.place(primary, stored, asked);
+        self.memory.report(&self.metrics);
+        kept
+    }
+
+    fn place(&self, primary: &[u8], stored: Stored, asked: SteadyMs) -> Kept {
         let slot = Slot::new(stored, asked);
         let varying = slot.stored.entry().filter(|entry| !entry.vary.is_empty());
         let Some(entry) = varying else {
             self.memory.insert(primary, Arc::clone(&slot));
-            return Kept { slot, marker: None };
+            return Kept { slot, marker: None, is_admitted: true };
         };
         let mut marker = self.marker(primary, entry);
         let is_admitted = marker.admit(key::hash(&entry.key));
@@ -300,7 +305,7 @@ impl Cache {
             self.memory.insert(primary, Slot::new(Stored::Vary(Arc::clone(&marker)), asked));
             self.memory.insert(&entry.key, Arc::clone(&slot));
         }
-        Kept { slot, marker: Some(marker) }
+        Kept { slot, marker: Some(marker), is_admitted }
     }
 
     /// Remembers that answers to requests with credentials are not stored under this key, whatever others get.

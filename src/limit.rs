@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
@@ -53,7 +54,7 @@ pub struct Limiter {
     local: Local,
     names: LocalNames,
     pseudonym: Pseudonym,
-    replicas: u32,
+    replicas: AtomicU32,
 }
 
 /// One limit on one route.
@@ -184,7 +185,18 @@ impl Limiter {
     /// No bucket yet.
     pub fn new(clock: Clock, settings: Settings) -> Self {
         let Settings { secret, replicas } = settings;
-        Self { clock, local: Local::new(), names: LocalNames::default(), pseudonym: Pseudonym::new(&secret), replicas }
+        Self {
+            clock,
+            local: Local::new(),
+            names: LocalNames::default(),
+            pseudonym: Pseudonym::new(&secret),
+            replicas: replicas.into(),
+        }
+    }
+
+    /// So many pods share the limits from now on, should Redis go away.
+    pub fn set_replicas(&self, replicas: u32) {
+        self.replicas.store(replicas, Ordering::Relaxed);
     }
 
     /// Takes one request from every limit of `stage`, or from none.
@@ -272,7 +284,7 @@ impl Limiter {
         let now = self.steady();
         let mut answers = Few::new();
         for ((bound, (name, key)), reading) in bounds.iter().zip(names).zip(readings) {
-            let shape = bound.shape.divided(self.replicas);
+            let shape = bound.shape.divided(self.replicas.load(Ordering::Relaxed));
             let shadows = reading.mark.is_some() && bound.limit.redis_down == RedisDown::Local;
             answers.push(Answer {
                 name,
@@ -302,7 +314,7 @@ impl Limiter {
             .iter()
             .zip(names)
             .filter(|(bound, _)| asked(bound))
-            .map(|(bound, (name, _))| bound.ask(*name, bound.shape.divided(self.replicas)))
+            .map(|(bound, (name, _))| bound.ask(*name, bound.shape.divided(self.replicas.load(Ordering::Relaxed))))
             .collect();
         let readings = self.local.take(&asks, self.steady());
         let mut taken = asks.iter().zip(&readings);

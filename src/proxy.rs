@@ -61,6 +61,8 @@ pub(crate) struct Journey<'a> {
     pub(crate) exchange: Exchange,
     pub(crate) charged: Charged,
     pub(crate) budget: Budget,
+    /// Whether the limits on misses were taken: a request that joins anew is still one miss.
+    pub(crate) missed: bool,
 }
 
 impl Proxy {
@@ -116,8 +118,17 @@ impl Proxy {
 
         let budget = Budget::new(live.redis_deadline);
         let charged = Charged::default();
-        let mut journey =
-            Journey { worker, live: &live, route: &route, target: &target, client, exchange, charged, budget };
+        let mut journey = Journey {
+            worker,
+            live: &live,
+            route: &route,
+            target: &target,
+            client,
+            exchange,
+            charged,
+            budget,
+            missed: false,
+        };
 
         // Before the cache: these limits count everything, hits included.
         let mut answer = match journey.limited(Stage::Request, &parts).await {
@@ -156,7 +167,7 @@ impl Journey<'_> {
 
     /// Takes the limits of one stage.
     pub(crate) async fn limited(&mut self, stage: Stage, parts: &Parts) -> Result<(), Denial> {
-        if self.route.limits.is_empty(stage) {
+        if self.route.limits.is_empty(stage) || (stage == Stage::Miss && std::mem::replace(&mut self.missed, true)) {
             return Ok(());
         }
         let facts = Facts {
@@ -235,7 +246,10 @@ impl Journey<'_> {
                     self.exchange.from_tier(Tier::Memory);
                     return self.hit(&found, &parts, Outcome::Stale);
                 }
-                Look::Uncacheable => break,
+                Look::Uncacheable => {
+                    why = Forward::Bypass;
+                    break;
+                }
                 Look::Nothing(missing) => missing,
             };
             if ask.credentials && cache.is_apart(&ask) {
@@ -245,11 +259,18 @@ impl Journey<'_> {
                 self.exchange.decide(Outcome::Refused, StatusCode::GATEWAY_TIMEOUT);
                 return respond::refused(StatusCode::GATEWAY_TIMEOUT, "nothing usable is stored (only-if-cached)");
             }
+            why = forward_reason(&missing);
+
             // A HEAD cannot fill the cache, and nobody should wait for one.
             if parts.method == Method::HEAD {
-                break;
+                match lead::look(self, &ask).await {
+                    Look::Fresh(found) | Look::Stale(found) => {
+                        self.exchange.from_tier(Tier::Redis);
+                        return self.hit(&found, &parts, Outcome::Hit);
+                    }
+                    Look::Uncacheable | Look::Nothing(_) => break,
+                }
             }
-            why = forward_reason(&missing);
 
             // One fetch for everybody who asks now.
             let follower = match cache.join(&ask) {
@@ -259,6 +280,10 @@ impl Journey<'_> {
                         self.exchange.from_tier(Tier::Redis);
                         return self.hit(&found, &parts, outcome);
                     }
+                    Led::Awaited(slot) => match self.stored(&slot, Origin::Awaited, &ask, &parts, why, None) {
+                        Some(answer) => return answer,
+                        None => continue,
+                    },
                     Led::Denied(denial) => return self.denied(&denial),
                     Led::Alone => break,
                     Led::Asked(lead) => match self.led(lead, &ask, &parts, why).await {
@@ -293,7 +318,7 @@ impl Journey<'_> {
             Seen::Arriving(arrival) => {
                 let length = arrival.length;
                 self.exchange.decide(Outcome::Miss, arrival.head.status);
-                let forwarded = Forwarded { stored: true, ..Forwarded::because(why) };
+                let forwarded = Forwarded { stored: arrival.is_kept, ..Forwarded::because(why) };
                 Some(respond::arriving(&arrival.head, follower.body(length), parts, &forwarded))
             }
             Seen::Ended(End::Stored(slot, origin)) => self.stored(&slot, origin, ask, parts, why, None),
@@ -375,22 +400,21 @@ impl Journey<'_> {
             Origin::Excused => Outcome::Stale,
             Origin::Shared => Outcome::Hit,
             _ if collapsed => Outcome::Collapsed,
+            Origin::Awaited => Outcome::Collapsed,
             Origin::Confirmed => Outcome::Revalidated,
-            Origin::Fetched(_) => Outcome::Miss,
+            Origin::Fetched | Origin::Passed => Outcome::Miss,
         };
-        if collapsed {
+        if outcome == Outcome::Collapsed {
             self.route.metrics.collapsed.inc();
         }
+        let because = Forwarded { collapsed, ..Forwarded::because(why) };
         let forwarded = match origin {
             Origin::Shared => None,
-            Origin::Excused => Some(Forwarded { collapsed, detail: Some("stale-if-error"), ..Forwarded::because(why) }),
-            Origin::Confirmed => Some(Forwarded {
-                collapsed,
-                stored: true,
-                status: Some(StatusCode::NOT_MODIFIED),
-                ..Forwarded::because(why)
-            }),
-            Origin::Fetched(_) => Some(Forwarded { collapsed, stored: !collapsed, ..Forwarded::because(why) }),
+            Origin::Awaited => Some(Forwarded { collapsed: true, ..because }),
+            Origin::Excused => Some(Forwarded { detail: Some("stale-if-error"), ..because }),
+            Origin::Confirmed => Some(Forwarded { stored: true, status: Some(StatusCode::NOT_MODIFIED), ..because }),
+            Origin::Fetched => Some(Forwarded { stored: !collapsed, ..because }),
+            Origin::Passed => Some(because),
         };
         let found = self.worker.shared.cache.found(slot, ask);
         let answer = respond::stored(&found, parts, forwarded.as_ref());

@@ -42,10 +42,12 @@ impl Stored {
         }
     }
 
-    /// Whether it comes later in the sequence of invalidations, or of fills, than `other`.
+    /// Whether it is later than `other`: by the sequence of invalidations, or in the same place by when it was received.
+    /// Fences do not count here: they begin anew when Redis has forgotten a key.
     pub fn is_newer_than(&self, other: &Self) -> bool {
         let (this, that) = (self.position(), other.position());
-        this.incarnation == that.incarnation && (this.seq, self.fence()) > (that.seq, other.fence())
+        let received = |stored: &Self| stored.entry().map_or(0, |entry| entry.freshness.received_at);
+        this.incarnation == that.incarnation && (this.seq, received(self)) > (that.seq, received(other))
     }
 
     /// The full key, to be compared with the one that was asked for.

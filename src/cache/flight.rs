@@ -44,8 +44,12 @@ pub enum End {
 pub enum Origin {
     /// The shared tier.
     Shared,
+    /// The shared tier, after another pod's fetch.
+    Awaited,
     /// A new answer of the upstream's.
-    Fetched(StatusCode),
+    Fetched,
+    /// The upstream's failure: for those who waited, not stored.
+    Passed,
     /// The stored one, confirmed by the upstream.
     Confirmed,
     /// The stored one, stale, because the upstream failed.
@@ -67,6 +71,8 @@ pub struct Arrival {
     pub head: Arc<Entry>,
     /// The body's size, where the upstream said it.
     pub length: Option<u64>,
+    /// Whether it will be stored, or is for those who wait only.
+    pub is_kept: bool,
 }
 
 enum Phase {
@@ -87,6 +93,8 @@ pub struct Flight {
 
 struct State {
     phase: Phase,
+    /// The head, once it came; the leader's own client sees it even if everything is over by then.
+    arrival: Option<Arc<Arrival>>,
     /// Pieces of the body, in order.
     pieces: Vec<Bytes>,
     /// Whether `pieces` is all of it, or what cut it short.
@@ -175,6 +183,7 @@ impl Flights {
             version,
             state: Mutex::new(State {
                 phase: Phase::Looking,
+                arrival: None,
                 pieces: Vec::new(),
                 complete: None,
                 rest: None,
@@ -236,7 +245,11 @@ impl Permit {
 
     /// The head is here.
     pub fn arriving(&self, arrival: Arrival) {
-        self.flight.change(|state| state.phase = Phase::Arriving(Arc::new(arrival)));
+        let arrival = Arc::new(arrival);
+        self.flight.change(|state| {
+            state.arrival = Some(Arc::clone(&arrival));
+            state.phase = Phase::Arriving(arrival);
+        });
     }
 
     /// Takes room for `bytes` of the body, if there is any.
@@ -343,6 +356,9 @@ impl Follower {
         let seen = poll_fn(|cx| {
             let mut state = self.flight.lock();
             let seen = match &state.phase {
+                Phase::Ended(End::TooLarge | End::Vacant) if leads && state.arrival.is_some() => {
+                    state.arrival.clone().map(Seen::Arriving)
+                }
                 Phase::Ended(end) => Some(Seen::Ended(end.clone())),
                 Phase::Arriving(arrival) if leads || arrival.length.is_some() => {
                     Some(Seen::Arriving(Arc::clone(arrival)))

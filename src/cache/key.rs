@@ -30,22 +30,6 @@ const CREDENTIAL_BYTES: usize = 16;
 /// Most fields that `Vary` may name; each is a part of every variant's key. One more may be implied.
 pub const MAX_VARY_NAMES: usize = 16;
 
-/// Fields by which some services take another host, path or scheme than the request line's. On a route that caches they
-/// are part of the key or are not forwarded; else one client's would decide what everybody gets.
-pub const STEERING_FIELDS: [&str; 11] = [
-    "forwarded",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-scheme",
-    "x-forwarded-server",
-    "x-forwarded-ssl",
-    "x-host",
-    "x-http-host-override",
-    "x-original-url",
-    "x-rewrite-url",
-];
-
 /// What a request is looked up by, beside its fields.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {

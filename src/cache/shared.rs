@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::entry::{Stored, Vary, codec};
+use super::entry::{Stored, codec};
 use super::memory::Slot;
-use super::{Ask, Cache, Previous};
+use super::{Ask, Cache, Kept};
 use crate::clock::WallMs;
 use crate::config::CacheTiers;
 use crate::invalidation::Position;
@@ -25,6 +25,9 @@ const LEASE: Duration = Duration::from_secs(3);
 /// Writing a body may take longer than a request waits for an answer; nobody waits for it.
 const STORE_DEADLINES: u32 = 10;
 
+/// So much of an entry that does not decode tells it from one that was stored meanwhile.
+const CORRUPT_FRONT_BYTES: usize = 64;
+
 /// Where the scripts find position and fence in an entry.
 fn place(source: &str) -> &'static str {
     source
@@ -36,6 +39,7 @@ fn place(source: &str) -> &'static str {
 
 static LEASE_SCRIPT: LazyLock<Script> =
     LazyLock::new(|| Script { name: "lease", source: place(include_str!("lease.lua")) });
+static DROP_SCRIPT: Script = Script { name: "drop", source: include_str!("drop.lua") };
 static STORE_SCRIPT: LazyLock<Script> =
     LazyLock::new(|| Script { name: "store", source: place(include_str!("store.lua")) });
 
@@ -55,6 +59,14 @@ pub struct Lease {
     hash: [u8; 16],
     /// Orders what fetches of one key store.
     pub fence: u64,
+}
+
+/// What was found for a request, and where.
+pub struct Read {
+    /// The key that was looked under in the end: the variant's, where the answers vary.
+    pub key: Vec<u8>,
+    /// What stands there.
+    pub slot: Option<Arc<Slot>>,
 }
 
 /// What asking for a lease gave.
@@ -85,24 +97,16 @@ impl SharedTier {
     ///
     /// # Errors
     /// What to count: the tier did not answer, or what it holds does not decode.
-    pub async fn get(
-        &self,
-        redis: &Redis,
-        cache: &Cache,
-        ask: &Ask<'_>,
-        budget: &mut Budget,
-    ) -> Result<Option<Arc<Slot>>, Lookup> {
-        let Some(stored) = self.read(redis, ask.key, budget).await? else { return Ok(None) };
-        let Stored::Vary(vary) = &stored else { return Ok(Some(self.promote(cache, ask, stored))) };
-        let mut variant = Vec::with_capacity(ask.key.len() + 128);
-        ask.keys.variant(&mut variant, ask.key, &vary.names, ask.headers);
-        let found = self.read(redis, &variant, budget).await?;
-        Ok(found.map(|stored| self.promote(cache, ask, stored)))
-    }
-
-    /// Keeps in memory what came from here.
-    pub fn promote(&self, cache: &Cache, ask: &Ask<'_>, stored: Stored) -> Arc<Slot> {
-        cache.keep(ask.key, stored, 0).slot
+    pub async fn get(&self, redis: &Redis, cache: &Cache, ask: &Ask<'_>, budget: &mut Budget) -> Result<Read, Lookup> {
+        let mut key = ask.key.to_vec();
+        let mut stored = self.read(redis, &key, budget).await?;
+        if let Some(Stored::Vary(vary)) = &stored {
+            let names = vary.names.clone();
+            key.clear();
+            ask.keys.variant(&mut key, ask.key, &names, ask.headers);
+            stored = self.read(redis, &key, budget).await?;
+        }
+        Ok(Read { key, slot: stored.map(|stored| cache.keep(ask.key, stored, 0).slot) })
     }
 
     async fn read(&self, redis: &Redis, key: &[u8], budget: &mut Budget) -> Result<Option<Stored>, Lookup> {
@@ -113,7 +117,11 @@ impl SharedTier {
             Ok(Some(bytes)) => match codec::decode(&bytes, self.max_object) {
                 Ok(stored) if *stored.key() == *key => Ok(Some(stored)),
                 Ok(_) => Ok(None),
-                Err(_) => Err(Lookup::Corrupt),
+                Err(_) => {
+                    let front = &bytes[..bytes.len().min(CORRUPT_FRONT_BYTES)];
+                    let _ = redis.run(&DROP_SCRIPT, &[&name], &[front], budget).await;
+                    Err(Lookup::Corrupt)
+                }
             },
         }
     }
@@ -123,13 +131,13 @@ impl SharedTier {
         self.kv.bells().listen(&name(key))
     }
 
-    /// Leases the fetch of `key`, unless something newer than `seen` is stored or somebody holds the lease.
+    /// Leases the fetch of `key`, unless something is stored whose fence is not the one `seen`, or somebody holds the lease.
     pub async fn lease(
         &self,
         redis: &Redis,
         key: &[u8],
         position: Position,
-        seen: Option<&Previous>,
+        seen: Option<u64>,
         budget: &mut Budget,
     ) -> Leased {
         let hash = name(key);
@@ -137,7 +145,7 @@ impl SharedTier {
         let lease_ms = LEASE.as_millis().to_string();
         let incarnation = position.incarnation.to_string();
         let seq = position.seq.to_string();
-        let seen = seen.and_then(Previous::entry).map_or_else(|| "-1".to_owned(), |entry| entry.fence.to_string());
+        let seen = seen.map_or_else(|| "-1".to_owned(), |fence| fence.to_string());
         let keys = [self.keys.entry(&hash), self.keys.lease(&hash)];
         let args = [&token[..], lease_ms.as_bytes(), incarnation.as_bytes(), seq.as_bytes(), seen.as_bytes()];
         match redis.run(&LEASE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await {
@@ -168,24 +176,19 @@ impl SharedTier {
     pub async fn store(
         &self,
         redis: &Redis,
-        marker: Option<&Arc<Vary>>,
-        stored: &Stored,
+        kept: &Kept,
         lease: Option<Lease>,
         now: WallMs,
         deadline: Duration,
     ) -> bool {
         let mut budget = Budget::new(deadline * STORE_DEADLINES);
+        let stored = &kept.slot.stored;
         let time_to_live = stored.keep_ms(now);
-        if size(stored) > self.max_value || time_to_live == 0 {
+        if !kept.is_admitted || size(stored) > self.max_value || time_to_live == 0 {
             if let Some(lease) = lease {
                 self.release(redis, &lease, &mut budget).await;
             }
             return true;
-        }
-        if let Some(marker) = marker {
-            let none = Lease { token: Bytes::new(), hash: name(&marker.key), fence: marker.fence };
-            let bytes = codec::encode(&Stored::Vary(Arc::clone(marker)), None);
-            let _ = self.write(redis, &none, marker.position, bytes, time_to_live, &mut budget).await;
         }
         let compress_over = Some(self.compress_over);
         let bytes = if size(stored) > self.compress_over {
@@ -198,14 +201,17 @@ impl SharedTier {
             codec::encode(stored, compress_over)
         };
         let hash = name(stored.key());
-        let mut own = lease.unwrap_or(Lease { token: Bytes::new(), hash, fence: stored.fence() });
-        // The lease was taken under the key that was asked for; an answer that varies stands under another.
-        let elsewhere = (own.hash != hash).then(|| own.clone());
-        if elsewhere.is_some() {
-            own = Lease { token: Bytes::new(), hash, fence: own.fence };
-        }
-        let reply = self.write(redis, &own, stored.position(), bytes, time_to_live, &mut budget).await;
-        if let Some(lease) = elsewhere {
+        // A lease was taken for the key that was asked for, before it was known that its answers vary.
+        let (own, other) = match lease {
+            Some(lease) if lease.hash == hash => (Some(lease), None),
+            other => (None, other),
+        };
+        let reply = self.write(redis, &hash, own.as_ref(), stored.position(), bytes, time_to_live, &mut budget).await;
+        if let Some(marker) = &kept.marker {
+            let record = codec::encode(&Stored::Vary(Arc::clone(marker)), None);
+            let (hash, position) = (name(&marker.key), marker.position);
+            let _ = self.write(redis, &hash, other.as_ref(), position, record, time_to_live, &mut budget).await;
+        } else if let Some(lease) = other {
             self.release(redis, &lease, &mut budget).await;
         }
         !matches!(reply, Ok(reply) if reply.bytes().is_some_and(|word| word == "superseded"))
@@ -213,33 +219,35 @@ impl SharedTier {
 
     /// Ends a lease without storing anything.
     pub async fn release(&self, redis: &Redis, lease: &Lease, budget: &mut Budget) {
-        let _ = self.write(redis, lease, Position::default(), Vec::new(), 0, budget).await;
+        let _ = self.write(redis, &lease.hash, Some(lease), Position::default(), Vec::new(), 0, budget).await;
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the script's own")]
     async fn write(
         &self,
         redis: &Redis,
-        lease: &Lease,
+        hash: &[u8; 16],
+        lease: Option<&Lease>,
         position: Position,
         bytes: Vec<u8>,
         time_to_live_ms: u64,
         budget: &mut Budget,
     ) -> Result<Reply, Unavailable> {
-        let keys = [self.keys.entry(&lease.hash), self.keys.lease(&lease.hash)];
-        let fence = lease.fence.to_string();
+        let keys = [self.keys.entry(hash), self.keys.lease(hash)];
+        let fence = lease.map_or_else(|| "-1".to_owned(), |lease| lease.fence.to_string());
         let incarnation = position.incarnation.to_be_bytes();
         let seq = position.seq.to_string();
         let time_to_live = time_to_live_ms.to_string();
         let bell = self.keys.bell();
         let args = [
-            &lease.token[..],
+            lease.map_or(&[][..], |lease| &lease.token),
             fence.as_bytes(),
             &incarnation,
             seq.as_bytes(),
             time_to_live.as_bytes(),
             &bytes,
             bell.as_bytes(),
-            &lease.hash,
+            hash,
         ];
         redis.run_with_body(&STORE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await
     }

@@ -1,29 +1,28 @@
 -- Stores what a fetch brought, unless something newer stands there, and ends the lease.
 --
 -- KEYS  1 entry    2 lease (same hash tag)
--- ARGV  1 token    2 fence    3 incarnation as in the entry (8 bytes)    4 seq    5 time to live in ms
+-- ARGV  1 token    2 fence, or -1 for a fetch without a lease    3 incarnation as in the entry (8 bytes)    4 seq    5 time to live in ms
 --       6 entry bytes, or '' to end the lease only    7 bell channel    8 key's hash
 -- Reply 'stored' | 'superseded' | 'released'
 --
--- Invariants: of one incarnation a lower position never replaces a higher one; a lower fence never replaces a higher
--- one; a fetch whose lease another has taken over stores nothing.
+-- Invariants: of one incarnation a lower position never replaces a higher one; among leased fetches a lower fence never
+-- replaces a higher one, and one whose lease another has taken over stores nothing.
 local fence = tonumber(ARGV[2])
 local held = redis.call('HMGET', KEYS[2], 't', 'f', 'w')
 local mine = held[1] == ARGV[1]
 local reply = 'released'
 if ARGV[6] ~= '' then
   reply = 'stored'
-  if held[1] and not mine and tonumber(held[2]) >= fence then
-    reply = 'superseded'
-  else
-    local head = redis.call('GETRANGE', KEYS[1], INCARNATION_AT, FENCE_AT + 7)
-    if #head == 24 then
-      local seq = struct.unpack('>I8', string.sub(head, 9, 16))
-      local stored = struct.unpack('>I8', string.sub(head, 17, 24))
-      if stored >= fence or (string.sub(head, 1, 8) == ARGV[3] and seq > tonumber(ARGV[4])) then
-        reply = 'superseded'
-      end
+  local head = redis.call('GETRANGE', KEYS[1], INCARNATION_AT, FENCE_AT + 7)
+  if #head == 24 then
+    local seq = struct.unpack('>I8', string.sub(head, 9, 16))
+    local stored = struct.unpack('>I8', string.sub(head, 17, 24))
+    if string.sub(head, 1, 8) == ARGV[3] and seq > tonumber(ARGV[4]) or fence >= 0 and stored >= fence then
+      reply = 'superseded'
     end
+  end
+  if fence >= 0 and held[1] and not mine and tonumber(held[2]) >= fence then
+    reply = 'superseded'
   end
   if reply == 'stored' then
     redis.call('SET', KEYS[1], ARGV[6], 'PX', ARGV[5])

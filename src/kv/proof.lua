@@ -29,7 +29,7 @@ for _, record in ipairs(redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', TRIMMED
   old = tonumber(string.match(record[1], '^%d+'))
 end
 if old then
-  redis.call('XTRIM', KEYS[2], 'MINID', integer(old + 1) .. '-0')
+  redis.pcall('XTRIM', KEYS[2], 'MINID', integer(old + 1) .. '-0')
 end
 
 local door = redis.call('XRANGE', KEYS[4], '-', '+', 'COUNT', ARGV[4])

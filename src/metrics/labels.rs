@@ -154,7 +154,5 @@ labels! {
         Applied = "applied",
         /// Refused; the old one stays.
         Rejected = "rejected",
-        /// Nothing had changed.
-        Unchanged = "unchanged",
     }
 }

@@ -69,7 +69,7 @@ impl Patient {
         Self { inner, idle, silence: None, is_silent: false, is_request: false }
     }
 
-    /// A client's body, which may be silent for `idle`.
+    /// A client's body, which may be silent for `idle`; [`Duration::MAX`] is for ever.
     pub fn request(inner: Body, idle: Duration) -> Body {
         match inner {
             Body::Empty | Body::Full(_) => inner,
@@ -101,6 +101,7 @@ impl HttpBody for Patient {
                 })))
             }
             Poll::Ready(end) => Poll::Ready(end),
+            Poll::Pending if this.idle == Duration::MAX => Poll::Pending,
             Poll::Pending => {
                 let idle = this.idle;
                 let silence = this.silence.get_or_insert_with(|| Box::pin(sleep(idle)));

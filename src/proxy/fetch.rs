@@ -17,10 +17,12 @@ use super::state::{RouteState, Worker};
 use super::upstream::Patience;
 use super::{headers, respond};
 use crate::cache::entry::{self, Entry, Stored, Uncacheable};
-use crate::cache::flight::{Arrival, End, Origin, Permit};
+use crate::cache::flight::{Arrival, End, Failed, Origin, Permit};
+use crate::cache::freshness::Freshness;
+use crate::cache::memory::Slot;
 use crate::cache::policy::{self, Plan, Received, Refusal, RequestFacts};
-use crate::cache::shared::Lease;
-use crate::cache::{Kept, Previous, conditional, key};
+use crate::cache::shared::{Lease, Leased};
+use crate::cache::{Previous, conditional, key};
 use crate::clock::{SteadyMs, Stopwatch, WallMs};
 use crate::kv::Budget;
 use crate::message::Body;
@@ -51,12 +53,14 @@ pub(crate) struct Fetch {
 pub(crate) async fn run_behind(mut fetch: Fetch) {
     if let (Some(redis), Some(tier)) = (&fetch.worker.redis, &fetch.worker.shared.tier) {
         let mut budget = Budget::new(fetch.redis_deadline);
-        let previous = fetch.previous.as_ref();
-        match tier.lease(redis, fetch.permit.key(), fetch.permit.position(), previous, &mut budget).await {
-            crate::cache::shared::Leased::Lead(lease) => fetch.lease = Some(lease),
-            crate::cache::shared::Leased::Unavailable => {}
-            crate::cache::shared::Leased::Held => return,
-            crate::cache::shared::Leased::Found(stored) => {
+        let previous = fetch.previous.as_ref().and_then(Previous::entry);
+        let key = previous.map_or_else(|| Bytes::copy_from_slice(&fetch.primary), |entry| entry.key.clone());
+        let seen = previous.map(|entry| entry.fence);
+        match tier.lease(redis, &key, fetch.permit.position(), seen, &mut budget).await {
+            Leased::Lead(lease) => fetch.lease = Some(lease),
+            Leased::Unavailable => {}
+            Leased::Held => return,
+            Leased::Found(stored) => {
                 let slot = fetch.worker.shared.cache.keep(&fetch.primary, stored, 0).slot;
                 return fetch.permit.end(End::Stored(slot, Origin::Shared));
             }
@@ -80,8 +84,7 @@ pub(crate) async fn run(mut fetch: Fetch) {
     }
     match reply {
         Err(failure) => {
-            let failed = respond::failed(&failure);
-            fetch.excused_or(Excuse::Failure(failed)).await;
+            fetch.failed(respond::failed(&failure)).await;
         }
         Ok(reply) => {
             let mut response = reply.response;
@@ -93,11 +96,6 @@ pub(crate) async fn run(mut fetch: Fetch) {
     }
 }
 
-enum Excuse {
-    Failure(crate::cache::flight::Failed),
-    Status(Response<Body>),
-}
-
 impl Fetch {
     async fn received(self, response: Response<Body>, sent: WallMs) {
         let (now, _) = self.worker.shared.cache.times();
@@ -107,16 +105,25 @@ impl Fetch {
             let confirmed = self.confirmed_entry(previous, &response, sent, now);
             return self.confirmed(confirmed).await;
         }
-        if response.status().is_server_error() && self.previous.as_ref().is_some_and(|p| p.excuses_errors) {
-            return self.excused_or(Excuse::Status(response)).await;
+        if response.status().is_server_error()
+            && let Some(previous) = self.previous.clone().filter(|previous| previous.excuses_errors)
+        {
+            return self.excused(&previous).await;
         }
         let received =
             Received { status: response.status(), headers: response.headers(), asked_at: sent, received_at: now };
         match self.plan(&received) {
+            // A failure is shared by all who waited, and kept for nobody: they would all meet it at once.
+            Err(Refusal::ServerError) if let Ok(vary) = key::vary_names(received.headers) => {
+                let freshness = Freshness { received_at: now, ..Freshness::default() };
+                let plan = Plan { freshness, source: policy::Source::Upstream, vary, tags: Vec::new() };
+                let entry = self.entry(plan, &received, Bytes::new());
+                self.fill(entry, response, false).await;
+            }
             Err(refusal) => self.refused(response, refusal).await,
             Ok(plan) => {
                 let entry = self.entry(plan, &received, Bytes::new());
-                self.fill(entry, response).await;
+                self.fill(entry, response, true).await;
             }
         }
     }
@@ -167,7 +174,7 @@ impl Fetch {
     }
 
     /// Reads the body for everybody, as far as there is room for it.
-    async fn fill(self, entry: Entry, response: Response<Body>) {
+    async fn fill(self, entry: Entry, response: Response<Body>, keep: bool) {
         let max_object = self.worker.shared.cache.settings().max_object as u64;
         let length = response.body().size_hint().exact();
         let fits = length.is_none_or(|length| length <= max_object && self.permit.reserve(length as usize));
@@ -175,7 +182,7 @@ impl Fetch {
             return self.uncacheable(response, Fill::TooLarge, "too-large", End::TooLarge).await;
         }
         let body = response.into_body();
-        self.permit.arriving(Arrival { head: Arc::new(entry.clone()), length });
+        self.permit.arriving(Arrival { head: Arc::new(entry.clone()), length, is_kept: keep });
         let mut body = Patient::new(body, self.patience.body_idle);
         let mut read = 0;
         loop {
@@ -203,18 +210,23 @@ impl Fetch {
             }
         }
         let stored = Stored::Entry(Arc::new(entry.with_body(self.permit.assemble())));
-        self.store(stored, Fill::Stored, Origin::Fetched).await;
+        if keep {
+            return self.store(stored, Fill::Stored, Origin::Fetched).await;
+        }
+        self.route.metrics.fill(Fill::Failed);
+        let (worker, lease, deadline) = (self.worker, self.lease, self.redis_deadline);
+        self.permit.end(End::Stored(Slot::new(stored, self.asked), Origin::Passed));
+        release(&worker, lease, deadline).await;
     }
 
     /// Memory first, then those who wait, then the fleet; counted once all of them have it.
-    async fn store(self, stored: Stored, result: Fill, origin: impl FnOnce(StatusCode) -> Origin) {
-        let status = stored.entry().map_or(StatusCode::OK, |entry| entry.status);
-        let Kept { slot, marker } = self.worker.shared.cache.keep(&self.primary, stored, self.asked);
+    async fn store(self, stored: Stored, result: Fill, origin: Origin) {
+        let kept = self.worker.shared.cache.keep(&self.primary, stored, self.asked);
         let (now, _) = self.worker.shared.cache.times();
-        self.permit.end(End::Stored(Arc::clone(&slot), origin(status)));
+        self.permit.end(End::Stored(Arc::clone(&kept.slot), origin));
         if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
             let deadline = self.redis_deadline;
-            if !tier.store(redis, marker.as_ref(), &slot.stored, self.lease, now, deadline).await {
+            if !tier.store(redis, &kept, self.lease, now, deadline).await {
                 return self.route.metrics.fill(Fill::Superseded);
             }
         }
@@ -224,7 +236,7 @@ impl Fetch {
     async fn confirmed(self, refreshed: Option<Entry>) {
         match refreshed {
             Some(entry) => {
-                self.store(Stored::Entry(Arc::new(entry)), Fill::Revalidated, |_| Origin::Confirmed).await;
+                self.store(Stored::Entry(Arc::new(entry)), Fill::Revalidated, Origin::Confirmed).await;
             }
             None => {
                 // Confirmed, but not to be kept any longer: those who wait ask anew.
@@ -236,22 +248,20 @@ impl Fetch {
         }
     }
 
-    /// The upstream failed: what is stale excuses it where the route allows that.
-    async fn excused_or(self, excuse: Excuse) {
+    /// The upstream failed, and what is stale may be served instead.
+    async fn excused(self, previous: &Previous) {
         self.route.metrics.fill(Fill::Failed);
-        let (worker, lease, deadline) = (Arc::clone(&self.worker), self.lease, self.redis_deadline);
-        match (self.previous, excuse) {
-            (Some(previous), _) if previous.excuses_errors => {
-                self.permit.end(End::Stored(previous.slot, Origin::Excused));
-            }
-            (_, Excuse::Failure(failed)) => self.permit.end(End::Failed(Arc::new(failed))),
-            (_, Excuse::Status(response)) => {
-                // The leader's client has the upstream's own words; nobody else needs to wait for them.
-                let _ = self.hand_over.send((response, "upstream-error"));
-                self.permit.end(End::Uncacheable);
-            }
+        self.permit.end(End::Stored(Arc::clone(&previous.slot), Origin::Excused));
+        release(&self.worker, self.lease, self.redis_deadline).await;
+    }
+
+    async fn failed(self, failed: Failed) {
+        if let Some(previous) = self.previous.clone().filter(|previous| previous.excuses_errors) {
+            return self.excused(&previous).await;
         }
-        release(&worker, lease, deadline).await;
+        self.route.metrics.fill(Fill::Failed);
+        self.permit.end(End::Failed(Arc::new(failed)));
+        release(&self.worker, self.lease, self.redis_deadline).await;
     }
 
     async fn refused(self, response: Response<Body>, refusal: Refusal) {
@@ -283,12 +293,12 @@ impl Fetch {
     async fn uncacheable(self, response: Response<Body>, result: Fill, why: &'static str, end: End) {
         self.route.metrics.fill(result);
         let verdict = Stored::Uncacheable(Arc::new(self.verdict()));
-        let slot = self.worker.shared.cache.keep(&self.primary, verdict, self.asked).slot;
+        let kept = self.worker.shared.cache.keep(&self.primary, verdict, self.asked);
         let (now, _) = self.worker.shared.cache.times();
         let _ = self.hand_over.send((response, why));
         self.permit.end(end);
         if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
-            tier.store(redis, None, &slot.stored, self.lease, now, self.redis_deadline).await;
+            tier.store(redis, &kept, self.lease, now, self.redis_deadline).await;
         }
     }
 }

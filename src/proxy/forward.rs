@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::request::Parts;
@@ -135,7 +136,10 @@ fn outgoing(
     for (name, value) in &edits.set {
         fields.insert(name.clone(), value.clone());
     }
-    let mut request = Request::new(Patient::request(body, journey.route.body_idle));
+    // The server ends a body that is silent for too long itself, unless the route is less patient.
+    let general = journey.live.config.server.limits.body_idle;
+    let idle = if journey.route.body_idle < general { journey.route.body_idle } else { Duration::MAX };
+    let mut request = Request::new(Patient::request(body, idle));
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = journey.target.origin_form();
     *request.headers_mut() = fields;

@@ -41,7 +41,8 @@ pub struct Connection {
     socket: Socket,
     input: BytesMut,
     output: BytesMut,
-    exchanges: u64,
+    /// Bytes written so far: what tells a slow upload from one that has stopped.
+    written: u64,
     /// Given back to the cap on drop.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -49,12 +50,7 @@ pub struct Connection {
 impl Connection {
     /// A connection that has carried nothing yet.
     pub fn new(socket: Socket, permit: Option<OwnedSemaphorePermit>) -> Self {
-        Self { socket, input: BytesMut::new(), output: BytesMut::new(), exchanges: 0, _permit: permit }
-    }
-
-    /// Whether an exchange was completed on it before.
-    pub fn is_reused(&self) -> bool {
-        self.exchanges > 0
+        Self { socket, input: BytesMut::new(), output: BytesMut::new(), written: 0, _permit: permit }
     }
 
     /// Whether the other side has neither closed it nor sent what nobody asked for.
@@ -73,7 +69,10 @@ impl Connection {
         while !self.output.is_empty() {
             match ready!(Pin::new(&mut self.socket).poll_write(cx, &self.output))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.output.advance(written),
+                written => {
+                    self.written += written as u64;
+                    self.output.advance(written);
+                }
             }
         }
         Poll::Ready(Ok(()))
@@ -115,7 +114,7 @@ pub async fn exchange(
     let is_head = request.method() == Method::HEAD;
     poll_fn(|cx| {
         if !sent {
-            let before = connection.output.len();
+            let before = connection.written;
             match poll_send(connection, &mut unsent, cx) {
                 Poll::Ready(Ok(())) => {
                     sent = true;
@@ -124,7 +123,7 @@ pub async fn exchange(
                 // It may have answered before it stopped reading.
                 Poll::Ready(Err(SendError::Write(_))) => sent = true,
                 Poll::Ready(Err(SendError::Body(error))) => return Poll::Ready(Err(Failure::RequestBody(error))),
-                Poll::Pending if connection.output.len() != before => {
+                Poll::Pending if connection.written != before => {
                     deadline.as_mut().reset(Instant::now() + patience.body_idle.max(patience.response));
                 }
                 Poll::Pending => {}
@@ -180,10 +179,9 @@ pub fn receive(mut connection: Connection, head: Head, upstream: Upstream) -> Re
     Reply { response: response.map(|()| Body::stream(body)), upgraded: None }
 }
 
-fn finish(mut connection: Connection, keep_alive: bool, upstream: &Upstream) {
+fn finish(connection: Connection, keep_alive: bool, upstream: &Upstream) {
     // Bytes behind the end belong to no response: nothing that comes after them can be believed.
     if keep_alive && connection.input.is_empty() {
-        connection.exchanges += 1;
         upstream.give_back(connection);
     }
 }

@@ -1,6 +1,6 @@
 //! HTTP/2 towards the upstream, by prior knowledge: one connection a worker, by hyper.
 
-use http::{Request, Uri, header};
+use http::{Request, Uri, Version, header};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::Mutex;
@@ -20,16 +20,19 @@ const PING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(20);
 #[derive(Default)]
 pub struct Shared(Mutex<Option<SendRequest<Body>>>);
 
-/// Sends a request on the worker's connection and waits for the response's head.
-pub async fn send(upstream: &Upstream, mut request: Request<Body>, patience: Patience) -> Result<Reply, Failure> {
+/// Sends a request on the worker's connection and waits for the response's head. The body is taken out of `request`.
+pub async fn exchange(upstream: &Upstream, request: &mut Request<Body>, patience: Patience) -> Result<Reply, Failure> {
     let mut sender = connected(upstream).await?;
-    let host = request.headers_mut().remove(header::HOST);
+    let mut outgoing = Request::new(std::mem::take(request.body_mut()));
+    *outgoing.method_mut() = request.method().clone();
+    *outgoing.version_mut() = Version::HTTP_2;
+    *outgoing.headers_mut() = request.headers().clone();
+    let host = outgoing.headers_mut().remove(header::HOST);
     let authority = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("localhost");
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
     let uri = Uri::builder().scheme("http").authority(authority).path_and_query(target).build();
-    *request.uri_mut() = uri.map_err(|_| Failure::Malformed("the request's host is no authority"))?;
-    *request.version_mut() = http::Version::HTTP_2;
-    match timeout(patience.response, sender.send_request(request)).await {
+    *outgoing.uri_mut() = uri.map_err(|_| Failure::Malformed("the request's host is no authority"))?;
+    match timeout(patience.response, sender.send_request(outgoing)).await {
         Err(_) => Err(Failure::ResponseTimeout),
         Ok(Err(error)) => Err(Failure::Closed(std::io::Error::other(error))),
         Ok(Ok(response)) => Ok(Reply { response: response.map(Body::Hyper), upgraded: None }),

@@ -12,10 +12,11 @@ use tokio::time::{Instant, sleep_until};
 use super::fetch::{self, Fetch};
 use super::{Journey, forward};
 use crate::cache::flight::{End, Follower, Origin, Permit};
-use crate::cache::shared::{Lease, Leased, SharedTier};
-use crate::cache::{Ask, Cache, Found, Look, Missing, Previous};
+use crate::cache::memory::Slot;
+use crate::cache::shared::{Lease, Leased, Read};
+use crate::cache::{Ask, Found, Look, Missing, Previous};
 use crate::config::Stage;
-use crate::kv::{Budget, Redis};
+use crate::kv::Budget;
 use crate::limit::Denial;
 use crate::message::Body;
 use crate::metrics::{Lookup, Outcome, Tier};
@@ -26,10 +27,15 @@ const FIRST_POLL: Duration = Duration::from_millis(20);
 /// Longest such pause.
 const LONGEST_POLL: Duration = Duration::from_millis(250);
 
+/// Times that a leader finds something stored that is no use to it before it goes on without a lease.
+const OVERTAKEN: usize = 3;
+
 /// What leading came to.
 pub(crate) enum Led {
     /// The shared tier had it, or what is stale may be served.
     Found(Found, Outcome),
+    /// Another pod's fetch has stored it.
+    Awaited(Arc<Slot>),
     /// A limit denied this candidacy; somebody else may try.
     Denied(Denial),
     /// Nothing will be shared, or another pod took too long: this request goes for itself.
@@ -60,22 +66,23 @@ pub(crate) async fn lead(
     let mut previous = missing.previous;
 
     // One plain round trip first: most of what this pod does not have, another has stored.
-    if let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) {
-        match look(journey, tier, redis, ask).await {
-            Look::Fresh(found) => {
-                permit.end(End::Stored(Arc::clone(&found.slot), Origin::Shared));
-                return Led::Found(found, Outcome::Hit);
-            }
-            Look::Stale(found) => {
-                spawn_refresh(journey, ask, parts, permit, &found).await;
-                return Led::Found(found, Outcome::Stale);
-            }
-            Look::Uncacheable => {
-                permit.end(End::Uncacheable);
-                return Led::Alone;
-            }
-            Look::Nothing(missing) => previous = missing.previous.or(previous),
+    let (look, key) = look_under(journey, ask).await;
+    match look {
+        Look::Fresh(found) => {
+            permit.end(End::Stored(Arc::clone(&found.slot), Origin::Shared));
+            return Led::Found(found, Outcome::Hit);
         }
+        Look::Stale(found) => {
+            // Those who wait are served as well; the refresh is a flight of its own.
+            permit.end(End::Stored(Arc::clone(&found.slot), Origin::Shared));
+            refresh(journey, ask, parts, &found).await;
+            return Led::Found(found, Outcome::Stale);
+        }
+        Look::Uncacheable => {
+            permit.end(End::Uncacheable);
+            return Led::Alone;
+        }
+        Look::Nothing(missing) => previous = missing.previous.or(previous),
     }
 
     // Those who wait are told that it is a miss: each counts as one from here on.
@@ -85,11 +92,11 @@ pub(crate) async fn lead(
     }
 
     // The lease comes before the limits of the upstream: a pod that waits for another's fetch costs it nothing.
-    let lease = match lease(&worker.shared.cache, journey, ask, &permit, previous.as_ref()).await {
+    let lease = match lease(journey, ask, &key, &permit, previous.as_ref()).await {
         Waited::Leads(lease) => lease,
         Waited::Found(found) => {
-            permit.end(End::Stored(Arc::clone(&found.slot), Origin::Shared));
-            return Led::Found(found, Outcome::Hit);
+            permit.end(End::Stored(Arc::clone(&found.slot), Origin::Awaited));
+            return Led::Awaited(found.slot);
         }
         Waited::Uncacheable => {
             permit.end(End::Uncacheable);
@@ -98,19 +105,23 @@ pub(crate) async fn lead(
         Waited::LongEnough => return Led::Alone,
     };
     // Where a stale answer may be served in place of a denial, what was charged so far stays charged.
-    if previous.as_ref().is_some_and(|previous| previous.excuses_errors) {
+    let excuse = previous.as_ref().filter(|previous| previous.excuses_errors).cloned();
+    if excuse.is_some() {
         journey.charged.keep();
     }
     if let Err(denial) = journey.limited(Stage::Origin, parts).await {
-        if let (Some(lease), Some(redis), Some(tier)) = (lease, &worker.redis, &worker.shared.tier) {
-            tier.release(redis, &lease, &mut Budget::new(journey.live.redis_deadline)).await;
+        if let Some(lease) = lease {
+            let (worker, mut budget) = (Arc::clone(&worker), Budget::new(journey.live.redis_deadline));
+            journey.worker.behind.spawn(async move {
+                if let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) {
+                    tier.release(redis, &lease, &mut budget).await;
+                }
+            });
         }
-        // A stale answer that may be served is better than none.
-        if let Some(previous) = previous.filter(|previous| previous.excuses_errors) {
-            let found = worker.shared.cache.found(&previous.slot, ask);
-            return Led::Found(found, Outcome::Stale);
-        }
-        return Led::Denied(denial);
+        return match excuse {
+            Some(previous) => Led::Found(worker.shared.cache.found(&previous.slot, ask), Outcome::Stale),
+            None => Led::Denied(denial),
+        };
     }
     let follower = permit.follower().leading();
     let (fetch, direct, timing) = start(journey, ask, parts, permit, lease, previous);
@@ -137,16 +148,26 @@ async fn spawn_refresh(journey: &mut Journey<'_>, ask: &Ask<'_>, parts: &Parts, 
 }
 
 /// Looks into the shared tier, and keeps in memory what is found there.
-async fn look(journey: &mut Journey<'_>, tier: &SharedTier, redis: &Redis, ask: &Ask<'_>) -> Look {
-    let cache = &journey.worker.shared.cache;
-    let read = tier.get(redis, cache, ask, &mut journey.budget).await;
-    let (look, result) = match read {
-        Ok(Some(slot)) => cache.judge(slot, ask),
-        Ok(None) => (Look::Nothing(Missing::default()), Lookup::Miss),
-        Err(result) => (Look::Nothing(Missing::default()), result),
+pub(crate) async fn look(journey: &mut Journey<'_>, ask: &Ask<'_>) -> Look {
+    look_under(journey, ask).await.0
+}
+
+/// [`look`], and the key that was looked under in the end.
+async fn look_under(journey: &mut Journey<'_>, ask: &Ask<'_>) -> (Look, Vec<u8>) {
+    let worker = Arc::clone(journey.worker);
+    let nothing = || Look::Nothing(Missing::default());
+    let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return (nothing(), Vec::new()) };
+    let cache = &worker.shared.cache;
+    let (look, key, result) = match tier.get(redis, cache, ask, &mut journey.budget).await {
+        Ok(Read { key, slot: Some(slot) }) => {
+            let (look, result) = cache.judge(slot, ask);
+            (look, key, result)
+        }
+        Ok(Read { key, slot: None }) => (nothing(), key, Lookup::Miss),
+        Err(result) => (nothing(), ask.key.to_vec(), result),
     };
     journey.route.metrics.lookup(Tier::Redis, result);
-    look
+    (look, key)
 }
 
 enum Waited {
@@ -157,31 +178,42 @@ enum Waited {
     LongEnough,
 }
 
-/// Leases the fetch in the fleet, or waits for the pod that has it.
+/// Leases the fetch of `key` in the fleet, or waits for the pod that has it.
 async fn lease(
-    cache: &Cache,
-    journey: &Journey<'_>,
+    journey: &mut Journey<'_>,
     ask: &Ask<'_>,
+    key: &[u8],
     permit: &Permit,
     previous: Option<&Previous>,
 ) -> Waited {
-    let worker = journey.worker;
+    let worker = Arc::clone(journey.worker);
+    let cache = &worker.shared.cache;
     let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return Waited::Leads(None) };
     let give_up = Instant::now() + ask.rule.wait_timeout;
     let mut pause = FIRST_POLL;
-    let mut budget = journey.budget;
+    let mut seen = previous.and_then(Previous::entry).map(|entry| entry.fence);
+    let mut overtaken = 0;
     loop {
         // Listening starts before the question: a bell that rings in between is heard.
-        let bell = tier.listen(permit.key());
-        match tier.lease(redis, permit.key(), permit.position(), previous, &mut budget).await {
+        let bell = tier.listen(key);
+        match tier.lease(redis, key, permit.position(), seen, &mut journey.budget).await {
             Leased::Lead(lease) => return Waited::Leads(Some(lease)),
             Leased::Unavailable => return Waited::Leads(None),
-            Leased::Found(stored) => match cache.judge(tier.promote(cache, ask, stored), ask).0 {
-                Look::Fresh(found) | Look::Stale(found) => return Waited::Found(found),
-                Look::Uncacheable => return Waited::Uncacheable,
-                // Stored by a fetch that an invalidation has overtaken: this request does better itself.
-                Look::Nothing(_) => return Waited::Leads(None),
-            },
+            Leased::Found(stored) => {
+                let fence = stored.fence();
+                let slot = cache.keep(ask.key, stored, 0).slot;
+                match cache.judge(slot, ask).0 {
+                    Look::Fresh(found) | Look::Stale(found) => return Waited::Found(found),
+                    Look::Uncacheable => return Waited::Uncacheable,
+                    // It is no use to this request, which therefore asks for the lease knowing of it.
+                    Look::Nothing(_) if overtaken < OVERTAKEN => {
+                        overtaken += 1;
+                        seen = Some(fence);
+                        continue;
+                    }
+                    Look::Nothing(_) => return Waited::Leads(None),
+                }
+            }
             Leased::Held => {}
         }
         let until = give_up.min(Instant::now() + pause);
@@ -194,7 +226,7 @@ async fn lease(
         }
         pause = (pause * 2).min(LONGEST_POLL);
         // Waiting for another's fetch is not Redis work: each question has an allowance of its own.
-        budget = Budget::new(journey.live.redis_deadline);
+        journey.budget = Budget::new(journey.live.redis_deadline);
     }
 }
 

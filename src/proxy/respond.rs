@@ -13,7 +13,7 @@ use crate::cache::conditional::{self, Reply};
 use crate::cache::entry::Entry;
 use crate::cache::flight::{Failed, FlightBody};
 use crate::limit::Denial;
-use crate::message::{Answer, Body, BodyFault};
+use crate::message::{Answer, Body, BodyFault, Lines};
 
 /// RFC 9211.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -165,18 +165,18 @@ pub fn stored(found: &Found, parts: &Parts, forwarded: Option<&Forwarded>) -> An
         return own(StatusCode::INTERNAL_SERVER_ERROR, "what is stored is no answer");
     };
     let mut answer = of_entry(entry, parts);
-    let lines = &mut answer.lines;
-    let mut digits = itoa::Buffer::new();
-    lines.push(b"age: ");
-    lines.push(digits.format(found.age_s).as_bytes());
     match forwarded {
         None => {
-            lines.push(b"\r\ncache-status: weir; hit; ttl=");
-            lines.push(digits.format(found.ttl_s).as_bytes());
-            lines.push(b"\r\n");
+            age(&mut answer.lines, found.age_s);
+            answer.lines.push(b"cache-status: weir; hit; ttl=");
+            answer.lines.push(itoa::Buffer::new().format(found.ttl_s).as_bytes());
+            answer.lines.push(b"\r\n");
         }
         Some(forwarded) => {
-            lines.push(b"\r\n");
+            // What has just come from the origin has no age (RFC 9111 section 5.1).
+            if found.age_s > 0 {
+                age(&mut answer.lines, found.age_s);
+            }
             forwarded.append(&mut answer.fields);
         }
     }
@@ -194,11 +194,21 @@ pub fn stored(found: &Found, parts: &Parts, forwarded: Option<&Forwarded>) -> An
 /// An answer whose body still arrives.
 pub fn arriving(head: &Entry, body: FlightBody, parts: &Parts, forwarded: &Forwarded) -> Answer {
     let mut answer = of_entry(head, parts);
+    let age_s = head.freshness.initial_age_ms / 1000;
+    if age_s > 0 {
+        age(&mut answer.lines, age_s);
+    }
     forwarded.append(&mut answer.fields);
     if answer.status != StatusCode::NOT_MODIFIED {
         answer.body = Body::stream(body);
     }
     answer
+}
+
+fn age(lines: &mut Lines, seconds: u64) {
+    lines.push(b"age: ");
+    lines.push(itoa::Buffer::new().format(seconds).as_bytes());
+    lines.push(b"\r\n");
 }
 
 fn of_entry(entry: &Entry, parts: &Parts) -> Answer {

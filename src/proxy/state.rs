@@ -15,7 +15,7 @@ use super::upstream::Upstream;
 use crate::cache::Cache;
 use crate::cache::key::{self, KeyBuilder};
 use crate::cache::shared::SharedTier;
-use crate::config::{Config, FieldEdits, Route, Secret, Unmatched};
+use crate::config::{CacheRule, Config, FieldEdits, Route, Secret, Unmatched};
 use crate::invalidation::{Invalidation, Subject};
 use crate::kv;
 use crate::limit::{Limiter, RouteLimits};
@@ -148,10 +148,10 @@ impl Live {
         &self.unmatched
     }
 
-    /// Whether a GET of the target would be answered by a route that caches.
-    pub fn is_cached(&self, target: &Target, headers: &HeaderMap) -> bool {
+    /// The route that answers a GET of the target from the cache, if one does.
+    pub fn cached(&self, target: &Target, headers: &HeaderMap) -> Option<&CacheRule> {
         let found = self.router.find(target.host(), &Method::GET, target.path(), headers);
-        found.and_then(|index| self.routes.get(index)).is_some_and(|route| route.rule.cache.is_some())
+        found.and_then(|index| self.routes.get(index)).and_then(|route| route.rule.cache.as_ref())
     }
 }
 

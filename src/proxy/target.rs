@@ -12,6 +12,7 @@ use crate::syntax::path::{self, Ambiguity};
 use crate::syntax::query;
 
 /// Host, path and query; what was in that form already is shared with the request, not copied.
+#[derive(Clone)]
 pub struct Target {
     scheme: Scheme,
     host_value: HeaderValue,
@@ -43,7 +44,13 @@ impl Target {
     /// Drops and sorts parameters as the route's rule has it.
     pub fn keep_query(&mut self, rule: &QueryRule) {
         let keeps_all = matches!(rule.keep, QueryKeep::All);
-        let Some(raw) = self.uri.query().filter(|_| rule.sort || !keeps_all) else { return };
+        let Some(raw) = self.uri.query() else { return };
+        if raw.is_empty() {
+            self.query = Some(None);
+        }
+        if !rule.sort && keeps_all {
+            return;
+        }
         let keep = |name: &str| match &rule.keep {
             QueryKeep::All => true,
             QueryKeep::Except(globs) => !globs.iter().any(|glob| glob.matches(name)),
@@ -59,9 +66,14 @@ impl Target {
         self.scheme
     }
 
-    /// Lower-case authority.
+    /// Lower-case authority, without the scheme's default port.
     pub fn host(&self) -> &str {
-        self.host.as_deref().unwrap_or_else(|| self.host_value.to_str().unwrap_or_default())
+        let host = self.host.as_deref().unwrap_or_else(|| self.host_value.to_str().unwrap_or_default());
+        let port = match self.scheme {
+            Scheme::Http => ":80",
+            Scheme::Https => ":443",
+        };
+        host.strip_suffix(port).unwrap_or(host)
     }
 
     /// The authority as it came.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode, header};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -162,28 +162,52 @@ impl Upstream {
 
     /// Sends a request and waits for the response's head.
     ///
-    /// A request that was never sent is tried again, and so is a safe one without a body whose reused connection ended
-    /// before a byte of the answer, up to `retries` times.
+    /// What was never sent is tried again, and so is a safe request without a body that was not answered, up to `retries`
+    /// times in all.
     ///
     /// # Errors
     /// See [`Failure`].
     pub async fn send(&self, mut request: Request<Body>, patience: Patience) -> Result<Reply, Failure> {
-        if self.settings().protocol == Protocol::Http2 {
-            return http2::send(self, request, patience).await;
-        }
         let repeatable = is_repeatable(&request);
         let mut attempts_left = self.settings().retries;
+        let mut fresh_only = false;
         loop {
-            // An unused connection may have been closed by the other side at this very moment; a fresh one has not.
-            let fresh_only = attempts_left != self.settings().retries;
-            let mut connection = self.connection(fresh_only).await?;
-            let reused = connection.is_reused();
-            match http1::exchange(&mut connection, &mut request, patience).await {
-                Ok(head) => return Ok(http1::receive(connection, head, self.clone())),
-                Err(Failure::Closed(_)) if repeatable && reused && attempts_left > 0 => attempts_left -= 1,
-                Err(failure) => return Err(failure),
+            let failure = match self.attempt(&mut request, patience, fresh_only).await {
+                Ok(reply)
+                    if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS
+                        && !request.headers().contains_key(header::UPGRADE) =>
+                {
+                    Failure::Malformed("it switches protocols unasked")
+                }
+                Ok(reply) => return Ok(reply),
+                Err(failure) => failure,
+            };
+            let again = match &failure {
+                Failure::Connect(_) | Failure::ConnectTimeout => true,
+                Failure::Closed(_) => repeatable,
+                _ => false,
+            };
+            if !again || attempts_left == 0 {
+                return Err(failure);
             }
+            attempts_left -= 1;
+            // An unused connection may have been closed by the other side at this very moment; a new one has not.
+            fresh_only = true;
         }
+    }
+
+    async fn attempt(
+        &self,
+        request: &mut Request<Body>,
+        patience: Patience,
+        fresh_only: bool,
+    ) -> Result<Reply, Failure> {
+        if self.settings().protocol == Protocol::Http2 {
+            return http2::exchange(self, request, patience).await;
+        }
+        let mut connection = self.connection(fresh_only).await?;
+        let head = http1::exchange(&mut connection, request, patience).await?;
+        Ok(http1::receive(connection, head, self.clone()))
     }
 
     /// An open connection: an unused one, or a new one when the cap allows, or else the first that becomes free.
@@ -203,7 +227,9 @@ impl Upstream {
     }
 
     pub(super) async fn permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        Arc::clone(&self.0.shared.permits).acquire_owned().await.map_err(|_| Failure::QueueFull)
+        let permit = Arc::clone(&self.0.shared.permits).acquire_owned();
+        let permit = timeout(self.settings().queue_timeout, permit).await.map_err(|_| Failure::QueueTimeout)?;
+        permit.map_err(|_| Failure::QueueFull)
     }
 
     pub(super) fn http2(&self) -> &http2::Shared {

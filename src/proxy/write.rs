@@ -6,6 +6,7 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 
 use super::respond::{self, Forward};
+use super::target::Target;
 use super::{Journey, forward};
 use crate::clock::Stopwatch;
 use crate::message::{Answer, Body};
@@ -17,7 +18,7 @@ use crate::syntax::selector::Order;
 pub(crate) fn changes_state(journey: &Journey<'_>, parts: &Parts) -> bool {
     let is_safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
     journey.route.rule.invalidates.is_some() && !is_safe
-        || !is_safe && journey.live.is_cached(journey.target, &parts.headers)
+        || !is_safe && journey.live.cached(journey.target, &parts.headers).is_some()
 }
 
 /// Forwards a write. The exchange is finished even if the client leaves: what the upstream did must be known.
@@ -64,7 +65,7 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
 
 /// `PURGE`: invalidates the URL with all its variants.
 pub(crate) async fn purge(journey: &mut Journey<'_>) -> Answer {
-    let order = Order { urls: vec![url(journey)], ..Order::default() };
+    let order = Order { urls: vec![url(journey.target)], ..Order::default() };
     let (status, detail) = match journey.worker.shared.invalidation.submit(&order, Door::Purge).await {
         Ok(receipt) if receipt.logged => (StatusCode::OK, "invalidated"),
         Ok(_) => (StatusCode::ACCEPTED, "invalidated here; the fleet learns of it as soon as Redis can take it"),
@@ -83,15 +84,17 @@ fn order(journey: &Journey<'_>, parts: &Parts) -> Order {
         order.prefixes = invalidates.prefixes.iter().map(|template| template.render(&captures)).collect();
         order.routes.clone_from(&invalidates.routes);
     }
-    if journey.live.is_cached(journey.target, &parts.headers) {
-        order.urls.push(url(journey));
+    if let Some(rule) = journey.live.cached(journey.target, &parts.headers) {
+        // Keyed as a GET of it would be.
+        let mut target = journey.target.clone();
+        target.keep_query(&rule.query);
+        order.urls.push(url(&target));
     }
     order
 }
 
-/// The request's URL as an absolute selector.
-fn url(journey: &Journey<'_>) -> String {
-    let target = journey.target;
+/// A target as an absolute selector.
+fn url(target: &Target) -> String {
     let mut url = format!("http://{}{}", target.host(), target.path());
     if let Some(query) = target.query() {
         url.push('?');
