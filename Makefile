@@ -8,7 +8,7 @@ SHELL := /bin/bash
 
 # Debian's package for a program, and how to become root for it.
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
-SCRIPTS = .ci/run $(shell find benches deploy -name '*.sh' 2>/dev/null)
+SCRIPTS = .ci/run fuzz/run.sh $(shell find benches deploy -name '*.sh' 2>/dev/null)
 
 .PHONY: help
 help: ## This list
@@ -56,12 +56,19 @@ lint: ## Formatting, clippy, documentation, dependency policy, scripts
 	else echo "shellcheck is not installed: scripts not checked"; fi
 
 .PHONY: bench
-bench: ## Micro-benchmarks
-	cargo bench --locked
+bench: ## Micro-benchmarks of a hit's own work
+	cargo bench --locked --bench hot
 
 .PHONY: compare
 compare: ## Side by side with nginx, HAProxy and Varnish; writes docs/benchmarks.md
-	benches/compare/run.sh
+	@command -v python3 >/dev/null || { echo "python3 is missing: install it (Debian: python3), then try again" >&2; exit 1; }
+	cargo build --release --locked --bin weir --example bare
+	python3 benches/compare/run.py --write
+	python3 benches/compare/footprint.py
+
+.PHONY: fuzz
+fuzz: ## Every parser of foreign bytes, FUZZ_SECONDS each (60)
+	fuzz/run.sh
 
 .PHONY: ci
 ci: ## What decides whether a change may be merged

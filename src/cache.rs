@@ -145,7 +145,12 @@ impl Previous {
 
 impl Cache {
     /// An empty cache.
-    pub fn new(settings: &CacheTiers, invalidation: Arc<Invalidation>, clock: Clock, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        settings: &CacheTiers,
+        invalidation: Arc<Invalidation>,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             memory: Memory::new(settings.memory, settings.max_object, &metrics),
             flights: Flights::new(settings.fill_memory),

@@ -430,6 +430,7 @@ impl Journey<'_> {
 }
 
 /// What waiting for another's fetch came to.
+#[expect(clippy::large_enum_variant, reason = "it lives for one match")]
 enum Followed {
     Answer(Answer),
     /// Join anew, or lead.

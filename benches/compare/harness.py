@@ -187,14 +187,17 @@ def memory_mib(*pids, kind="Pss"):
 
 
 class Load:
-    """What wrk reports of `seconds` on CONNECTIONS connections, each asking again as soon as it is answered."""
+    """What wrk reports of `seconds` on CONNECTIONS connections, each asking again as soon as it is answered.
 
-    def __init__(self, core, port, path, seconds, script=None):
+    `args` are the script's.
+    """
+
+    def __init__(self, core, port, path, seconds, script=None, *args):
         command = ["taskset", "-c", core, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency"]
         command += ["-s", str(script)] if script else []
+        command += [f"http://127.0.0.1:{port}{path}", *(["--", *map(str, args)] if args else [])]
         # A process group of its own: Ctrl-C is for the program that ends everything in order.
-        done = subprocess.run([*command, f"http://127.0.0.1:{port}{path}"], capture_output=True, text=True,
-                              start_new_session=True, timeout=seconds + 30)
+        done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=seconds + 30)
         self.requests, self.rate, p99 = (re.search(pattern, done.stdout) for pattern in (
             r"(\d+) requests in", r"Requests/sec:\s+([\d.]+)", r"99%\s+([\d.]+)(us|ms|s|m)\b"))
         if done.returncode or not (self.requests and self.rate and p99) or self.requests.group(1) == "0":

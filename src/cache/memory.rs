@@ -75,9 +75,11 @@ impl Lifecycle<Box<[u8]>, Arc<Slot>> for Evictions {
     }
 }
 
+type Slots = Cache<Box<[u8]>, Arc<Slot>, Weigh, DefaultHashBuilder, Evictions>;
+
 /// The tier; nothing is kept where it has no room at all.
 pub struct Memory {
-    slots: Option<Cache<Box<[u8]>, Arc<Slot>, Weigh, DefaultHashBuilder, Evictions>>,
+    slots: Option<Slots>,
 }
 
 impl Memory {

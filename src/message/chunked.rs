@@ -100,7 +100,8 @@ impl ChunkDecoder {
             return Ok(Decoded::End(None));
         }
         let Some(end) = memchr::memmem::find(buffer, b"\r\n\r\n") else {
-            let too_long = buffer.len() > TRAILER_BYTES;
+            // The longest that is taken may have come but for the last byte of its end.
+            let too_long = buffer.len() >= TRAILER_BYTES + 4;
             return if too_long { Err("the trailer section is too long") } else { Ok(Decoded::NeedMore) };
         };
         if end > TRAILER_BYTES {
@@ -206,6 +207,16 @@ mod tests {
             assert_eq!(body, b"hello world");
             assert_eq!(trailers.expect("there are some")["x-sum"], "7");
             assert_eq!(unread, 4);
+        }
+    }
+
+    #[test]
+    fn takes_as_long_a_trailer_section_however_it_is_split() {
+        let input = |length: usize| format!("0\r\nx: {}\r\n\r\n", "a".repeat(length - 3));
+        let longest = input(TRAILER_BYTES);
+        for step in [1, 1000, longest.len() - 1, longest.len()] {
+            assert!(decode_in_steps(longest.as_bytes(), step).is_ok(), "in steps of {step}");
+            assert!(decode_in_steps(input(TRAILER_BYTES + 1).as_bytes(), step).is_err(), "in steps of {step}");
         }
     }
 

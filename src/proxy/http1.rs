@@ -409,7 +409,10 @@ fn parse(input: &mut BytesMut, is_head: bool) -> Result<Option<(Response<()>, Fr
     for field in parsed.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes());
         let start = field.value.as_ptr() as usize - base;
-        named.push((name.map_err(|_| Failure::Malformed("a field has no valid name"))?, start..start + field.value.len()));
+        named.push((
+            name.map_err(|_| Failure::Malformed("a field has no valid name"))?,
+            start..start + field.value.len(),
+        ));
     }
     let head = input.split_to(length).freeze();
     let mut fields = HeaderMap::with_capacity(named.len() + FIELDS_ADDED);

@@ -17,8 +17,8 @@ use crate::syntax::selector::Order;
 /// is cached (RFC 9111 section 4.4).
 pub(crate) fn changes_state(journey: &Journey<'_>, parts: &Parts) -> bool {
     let is_safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
-    journey.route.rule.invalidates.is_some() && !is_safe
-        || !is_safe && journey.live.cached(journey.target, &parts.headers).is_some()
+    let names = journey.route.rule.invalidates.is_some();
+    !is_safe && (names || journey.live.cached(journey.target, &parts.headers).is_some())
 }
 
 /// Forwards a write. The exchange is finished even if the client leaves: what the upstream did must be known.

@@ -32,7 +32,13 @@ fn grace() -> Duration {
 async fn two_weirs(up: &Upstream, redis: &Redis) -> Vec<Weir> {
     // Code that is not optimised needs longer than a request may wait for Redis when five hundred come at once.
     let deadline = if optimised() { "20ms" } else { "1s" };
-    weir(CACHED).to(up.url()).redis(redis).set("upstream.connections", 2000).set("redis.deadline", deadline).fleet(2).await
+    weir(CACHED)
+        .to(up.url())
+        .redis(redis)
+        .set("upstream.connections", 2000)
+        .set("redis.deadline", deadline)
+        .fleet(2)
+        .await
 }
 
 /// All at once, spread over the Weirs, over connections that are open already.
