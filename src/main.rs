@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use weir::admin::client::{Client, Wait};
+use weir::admin::client::{Client, ClientError, Wait};
 use weir::app::{self, App, Source};
 use weir::config::{self, Config, Overrides, Secret};
 use weir::demo;
@@ -182,10 +182,7 @@ fn send_drain(port: &AdminPort) -> ExitCode {
     ask(port, Client::drain)
 }
 
-fn ask<E: std::fmt::Display>(port: &AdminPort, call: impl FnOnce(&Client) -> Result<String, E>) -> ExitCode
-where
-    E: From<weir::admin::client::ClientError>,
-{
+fn ask(port: &AdminPort, call: impl FnOnce(&Client) -> Result<String, ClientError>) -> ExitCode {
     let token = match port.token_file.as_deref().map(std::fs::read_to_string).transpose() {
         Ok(token) => token.map(|token| Secret::new(token.trim())),
         Err(error) => {
@@ -193,7 +190,7 @@ where
             return fail(WRONG, &format!("{}: the token cannot be read: {error}", file.display()));
         }
     };
-    let answer = Client::new(&port.admin, token.as_ref()).map_err(E::from).and_then(|client| call(&client));
+    let answer = Client::new(&port.admin, token.as_ref()).and_then(|client| call(&client));
     match answer {
         Ok(text) => {
             println!("{}", text.trim_end());
