@@ -83,7 +83,7 @@ Try, in another terminal:
   curl -i http://{proxy}/catalog/7          the first time 200 ms, then from the cache (see Cache-Status and Age)
   curl -i -X PUT http://{proxy}/catalog/7 -d 42
   curl -i http://{proxy}/catalog/7          the write invalidated the product's tag: a new answer
-  seq 40 | xargs -P 40 -I_ curl -s -o /dev/null -w '%{{http_code}} ' http://{proxy}/search; echo
+  seq 40 | xargs -P 40 -I{{}} curl -s -o /dev/null -w '%{{http_code}} ' http://{proxy}/search; echo
   curl -i http://{proxy}/search             the burst of 20 is used up: 429 with Retry-After
   curl -X POST http://{admin}/invalidate -d '{{"tags":["product:7"]}}'
   weir invalidate --admin http://{admin} --prefix /catalog
