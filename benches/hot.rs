@@ -258,7 +258,7 @@ impl Shop {
         let clock = Clock::fixed(NOW);
         let metrics = Metrics::new(Registry::new());
         let invalidation = Invalidation::local(clock.clone(), Arc::clone(&metrics));
-        let cache = Cache::new(&config.cache, invalidation, clock.clone(), Arc::clone(&metrics));
+        let cache = Cache::new(&config.cache, invalidation, clock.clone(), &metrics);
         let route = Arc::clone(&config.routes[0]);
         let keys = KeyBuilder::new("v1", &route.name, rule(&route), b"secret");
         Self { clock, metrics, cache, route, keys }

@@ -228,7 +228,7 @@ impl Parts {
             }
         };
         let secret = key_secret(config);
-        let cache = Cache::new(&config.cache, Arc::clone(&invalidation), clock.clone(), Arc::clone(&metrics));
+        let cache = Cache::new(&config.cache, Arc::clone(&invalidation), clock.clone(), &metrics);
         let tier = kv.as_ref().zip(config.redis.as_ref());
         let tier = tier.map(|(kv, redis)| SharedTier::new(Arc::clone(kv), redis, &config.cache));
         let limiter = Arc::new(Limiter::new(

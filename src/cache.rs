@@ -51,7 +51,6 @@ pub struct Cache {
     invalidation: Arc<Invalidation>,
     clock: Clock,
     settings: CacheTiers,
-    metrics: Arc<Metrics>,
 }
 
 /// Everything about one request that decides whether a stored answer may be used for it.
@@ -145,20 +144,21 @@ impl Previous {
 
 impl Cache {
     /// An empty cache.
-    pub fn new(
-        settings: &CacheTiers,
-        invalidation: Arc<Invalidation>,
-        clock: Clock,
-        metrics: Arc<Metrics>,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            memory: Memory::new(settings.memory, settings.max_object, &metrics),
+    pub fn new(settings: &CacheTiers, invalidation: Arc<Invalidation>, clock: Clock, metrics: &Metrics) -> Arc<Self> {
+        let cache = Arc::new(Self {
+            memory: Memory::new(settings.memory, settings.max_object, metrics),
             flights: Flights::new(settings.fill_memory),
             invalidation,
             clock,
             settings: settings.clone(),
-            metrics,
-        })
+        });
+        let observed = Arc::downgrade(&cache);
+        metrics.before_each_scrape(move |metrics| {
+            if let Some(cache) = observed.upgrade() {
+                cache.memory.report(metrics);
+            }
+        });
+        cache
     }
 
     /// The bounds that all routes share.
@@ -291,24 +291,22 @@ impl Cache {
     /// Keeps something in the memory tier. An answer that varies stands behind a record of the fields it varies by, which
     /// admits so many variants and no more.
     pub fn keep(&self, primary: &[u8], stored: Stored, asked: SteadyMs) -> Kept {
-        let kept = self.place(primary, stored, asked);
-        self.memory.report(&self.metrics);
-        kept
-    }
-
-    fn place(&self, primary: &[u8], stored: Stored, asked: SteadyMs) -> Kept {
         let slot = Slot::new(stored, asked);
         let varying = slot.stored.entry().filter(|entry| !entry.vary.is_empty());
         let Some(entry) = varying else {
-            self.memory.insert(primary, Arc::clone(&slot));
+            let key = match slot.stored.key() {
+                own if *own == *primary => own.clone(),
+                _ => Bytes::copy_from_slice(primary),
+            };
+            self.memory.insert(key, Arc::clone(&slot));
             return Kept { slot, marker: None, is_admitted: true };
         };
         let mut marker = self.marker(primary, entry);
         let is_admitted = marker.admit(key::hash(&entry.key));
         let marker = Arc::new(marker);
         if is_admitted {
-            self.memory.insert(primary, Slot::new(Stored::Vary(Arc::clone(&marker)), asked));
-            self.memory.insert(&entry.key, Arc::clone(&slot));
+            self.memory.insert(marker.key.clone(), Slot::new(Stored::Vary(Arc::clone(&marker)), asked));
+            self.memory.insert(entry.key.clone(), Arc::clone(&slot));
         }
         Kept { slot, marker: Some(marker), is_admitted }
     }
@@ -316,7 +314,7 @@ impl Cache {
     /// Remembers that answers to requests with credentials are not stored under this key, whatever others get.
     pub fn keep_apart(&self, primary: &[u8], verdict: Uncacheable, asked: SteadyMs) {
         let slot = Slot::new(Stored::Uncacheable(Arc::new(verdict)), asked);
-        self.memory.insert(&apart(primary), slot);
+        self.memory.insert(apart(primary).into(), slot);
     }
 
     /// Whether a request with credentials should go for itself: what is stored was meant for others by the route's own

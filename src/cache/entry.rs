@@ -13,9 +13,6 @@ use crate::invalidation::Position;
 
 pub mod codec;
 
-/// What anything stored costs beside its own bytes: its place in the tier's table and queues, and the allocator's share.
-const SLOT_BYTES: usize = 150;
-
 /// How long an answer with a validator is kept past its last use, so that it can be confirmed instead of fetched again.
 const VALIDATOR_KEEP_MS: u64 = 5 * 60 * 1000;
 
@@ -86,15 +83,15 @@ impl Stored {
         }
     }
 
-    /// Bytes that it counts for in a tier.
+    /// Bytes that it takes, without its place in a tier.
     pub fn weight(&self) -> u64 {
         match self {
             Self::Entry(entry) => entry.weight(),
             Self::Vary(vary) => {
                 let own = size_of::<Vary>() + vary.key.len() + names_bytes(&vary.names);
-                (SLOT_BYTES + own + vary.variants.len() * size_of::<u64>()) as u64
+                (own + vary.variants.len() * size_of::<u64>()) as u64
             }
-            Self::Uncacheable(verdict) => (SLOT_BYTES + size_of::<Uncacheable>() + verdict.key.len()) as u64,
+            Self::Uncacheable(verdict) => (size_of::<Uncacheable>() + verdict.key.len()) as u64,
         }
     }
 }
@@ -122,8 +119,6 @@ pub struct Entry {
     pub tags: Vec<String>,
     /// How long its fetch took.
     pub fill_cost_ms: u32,
-    /// Field values that conditional requests are about; part of `fields`.
-    validators: Validators,
 }
 
 /// Where an answer comes from, beside the answer itself.
@@ -184,33 +179,10 @@ pub struct Uncacheable {
     pub until: WallMs,
 }
 
-/// Where in an entry's `fields` stands what conditional requests are about. Field lines are shorter than 4 GiB.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Validators {
-    etag: Option<(u32, u32)>,
-    last_modified: Option<(u32, u32)>,
-    modified_at: Option<WallMs>,
-    date_at: Option<WallMs>,
-}
-
-/// The parts of an entry, for who has them all: [`Entry::new`] and the codec.
-pub(super) struct Parts {
-    pub(super) key: Bytes,
-    pub(super) status: StatusCode,
-    pub(super) fields: Bytes,
-    pub(super) body: Bytes,
-    pub(super) position: Position,
-    pub(super) fence: u64,
-    pub(super) freshness: Freshness,
-    pub(super) vary: Vec<HeaderName>,
-    pub(super) tags: Vec<String>,
-    pub(super) fill_cost_ms: u32,
-}
-
 impl Entry {
     /// The entry that `plan` makes of an answer.
     pub fn new(origin: Origin, status: StatusCode, headers: &HeaderMap, plan: Plan, body: Bytes) -> Self {
-        Self::from_parts(Parts {
+        Self {
             key: origin.key,
             status,
             fields: prepare(headers, plan.freshness.received_at),
@@ -221,13 +193,7 @@ impl Entry {
             vary: plan.vary,
             tags: plan.tags,
             fill_cost_ms: origin.fill_cost_ms,
-        })
-    }
-
-    pub(super) fn from_parts(parts: Parts) -> Self {
-        let Parts { key, status, fields, body, position, fence, freshness, vary, tags, fill_cost_ms } = parts;
-        let validators = Validators::of(&fields);
-        Self { key, status, fields, body, position, fence, freshness, vary, tags, fill_cost_ms, validators }
+        }
     }
 
     /// The same entry with a body, for who made it before the body was here.
@@ -238,22 +204,23 @@ impl Entry {
 
     /// Its entity tag, as it came; none if it had several.
     pub fn etag(&self) -> Option<&[u8]> {
-        self.validators.etag.map(|place| self.at(place))
+        let mut tags = self.values(b"etag");
+        tags.next().filter(|_| tags.next().is_none())
     }
 
     /// Its `Last-Modified`, as it came, if it is a date.
     pub fn last_modified(&self) -> Option<&[u8]> {
-        self.validators.last_modified.map(|place| self.at(place))
+        self.values(b"last-modified").last().filter(|date| http_date_ms(date).is_some())
     }
 
     /// Its `Last-Modified` as a time.
     pub fn modified_at(&self) -> Option<WallMs> {
-        self.validators.modified_at
+        self.values(b"last-modified").last().and_then(http_date_ms)
     }
 
     /// Its `Date`, or when it was received.
     pub fn date_at(&self) -> WallMs {
-        self.validators.date_at.unwrap_or(self.freshness.received_at)
+        self.values(b"date").last().and_then(http_date_ms).unwrap_or(self.freshness.received_at)
     }
 
     /// Whether the upstream can be asked to confirm it.
@@ -261,15 +228,19 @@ impl Entry {
         self.etag().is_some() || self.last_modified().is_some()
     }
 
-    fn at(&self, (start, end): (u32, u32)) -> &[u8] {
-        &self.fields[start as usize..end as usize]
+    /// The values of the lines of this name, which is in lower case. Searched for when a conditional request comes, so
+    /// that an entry need not be searched when it is read from the shared tier.
+    fn values(&self, name: &'static [u8]) -> impl Iterator<Item = &[u8]> {
+        lines(&self.fields)
+            .filter(move |(own, _)| self.fields[own.clone()] == *name)
+            .map(|(_, value)| &self.fields[value])
     }
 
-    /// Bytes that it counts for in a tier.
+    /// Bytes that it takes, without its place in a tier.
     pub fn weight(&self) -> u64 {
         let tags: usize = self.tags.iter().map(|tag| size_of::<String>() + tag.len()).sum();
         let own = size_of::<Self>() + self.key.len() + self.fields.len() + self.body.len();
-        (SLOT_BYTES + own + names_bytes(&self.vary) + tags) as u64
+        (own + names_bytes(&self.vary) + tags) as u64
     }
 
     /// For how long from `now` it can be of use: fresh, stale where that is allowed, or to be confirmed.
@@ -332,32 +303,6 @@ pub(super) fn opaque(tag: &[u8]) -> &[u8] {
 /// Fields that a 304 does not change: the body stays as it was coded when it was stored (RFC 9111 section 3.2).
 fn describes_the_body(name: &HeaderName) -> bool {
     [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_RANGE].contains(name)
-}
-
-impl Validators {
-    fn of(fields: &[u8]) -> Self {
-        let mut found = Self::default();
-        let mut etags = 0;
-        for (name, value) in lines(fields) {
-            let place = (value.start as u32, value.end as u32);
-            match &fields[name] {
-                b"etag" => {
-                    etags += 1;
-                    found.etag = Some(place);
-                }
-                b"last-modified" => {
-                    found.modified_at = http_date_ms(&fields[value]);
-                    found.last_modified = found.modified_at.map(|_| place);
-                }
-                b"date" => found.date_at = http_date_ms(&fields[value]),
-                _ => {}
-            }
-        }
-        if etags > 1 {
-            found.etag = None;
-        }
-        found
-    }
 }
 
 #[cfg(test)]

@@ -95,6 +95,30 @@ impl Iterator for Lines<'_> {
     }
 }
 
+/// Whether these are whole field lines that can be sent as they are: names in lower case, and nothing in a value that
+/// could begin another line (RFC 9110 section 5.5).
+pub fn are_lines(fields: &[u8]) -> bool {
+    let mut lines = lines(fields);
+    let sound = lines.by_ref().all(|(name, value)| {
+        !name.is_empty()
+            && fields[name].iter().all(|byte| IS_NAME[usize::from(*byte)])
+            && fields[value].iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~' | 0x80..))
+    });
+    sound && lines.read() == fields.len()
+}
+
+/// Bytes of a token (RFC 9110 section 5.6.2) but for capitals.
+static IS_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let bytes = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut at = 0;
+    while at < bytes.len() {
+        table[bytes[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
+
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
@@ -150,6 +174,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_a_line_is_what_the_http_crate_takes(name in any::<u8>(), value in any::<u8>()) {
+            let text = [b"x-", &[name][..], b": a", &[value], b"\r\n"].concat();
+            let sound = !name.is_ascii_uppercase()
+                && HeaderName::from_bytes(&[b'x', b'-', name]).is_ok()
+                && HeaderValue::from_bytes(&[b'a', value]).is_ok();
+            prop_assert_eq!(are_lines(&text), sound, "{:?}", text);
+        }
+
         #[test]
         fn lines_read_as_they_were_written(fields in prop::collection::vec(("x-[a-z]{1,5}", "[!-~]{0,9}"), 0..8)) {
             let given: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

@@ -6,12 +6,12 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::hash::BuildHasher;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use ahash::RandomState;
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -84,7 +84,7 @@ enum Phase {
 
 /// A fetch in flight.
 pub struct Flight {
-    key: Box<[u8]>,
+    key: Arc<[u8]>,
     position: Position,
     /// The version of the invalidations that its leader knew.
     version: u64,
@@ -134,13 +134,13 @@ impl State {
     }
 }
 
-type Shard = Mutex<HashMap<Box<[u8]>, Arc<Flight>>>;
+type Table = HashMap<Arc<[u8]>, Arc<Flight>, RandomState>;
 
 /// Every flight of the process; as many at most as there are requests.
 pub struct Flights {
-    shards: Vec<Shard>,
+    shards: Vec<Mutex<Table>>,
     room: Arc<Room>,
-    hasher: std::hash::RandomState,
+    hasher: RandomState,
 }
 
 /// What joining a flight gave.
@@ -154,10 +154,11 @@ pub enum Joined {
 impl Flights {
     /// No flights yet; their bodies may hold `fill_memory` bytes together.
     pub fn new(fill_memory: usize) -> Arc<Self> {
+        let hasher = RandomState::new();
         Arc::new(Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| Mutex::new(Table::with_hasher(hasher.clone()))).collect(),
             room: Arc::new(Room { taken: AtomicUsize::new(0), most: fill_memory }),
-            hasher: std::hash::RandomState::new(),
+            hasher,
         })
     }
 
@@ -177,8 +178,9 @@ impl Flights {
         {
             return Joined::Follow(Follower::new(Arc::clone(flight), version));
         }
+        let key: Arc<[u8]> = key.into();
         let flight = Arc::new(Flight {
-            key: key.into(),
+            key: Arc::clone(&key),
             position,
             version,
             state: Mutex::new(State {
@@ -192,7 +194,7 @@ impl Flights {
                 next_id: 0,
             }),
         });
-        shard.insert(key.into(), Arc::clone(&flight));
+        shard.insert(key, Arc::clone(&flight));
         Joined::Lead(Permit { flight, flights: Arc::clone(self), ended: false })
     }
 
@@ -201,8 +203,9 @@ impl Flights {
         self.shard(key).contains_key(key)
     }
 
-    fn shard(&self, key: &[u8]) -> MutexGuard<'_, HashMap<Box<[u8]>, Arc<Flight>>> {
-        let index = self.hasher.hash_one(key) as usize % SHARDS;
+    fn shard(&self, key: &[u8]) -> MutexGuard<'_, Table> {
+        // By other bits than those by which a table finds a bucket.
+        let index = (self.hasher.hash_one(key) >> 32) as usize % SHARDS;
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 

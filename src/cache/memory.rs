@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use prometheus::IntCounter;
 use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
@@ -23,7 +24,8 @@ const LARGEST_PER_SHARD: usize = 8;
 /// Most shards: beyond twice the threads nothing is gained.
 const SHARDS: usize = 16;
 
-/// What a slot costs beyond the entry's own weight: table, key's allocation, `Arc`s.
+/// What a slot costs beyond the entry's own bytes, measured: its place in the table and its queue, `Arc`s, and what the
+/// allocator rounds up.
 const SLOT_BYTES: u64 = 160;
 
 /// A stored thing in this process, and what this process knows of it.
@@ -57,9 +59,10 @@ impl Slot {
 #[derive(Clone)]
 struct Weigh;
 
-impl Weighter<Box<[u8]>, Arc<Slot>> for Weigh {
-    fn weight(&self, key: &Box<[u8]>, slot: &Arc<Slot>) -> u64 {
-        key.len() as u64 + slot.stored.weight() + SLOT_BYTES
+impl Weighter<Bytes, Arc<Slot>> for Weigh {
+    fn weight(&self, _key: &Bytes, slot: &Arc<Slot>) -> u64 {
+        // Nearly always the entry's own key, shared.
+        slot.stored.weight() + SLOT_BYTES
     }
 }
 
@@ -67,15 +70,15 @@ impl Weighter<Box<[u8]>, Arc<Slot>> for Weigh {
 #[derive(Clone)]
 struct Evictions(IntCounter);
 
-impl Lifecycle<Box<[u8]>, Arc<Slot>> for Evictions {
+impl Lifecycle<Bytes, Arc<Slot>> for Evictions {
     type RequestState = ();
 
-    fn on_evict(&self, _state: &mut Self::RequestState, _key: Box<[u8]>, _slot: Arc<Slot>) {
+    fn on_evict(&self, _state: &mut Self::RequestState, _key: Bytes, _slot: Arc<Slot>) {
         self.0.inc();
     }
 }
 
-type Slots = Cache<Box<[u8]>, Arc<Slot>, Weigh, DefaultHashBuilder, Evictions>;
+type Slots = Cache<Bytes, Arc<Slot>, Weigh, DefaultHashBuilder, Evictions>;
 
 /// The tier; nothing is kept where it has no room at all.
 pub struct Memory {
@@ -105,12 +108,12 @@ impl Memory {
     }
 
     /// Stores, unless what stands there is newer.
-    pub fn insert(&self, key: &[u8], slot: Arc<Slot>) {
+    pub fn insert(&self, key: Bytes, slot: Arc<Slot>) {
         let Some(slots) = &self.slots else { return };
-        if slots.peek(key).is_some_and(|present| present.stored.is_newer_than(&slot.stored)) {
+        if slots.peek(&key).is_some_and(|present| present.stored.is_newer_than(&slot.stored)) {
             return;
         }
-        slots.insert(key.into(), slot);
+        slots.insert(key, slot);
     }
 
     /// Removes what is stored under `key`.

@@ -2,8 +2,6 @@
 //!
 //! `ns` stands for `redis.namespace`. The table for people is in `docs/redis.md`.
 
-use std::fmt::Write;
-
 /// Builds the names under one namespace.
 #[derive(Debug, Clone)]
 pub struct Keys {
@@ -80,9 +78,14 @@ impl Keys {
     }
 
     fn tagged(&self, kind: &str, hash: &[u8; 16]) -> Vec<u8> {
-        let mut key = String::with_capacity(self.namespace.len() + kind.len() + 36);
-        let _ = write!(key, "{}:{kind}:{{{:032x}}}", self.namespace, u128::from_be_bytes(*hash));
-        key.into_bytes()
+        let mut key = Vec::with_capacity(self.namespace.len() + kind.len() + 36);
+        for part in [self.namespace.as_bytes(), b":", kind.as_bytes(), b":{"] {
+            key.extend_from_slice(part);
+        }
+        let digit = |half: u8| b"0123456789abcdef"[usize::from(half)];
+        key.extend(hash.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
+        key.push(b'}');
+        key
     }
 
     /// The door's name is fixed by what foreign programs write to, and has no tag: Cluster hashes all of it. Tagging the

@@ -136,13 +136,16 @@ impl Fetch {
     }
 
     fn entry(&self, plan: Plan, received: &Received<'_>, body: Bytes) -> Entry {
-        let mut key = Vec::with_capacity(self.primary.len() + 64);
-        match &self.route.keys {
-            Some(keys) if !plan.vary.is_empty() => keys.variant(&mut key, &self.primary, &plan.vary, &self.headers),
-            _ => key.extend_from_slice(&self.primary),
-        }
+        let key = match &self.route.keys {
+            Some(keys) if !plan.vary.is_empty() => {
+                let mut key = Vec::with_capacity(self.primary.len() + 64);
+                keys.variant(&mut key, &self.primary, &plan.vary, &self.headers);
+                Bytes::from(key.into_boxed_slice())
+            }
+            _ => Bytes::copy_from_slice(&self.primary),
+        };
         let origin = entry::Origin {
-            key: key.into(),
+            key,
             position: self.permit.position(),
             fence: self.fence(),
             fill_cost_ms: u32::try_from(received.received_at.saturating_sub(received.asked_at)).unwrap_or(u32::MAX),

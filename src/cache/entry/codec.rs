@@ -24,11 +24,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, StatusCode};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::{Entry, MAX_VARIANTS, Parts, Stored, Uncacheable, Vary};
-use crate::cache::fields::lines;
+use super::{Entry, MAX_VARIANTS, Stored, Uncacheable, Vary};
+use crate::cache::fields::{are_lines, lines};
 use crate::cache::freshness::Freshness;
 use crate::cache::key::MAX_VARY_NAMES;
 use crate::cache::tags::{MAX_TAG_BYTES, MAX_TAGS};
@@ -200,8 +200,8 @@ fn put_all<'a>(out: &mut Vec<u8>, strings: impl ExactSizeIterator<Item = &'a [u8
     }
 }
 
-/// What these bytes were written from. Keys, fields and unpacked bodies are slices of `bytes`; a packed body is unpacked
-/// if it is no longer than `max_body`.
+/// What these bytes were written from. Key, fields and body are slices of `bytes`; a packed body is unpacked if it is no
+/// longer than `max_body`.
 ///
 /// # Errors
 /// Why they cannot be used.
@@ -276,11 +276,16 @@ fn decode_entry(
         .collect::<Result<_, _>>()?;
     let length = reader.number(max_body)?;
     let body = reader.rest();
-    let body = if flags & PACKED == 0 { body } else { unpack(&body, length)? };
+    let (key, fields, body) = if flags & PACKED == 0 {
+        (key, fields, body)
+    } else {
+        // Copied, or they would keep the packed body in memory beside the unpacked one.
+        (Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&fields), unpack(&body, length)?)
+    };
     if body.len() != length {
         return Err(Corrupt::Malformed);
     }
-    Ok(Entry::from_parts(Parts { key, status, fields, body, position, fence, freshness, vary, tags, fill_cost_ms }))
+    Ok(Entry { key, status, fields, body, position, fence, freshness, vary, tags, fill_cost_ms })
 }
 
 fn unpack(packed: &[u8], length: usize) -> Result<Bytes, Corrupt> {
@@ -292,18 +297,6 @@ fn unpack(packed: &[u8], length: usize) -> Result<Bytes, Corrupt> {
         Ok(written) if written == length => Ok(body.into()),
         _ => Err(Corrupt::Malformed),
     }
-}
-
-/// Whether these are whole field lines, which can be sent as they are.
-fn are_lines(fields: &[u8]) -> bool {
-    let mut lines = lines(fields);
-    let sound = lines.by_ref().all(|(name, value)| {
-        let (name, value) = (&fields[name], &fields[value]);
-        !name.iter().any(u8::is_ascii_uppercase)
-            && HeaderName::from_bytes(name).is_ok()
-            && HeaderValue::from_bytes(value).is_ok()
-    });
-    sound && lines.read() == fields.len()
 }
 
 struct Reader<'a> {
