@@ -41,8 +41,8 @@ test: redis ## Every test
 	cargo test --locked
 
 .PHONY: test-release
-test-release: redis ## Every test on the optimised binary, at full size
-	WEIR_ROUNDS=1000 WEIR_RPS=2000 WEIR_SECONDS=20 cargo test --locked --release
+test-release: redis ## Every test on the optimised binary, at full size, one at a time for the sake of its timings
+	WEIR_ROUNDS=1000 WEIR_RPS=2000 WEIR_SECONDS=20 cargo test --locked --release -- --test-threads=1 --nocapture
 
 .PHONY: lint
 lint: ## Formatting, clippy, documentation, dependency policy, scripts

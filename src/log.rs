@@ -30,7 +30,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// A buffer this full wakes the writer before its time.
 const WAKE_BYTES: usize = 64 << 10;
 
-/// Longest that a line waits in memory while the writer keeps up.
+/// Longest that an access line waits in memory while the writer keeps up.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Buffers are given back above this size, so that one burst does not stay in memory.
@@ -284,6 +284,8 @@ impl Write for &Events {
             line::whole(buffer, &String::from_utf8_lossy(text), self.sink.queue.format);
             buffer.push(b'\n');
         });
+        // Events are few, and read while they happen.
+        self.sink.open.thread.unpark();
         Ok(event.len())
     }
 

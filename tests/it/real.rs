@@ -88,7 +88,7 @@ async fn pythons_file_server_answers_the_same_through_weir() {
 #[tokio::test]
 async fn curl_gets_the_same_bytes_over_both_protocols() {
     let tree = tree();
-    let (Some(service), true) = (python(tree.path()), Command::new("curl").arg("--version").output().is_ok()) else {
+    let (Some(service), true) = (python(tree.path()), installed("curl", "--version")) else {
         eprintln!("python3 or curl is not installed: not compared");
         return;
     };
@@ -112,4 +112,77 @@ async fn curl(arguments: &[&str], output: &Path) -> Vec<u8> {
     let got = std::fs::read(output).unwrap_or_default();
     let _ = std::fs::remove_file(output);
     got
+}
+
+/// Counts the answers that are not the file.
+const COMPARE: &str = r#"
+local threads = {}
+function setup(thread) table.insert(threads, thread) end
+function init(args)
+  local file = assert(io.open(args[1], "rb"))
+  expected, differ, seen = file:read("*a"), 0, 0
+  file:close()
+end
+function response(status, headers, body)
+  seen = seen + 1
+  if status ~= 200 or body ~= expected then differ = differ + 1 end
+end
+function done(summary)
+  local e = summary.errors
+  io.write(string.format("seen %d differ %d errors %d\n", threads[1]:get("seen"), threads[1]:get("differ"),
+    e.connect + e.read + e.write + e.timeout))
+end
+"#;
+
+#[tokio::test]
+async fn wrk_gets_the_same_bytes_under_load() {
+    let tree = tree();
+    let (Some(service), true) = (nginx(tree.path()), installed("wrk", "--version")) else {
+        eprintln!("nginx or wrk is not installed: not compared");
+        return;
+    };
+    let weir = weir(CACHED).to(format!("http://{}", service.address)).start().await;
+    let script = tree.write("compare.lua", COMPARE).display().to_string();
+    for size in SIZES {
+        let file = tree.path().join(format!("{size}.txt")).display().to_string();
+        let url = format!("http://{}/{size}.txt", weir.proxy);
+        // Long enough for some answers of every size.
+        let (connections, length) = if *size > 1 << 20 { ("-c1", "-d4s") } else { ("-c4", "-d1s") };
+        let load = ["-t1", connections, length, "--timeout", "20s", "-s", &script, &url, "--", &file];
+        let said = run("wrk", &load).await;
+        let line = said.lines().find(|line| line.starts_with("seen ")).unwrap_or_else(|| panic!("wrk said {said}"));
+        assert!(line.ends_with(" differ 0 errors 0") && !line.starts_with("seen 0 "), "{size}: {line}");
+        eprintln!("{size} bytes: {line}");
+    }
+}
+
+#[tokio::test]
+async fn h2load_gets_as_many_bytes_as_it_should() {
+    const REQUESTS: usize = 24;
+    let tree = tree();
+    let (Some(service), true) = (nginx(tree.path()), installed("h2load", "--version")) else {
+        eprintln!("nginx or h2load is not installed: not compared");
+        return;
+    };
+    let weir = weir(CACHED).to(format!("http://{}", service.address)).start().await;
+    for size in SIZES {
+        let url = format!("http://{}/{size}.txt", weir.proxy);
+        let count = REQUESTS.to_string();
+        let said = run("h2load", &["-n", &count, "-c", "3", "-m", "4", &url]).await;
+        assert!(said.contains(&format!("status codes: {REQUESTS} 2xx, 0 3xx, 0 4xx, 0 5xx")), "{size}: {said}");
+        assert!(said.contains(&format!("{REQUESTS} succeeded, 0 failed, 0 errored")), "{size}: {said}");
+        assert!(said.contains(&format!("({}) data", REQUESTS * size)), "{size}: {said}");
+    }
+}
+
+fn installed(program: &str, argument: &str) -> bool {
+    Command::new(program).arg(argument).output().is_ok()
+}
+
+async fn run(program: &'static str, arguments: &[&str]) -> String {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("it runs");
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
