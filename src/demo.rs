@@ -28,6 +28,8 @@ pub fn config(upstream: SocketAddr) -> String {
         r#"# The demo: routes of the example, memory only.
 [server]
 listen = "127.0.0.1:8080"
+trusted_proxies = []
+lame_duck = "0s"
 
 [admin]
 listen = "127.0.0.1:9901"
@@ -74,7 +76,9 @@ cache.enabled = true
 }
 
 /// What to try, printed at start.
-pub fn guide(proxy: SocketAddr, admin: SocketAddr) -> String {
+///
+/// `weir` is how this program was called.
+pub fn guide(weir: &str, proxy: SocketAddr, admin: SocketAddr) -> String {
     format!(
         r#"Weir stands on http://{proxy} in front of a sample service that takes 200 ms for every answer.
 
@@ -86,7 +90,7 @@ Try, in another terminal:
   seq 40 | xargs -P 40 -I{{}} curl -s -o /dev/null -w '%{{http_code}} ' http://{proxy}/search; echo
   curl -i http://{proxy}/search             the burst of 20 is used up: 429 with Retry-After
   curl -X POST http://{admin}/invalidate -d '{{"tags":["product:7"]}}'
-  weir invalidate --admin http://{admin} --prefix /catalog
+  {weir} invalidate --admin http://{admin} --prefix /catalog
   curl -s http://{proxy}/count              how many requests reached the service
   curl -s http://{admin}/metrics | grep -E 'hit_ratio|requests_total'
 

@@ -415,8 +415,8 @@ impl Denial {
             other => format!("in {other} ms"),
         };
         format!(
-            "The limit \"{name}\" is used up: {} requests {period}, at most {burst} at once; try again in {seconds} s.",
-            rate.amount
+            "The limit \"{name}\" is used up: {} {period}, at most {burst} at once; try again in {seconds} s.",
+            if rate.amount == 1 { "1 request".to_owned() } else { format!("{} requests", rate.amount) }
         )
     }
 

@@ -137,7 +137,14 @@ fn start_demo(set: Vec<String>) -> ExitCode {
         Err(error) => return fail(NO_START, &format!("the sample service cannot start: {error}")),
     };
     let source = Source::Text { name: "demo.toml".to_owned(), text: demo::config(upstream) };
-    serve(source, overrides(set), |addresses| println!("{}\n", demo::guide(addresses.proxy, addresses.admin)))
+    serve(source, overrides(set), |addresses| {
+        println!("{}\n", demo::guide(&called(), addresses.proxy, addresses.admin))
+    })
+}
+
+/// How this program was called, for commands to be copied.
+fn called() -> String {
+    std::env::args().next().unwrap_or_else(|| "weir".to_owned())
 }
 
 fn serve(source: Source, overrides: Overrides, announce: impl FnOnce(&app::Addresses)) -> ExitCode {

@@ -169,6 +169,15 @@ impl Lines {
         }
     }
 
+    /// Keeps the lines that `is_kept` is true of.
+    pub fn retain(&mut self, is_kept: impl Fn(&[u8]) -> bool) {
+        let mut kept = Self::default();
+        for line in self.as_bytes().split_inclusive(|byte| *byte == b'\n').filter(|line| is_kept(line)) {
+            kept.push(line);
+        }
+        *self = kept;
+    }
+
     /// The lines.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.length]

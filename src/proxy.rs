@@ -90,6 +90,7 @@ impl Proxy {
         let worker = &self.0;
         let live = worker.shared.live();
         let (mut parts, body) = request.into_parts();
+        headers::strip_nominated(&mut parts.headers);
 
         // Who it is comes first: the scheme belongs to the key, the address to limits and logs.
         let peer = parts.extensions.get::<Peer>().copied().unwrap_or(UNKNOWN_PEER);
@@ -214,7 +215,10 @@ impl Journey<'_> {
             return self.pass(&mut parts, body, Forward::Bypass).await;
         };
         let key = self.route.key(self.target, &parts.headers);
-        let tags = self.route.tags(self.target);
+        // A tag that no invalidation could name: the answer would be out of reach.
+        let Some(tags) = self.route.tags(self.target) else {
+            return self.pass(&mut parts, body, Forward::Bypass).await;
+        };
         let mut why = Forward::UriMiss;
         for _ in 0..REJOINS {
             let (now, steady) = cache.times();
@@ -264,9 +268,14 @@ impl Journey<'_> {
             // A HEAD cannot fill the cache, and nobody should wait for one.
             if parts.method == Method::HEAD {
                 match lead::look(self, &ask).await {
-                    Look::Fresh(found) | Look::Stale(found) => {
+                    Look::Fresh(found) => {
                         self.exchange.from_tier(Tier::Redis);
                         return self.hit(&found, &parts, Outcome::Hit);
+                    }
+                    Look::Stale(found) => {
+                        lead::refresh(self, &ask, &parts, &found).await;
+                        self.exchange.from_tier(Tier::Redis);
+                        return self.hit(&found, &parts, Outcome::Stale);
                     }
                     Look::Uncacheable | Look::Nothing(_) => break,
                 }

@@ -40,11 +40,15 @@ impl Stored {
     }
 
     /// Whether it is later than `other`: by the sequence of invalidations, or in the same place by when it was received.
-    /// Fences do not count here: they begin anew when Redis has forgotten a key.
+    /// A record or verdict in the same place is taken for later, as it is made of what is there. Fences do not count
+    /// here: they begin anew when Redis has forgotten a key.
     pub fn is_newer_than(&self, other: &Self) -> bool {
         let (this, that) = (self.position(), other.position());
-        let received = |stored: &Self| stored.entry().map_or(0, |entry| entry.freshness.received_at);
-        this.incarnation == that.incarnation && (this.seq, received(self)) > (that.seq, received(other))
+        let received_later = || match (self.entry(), other.entry()) {
+            (Some(this), Some(that)) => this.freshness.received_at > that.freshness.received_at,
+            _ => false,
+        };
+        this.incarnation == that.incarnation && (this.seq > that.seq || (this.seq == that.seq && received_later()))
     }
 
     /// The full key, to be compared with the one that was asked for.

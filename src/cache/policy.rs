@@ -55,7 +55,7 @@ pub fn request_may_use_cache(
 }
 
 /// What of a request decides whether its answer may be stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RequestFacts {
     /// GET; the answer to anything else is not stored, and a HEAD's would be taken for an empty one.
     pub get: bool,
@@ -261,7 +261,12 @@ fn lifetime(rule: &CacheRule, answer: &Received<'_>, said: &ResponseDirectives) 
     if respected && let Some(ms) = heuristic_ms(answer) {
         return Ok(Lifetime::Heuristic(ms));
     }
-    Err(if status.is_server_error() { Refusal::ServerError } else { Refusal::NoFreshness })
+    Err(match status {
+        _ if status.is_server_error() => Refusal::ServerError,
+        // Whoever is refused or told to slow down: the next one may well be answered.
+        StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => Refusal::Status,
+        _ => Refusal::NoFreshness,
+    })
 }
 
 /// RFC 9111 section 4.2.1; `None` is silence. `no-cache` is no silence: it says that there is no lifetime.

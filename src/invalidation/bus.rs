@@ -216,7 +216,10 @@ impl Keeper {
         if proof.door.is_empty()
             && let Some(fleet) = &self.state.fleet
         {
-            fleet.proven_at.store(sent, Ordering::Release);
+            // While the log's past is not read back, something in it may name what is stored here.
+            if self.backfill.is_none() {
+                fleet.proven_at.store(sent, Ordering::Release);
+            }
             fleet.pods.store(proof.pods, Ordering::Relaxed);
         }
         Ok(())
@@ -296,6 +299,7 @@ impl Keeper {
             self.state.change(super::mirror::Mirror::unknown_past);
         }
         self.backfill = None;
+        self.due = Instant::now();
         if let Some(fleet) = &self.state.fleet {
             fleet.ready.send_replace(true);
         }

@@ -192,7 +192,7 @@ async fn fields_tell_of_the_tightest_limit_and_of_all_that_were_taken() {
     assert_eq!(fields[RETRY_AFTER], "3600");
     assert_eq!(
         denial.explain(),
-        "The limit \"later\" is used up: 1 requests an hour, at most 1 at once; try again in 3600 s."
+        "The limit \"later\" is used up: 1 request an hour, at most 1 at once; try again in 3600 s."
     );
 }
 

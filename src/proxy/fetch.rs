@@ -114,7 +114,11 @@ impl Fetch {
             Received { status: response.status(), headers: response.headers(), asked_at: sent, received_at: now };
         match self.plan(&received) {
             // A failure is shared by all who waited, and kept for nobody: they would all meet it at once.
-            Err(Refusal::ServerError) if let Ok(vary) = key::vary_names(received.headers) => {
+            // But one that a client's credentials brought about is that client's own.
+            Err(Refusal::ServerError)
+                if !self.facts().credentials
+                    && let Ok(vary) = key::vary_names(received.headers) =>
+            {
                 let freshness = Freshness { received_at: now, ..Freshness::default() };
                 let plan = Plan { freshness, source: policy::Source::Upstream, vary, tags: Vec::new() };
                 let entry = self.entry(plan, &received, Bytes::new());
@@ -131,8 +135,12 @@ impl Fetch {
     /// What may be kept of an answer.
     fn plan(&self, received: &Received<'_>) -> Result<Plan, Refusal> {
         let Some(rule) = &self.route.rule.cache else { return Err(Refusal::NoStore) };
-        let facts = RequestFacts::of(rule, &Method::GET, &self.headers);
-        policy::storable(rule, facts, received, key::spread(key::hash(self.permit.key()), received.asked_at))
+        policy::storable(rule, self.facts(), received, key::spread(key::hash(self.permit.key()), received.asked_at))
+    }
+
+    fn facts(&self) -> RequestFacts {
+        let of = |rule| RequestFacts::of(rule, &Method::GET, &self.headers);
+        self.route.rule.cache.as_ref().map_or_else(RequestFacts::default, of)
     }
 
     fn entry(&self, plan: Plan, received: &Received<'_>, body: Bytes) -> Entry {
@@ -180,9 +188,14 @@ impl Fetch {
     async fn fill(self, entry: Entry, response: Response<Body>, keep: bool) {
         let max_object = self.worker.shared.cache.settings().max_object as u64;
         let length = response.body().size_hint().exact();
-        let fits = length.is_none_or(|length| length <= max_object && self.permit.reserve(length as usize));
-        if !fits {
+        let is_too_large = length.is_some_and(|length| length > max_object);
+        if is_too_large && keep {
             return self.uncacheable(response, Fill::TooLarge, "too-large", End::TooLarge).await;
+        }
+        // No room now, or a failure: that says nothing of the next answer.
+        if is_too_large || !length.is_none_or(|length| self.permit.reserve(length as usize)) {
+            self.route.metrics.fill(Fill::TooLarge);
+            return self.hand_over(response, "too-large", End::TooLarge).await;
         }
         let body = response.into_body();
         self.permit.arriving(Arrival { head: Arc::new(entry.clone()), length, is_kept: keep });
@@ -276,9 +289,14 @@ impl Fetch {
         if matches!(refusal, Refusal::Credentials | Refusal::Authorization) {
             self.worker.shared.cache.keep_apart(&self.primary, self.verdict(), self.asked);
         }
+        self.hand_over(response, refusal.as_str(), End::Uncacheable).await;
+    }
+
+    /// Gives the answer to the one who asked for it; the others ask for themselves.
+    async fn hand_over(self, response: Response<Body>, why: &'static str, end: End) {
         let (worker, lease, deadline) = (self.worker, self.lease, self.redis_deadline);
-        let _ = self.hand_over.send((response, refusal.as_str()));
-        self.permit.end(End::Uncacheable);
+        let _ = self.hand_over.send((response, why));
+        self.permit.end(end);
         release(&worker, lease, deadline).await;
     }
 

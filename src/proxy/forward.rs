@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::Patient;
 use super::respond::{self, Forward, Forwarded};
 use super::socket::Socket;
 use super::state::RouteState;
-use super::upstream::{Patience, Reply};
+use super::upstream::{Failure, Patience, Reply};
 use super::{Journey, headers};
 use crate::cache::{Previous, conditional, negotiation};
 use crate::clock::Stopwatch;
@@ -36,12 +36,16 @@ pub(crate) async fn pass(journey: &mut Journey<'_>, parts: &mut Parts, body: Bod
     journey.exchange.asked_upstream(reply.as_ref().ok().map(|reply| reply.response.status()), took);
     match reply {
         Ok(reply) => passed(journey, reply, why),
-        Err(failure) => {
-            let failed = respond::failed(&failure);
-            journey.exchange.decide(Outcome::Failed, failed.status);
-            respond::failure(&failed, why)
-        }
+        Err(failure) => failed(journey, &failure, why),
     }
+}
+
+/// The answer to a request that got none, and whose fault that was.
+pub(crate) fn failed(journey: &mut Journey<'_>, failure: &Failure, why: Forward) -> Answer {
+    let failed = respond::failed(failure);
+    let outcome = if failed.status.is_client_error() { Outcome::Refused } else { Outcome::Failed };
+    journey.exchange.decide(outcome, failed.status);
+    respond::failure(&failed, why)
 }
 
 /// The answer to a request that was forwarded as it is.
@@ -93,7 +97,10 @@ pub(crate) fn fill_request(journey: &Journey<'_>, parts: &Parts, previous: Optio
     {
         conditional::ask_to_confirm(&mut fields, entry, previous.confirmed_by());
     }
-    outgoing(journey, parts, fields, Body::Empty, false)
+    let mut request = outgoing(journey, parts, fields, Body::Empty, false);
+    // A HEAD may start a refresh; what is stored is always a whole.
+    *request.method_mut() = Method::GET;
+    request
 }
 
 fn outgoing(
@@ -165,6 +172,7 @@ pub(crate) fn edit(answer: &mut Answer, edits: &FieldEdits) {
         }
         answer.prepared = kept.into();
     }
+    answer.lines.retain(|line| !gone(line.split(|byte| *byte == b':').next().unwrap_or_default()));
     for name in &edits.remove {
         answer.fields.remove(name);
     }

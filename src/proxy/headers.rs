@@ -52,6 +52,23 @@ pub fn strip_hop_by_hop(fields: &mut HeaderMap) -> Hop {
     hop
 }
 
+/// Removes the fields that a request's `Connection` names away, before anything looks at them: what the upstream is not
+/// to see may choose no route, key or limit either. `Connection` itself stays for [`strip_hop_by_hop`].
+pub fn strip_nominated(fields: &mut HeaderMap) {
+    if !fields.contains_key(CONNECTION) {
+        return;
+    }
+    let connection: Vec<HeaderValue> = fields.get_all(CONNECTION).iter().cloned().collect();
+    for option in connection.iter().flat_map(tokens) {
+        if let Ok(name) = HeaderName::from_bytes(option.as_bytes())
+            && !is_end_to_end(name.as_str())
+            && !is_hop_by_hop(&name)
+        {
+            fields.remove(name);
+        }
+    }
+}
+
 /// Fields that one connection owns, `Connection` or not. `HTTP2-Settings` goes with `h2c`, which is never passed on.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(

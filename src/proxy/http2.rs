@@ -41,7 +41,8 @@ pub async fn exchange(upstream: &Upstream, request: &mut Request<Body>, patience
 
 async fn connected(upstream: &Upstream) -> Result<SendRequest<Body>, Failure> {
     // Held while a connection opens: the others wait for that one instead of opening theirs.
-    let mut slot = upstream.http2().0.lock().await;
+    let patience = upstream.settings().queue_timeout;
+    let mut slot = timeout(patience, upstream.http2().0.lock()).await.map_err(|_| Failure::QueueTimeout)?;
     if let Some(mut sender) = slot.clone()
         && sender.ready().await.is_ok()
     {

@@ -21,6 +21,7 @@ use crate::kv;
 use crate::limit::{Limiter, RouteLimits};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::syntax::pattern::{Captures, Pattern};
+use crate::syntax::selector::check_tag;
 
 /// Name under which requests are counted that no route takes.
 pub const UNMATCHED: &str = "-";
@@ -171,14 +172,15 @@ impl RouteState {
         key
     }
 
-    /// Tags from the configuration.
-    pub fn tags(&self, target: &Target) -> Vec<String> {
+    /// Tags from the configuration; none if one of them can be no tag.
+    pub fn tags(&self, target: &Target) -> Option<Vec<String>> {
         let templates = self.rule.cache.as_ref().map_or(&[][..], |rule| &rule.tags);
         if templates.is_empty() {
-            return Vec::new();
+            return Some(Vec::new());
         }
         let captures = self.captures(target);
-        templates.iter().map(|template| template.render(&captures)).collect()
+        let tags = templates.iter().map(|template| template.render(&captures));
+        tags.map(|tag| check_tag(&tag).is_ok().then_some(tag)).collect()
     }
 
     /// The path's captures.

@@ -11,7 +11,8 @@ use super::{Journey, forward};
 use crate::clock::Stopwatch;
 use crate::message::{Answer, Body};
 use crate::metrics::{Door, Outcome};
-use crate::syntax::selector::Order;
+use crate::syntax::SyntaxError;
+use crate::syntax::selector::{Order, UrlSelector, check_tag, parse_prefix};
 
 /// Whether a request may change what is stored: by the route's `invalidates`, or as an unsafe method on a URL whose GET
 /// is cached (RFC 9111 section 4.4).
@@ -52,9 +53,7 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
         }
         Ok((Err(failure), took)) => {
             journey.exchange.asked_upstream(None, took);
-            let failed = respond::failed(&failure);
-            journey.exchange.decide(Outcome::Failed, failed.status);
-            respond::failure(&failed, why)
+            forward::failed(journey, &failure, why)
         }
         Err(_) => {
             journey.exchange.decide(Outcome::Failed, StatusCode::INTERNAL_SERVER_ERROR);
@@ -83,6 +82,10 @@ fn order(journey: &Journey<'_>, parts: &Parts) -> Order {
         order.urls = invalidates.urls.iter().map(|template| template.render(&captures)).collect();
         order.prefixes = invalidates.prefixes.iter().map(|template| template.render(&captures)).collect();
         order.routes.clone_from(&invalidates.routes);
+        // One that cannot be read must not take the others with it. Nothing is stored under a tag that can be none.
+        order.tags.retain(|tag| readable(check_tag(tag)));
+        order.urls.retain(|url| readable(UrlSelector::parse(url)));
+        order.prefixes.retain(|prefix| readable(parse_prefix(prefix)));
     }
     if let Some(rule) = journey.live.cached(journey.target, &parts.headers) {
         // Keyed as a GET of it would be.
@@ -93,12 +96,17 @@ fn order(journey: &Journey<'_>, parts: &Parts) -> Order {
     order
 }
 
-/// A target as an absolute selector.
-fn url(target: &Target) -> String {
-    let mut url = format!("http://{}{}", target.host(), target.path());
-    if let Some(query) = target.query() {
-        url.push('?');
-        url.push_str(query);
+fn readable<T>(read: Result<T, SyntaxError>) -> bool {
+    if let Err(error) = &read {
+        tracing::warn!(%error, "one of a write's selectors cannot be read; the others are used");
     }
-    url
+    read.is_ok()
+}
+
+/// A target as an absolute selector; on any host where the target's is none that a selector can name.
+fn url(target: &Target) -> String {
+    let query = target.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let path = format!("{}{query}", target.path());
+    let absolute = format!("http://{}{path}", target.host());
+    if UrlSelector::parse(&absolute).is_ok() { absolute } else { path }
 }

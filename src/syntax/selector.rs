@@ -254,7 +254,11 @@ fn host(authority: &str, default_port: &str) -> Option<String> {
     Some(lower.strip_suffix(default_port).unwrap_or(&lower).to_owned())
 }
 
-fn parse_prefix(text: &str) -> Result<String, SyntaxError> {
+/// Reads the beginning of a path.
+///
+/// # Errors
+/// Anything else.
+pub fn parse_prefix(text: &str) -> Result<String, SyntaxError> {
     let refuse = |problem: &str| {
         Err(SyntaxError::new(
             format!("the prefix {} {problem}", shown(text)),

@@ -6,6 +6,7 @@
 mod harness;
 
 mod admin;
+mod between_clients;
 mod caching;
 mod caching_rules;
 mod forwarding;

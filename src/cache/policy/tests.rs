@@ -136,8 +136,11 @@ fn ttl_fills_silence_and_covers_its_statuses() {
         let with_modified = life(&ttl(), ANYONE, status, &[("last-modified", &modified)]);
         assert_eq!(with_modified, Ok((60, Source::Ttl)), "{status} wins over a guess");
     }
-    for status in [201, 202, 302, 303, 307, 403, 404, 410, 418, 451] {
+    for status in [201, 202, 302, 303, 307, 404, 410, 418, 451] {
         assert_eq!(life(&ttl(), ANYONE, status, &[]), Err(Refusal::NoFreshness), "{status}");
+    }
+    for status in [403, 429] {
+        assert_eq!(life(&ttl(), ANYONE, status, &[]), Err(Refusal::Status), "{status} says nothing of the next one");
     }
     for status in [500, 502, 503, 504, 599] {
         assert_eq!(life(&ttl(), ANYONE, status, &[]), Err(Refusal::ServerError), "{status}");
@@ -156,7 +159,7 @@ fn status_ttl_and_what_it_cannot_do() {
     for status in [304, 400, 401, 408, 412, 413, 414, 416, 417, 421, 431] {
         assert_eq!(life(&rule, ANYONE, status, &[("cache-control", "max-age=9")]), Err(Refusal::Status), "{status}");
     }
-    assert_eq!(life(&rule, ANYONE, 429, &[]), Err(Refusal::NoFreshness));
+    assert_eq!(life(&rule, ANYONE, 429, &[]), Err(Refusal::Status));
     assert_eq!(life(&rule, ANYONE, 429, &[("cache-control", "max-age=9")]), Ok((9, Source::Upstream)));
     assert_eq!(life(&rule, ANYONE, 206, &[("cache-control", "max-age=9")]), Err(Refusal::Partial));
     assert_eq!(life(&rule, ANYONE, 200, &[("content-range", "bytes 0-1/2")]), Err(Refusal::Partial));

@@ -1,0 +1,189 @@
+//! What one client sends never decides what another gets.
+
+use std::time::Duration;
+
+use crate::harness::{Connection, Gate, eventually, for_both, get, reply, request, upstream, weir};
+
+const ROUTES: &str = r#"
+[[route]]
+name = "item"
+path = "/item/{id}"
+methods = ["GET", "HEAD"]
+cache.enabled = true
+cache.key_headers = ["x-tenant"]
+cache.status_ttl = { 404 = "1s" }
+cache.tags = ["item:{id}"]
+
+[[route]]
+name = "edit"
+path = "/item/{id}"
+methods = ["PUT"]
+invalidates = { tags = ["item:{id}", "all-items"] }
+
+[[route]]
+name = "bare"
+path = "/bare/{*rest}"
+cache.enabled = true
+response.remove = ["cache-status"]
+response.set = { age = "7" }
+"#;
+
+#[tokio::test]
+async fn a_head_refreshes_the_whole() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.on("/item/1", |request| {
+            let body = if request.method == "HEAD" { "" } else { "whole" };
+            reply(body).header("cache-control", "max-age=1, stale-while-revalidate=60")
+        });
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        weir.get("/item/1").await;
+        weir.metric_reaches(r#"weir_cache_fills_total{result="stored"}"#, 1.0).await;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        assert_eq!(weir.send(request("HEAD", "/item/1")).await.status, 200);
+        weir.metric_reaches(r#"weir_cache_fills_total{result="stored"}"#, 2.0).await;
+        assert!(up.requests("/item/1").iter().all(|request| request.method == "GET"));
+        assert_eq!(weir.get("/item/1").await.text(), "whole");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_field_that_is_named_away_chooses_nothing() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.on("*", |request| {
+            let field = |name| request.header(name).unwrap_or("none").to_owned();
+            reply(format!("{} {}", field("x-tenant"), field("x-tone"))).max_age(60).header("vary", "x-tone")
+        });
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        let asked = || get("/item/1").header("x-tenant", "a").header("x-tone", "loud");
+        let poisoned = weir.send(asked().header("connection", "x-tenant, X-Tone")).await;
+        assert_eq!(poisoned.text(), "none none");
+        assert_eq!(weir.send(asked()).await.text(), "a loud");
+        assert_eq!(weir.get("/item/1").await.text(), "none none");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_failure_brought_about_by_a_cookie_is_its_owners() {
+    let (up, gate) = (upstream(), Gate::new());
+    let held = gate.clone();
+    up.on("/item/1", move |request| match request.header("cookie") {
+        Some(cookie) => reply(format!("no such session: {cookie}")).status(500).gate(&held),
+        None => reply("fine").max_age(60),
+    });
+    let weir = weir(ROUTES).to(up.url()).start().await;
+    let (owner, other) = tokio::join!(weir.send(get("/item/1").header("cookie", "session=1")), async {
+        eventually("the first fetch is on its way", || up.count("/item/1") == 1).await;
+        let mut other = Connection::open(weir.proxy).await;
+        let asked = get("/item/1");
+        let (answer, ()) = tokio::join!(other.send(&asked), async {
+            weir.metric_reaches("weir_requests_in_flight", 2.0).await;
+            gate.open();
+        });
+        answer
+    });
+    assert_eq!((owner.status, owner.text()), (500, "no such session: session=1"));
+    assert_eq!((other.status, other.text()), (200, "fine"));
+}
+
+#[tokio::test]
+async fn a_refusal_of_one_is_no_verdict_on_the_next() {
+    for_both(|store| async move {
+        for status in [403, 429] {
+            let up = upstream();
+            up.on("*", move |request| match request.header("user-agent") {
+                Some("bot") => reply("no").status(status),
+                _ => reply("yes").max_age(60),
+            });
+            let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+            let path = format!("/item/{status}");
+            assert_eq!(weir.send(get(&path).header("user-agent", "bot")).await.status, status);
+            let next = weir.get(&path).await;
+            assert!(next.status == 200 && next.is_stored(), "{next:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_that_begins_to_vary_is_stored_in_place_of_one_that_did_not() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.route("/item/1", reply("absent").status(404));
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        assert_eq!(weir.get("/item/1").await.status, 404);
+        weir.metric_reaches(r#"weir_cache_fills_total{result="stored"}"#, 1.0).await;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        up.route("/item/1", reply("here").max_age(60).header("vary", "accept-encoding"));
+        assert_eq!(weir.get("/item/1").await.text(), "here");
+        weir.metric_reaches(r#"weir_cache_fills_total{result="stored"}"#, 2.0).await;
+        let hit = weir.get("/item/1").await;
+        assert!(hit.is_hit() && hit.text() == "here", "{hit:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_that_varies_by_address_is_not_stored() {
+    let up = upstream();
+    up.on("*", |_| reply("yours").max_age(60).header("vary", "X-Forwarded-For"));
+    let weir = weir(ROUTES).to(up.url()).start().await;
+    for asked in 1..=2 {
+        assert_eq!(weir.get("/item/1").await.text(), "yours");
+        assert_eq!(up.count("/item/1"), asked);
+    }
+}
+
+#[tokio::test]
+async fn a_write_whose_tag_can_be_none_invalidates_the_rest() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.on("*", |request| match request.method.as_str() {
+            "PUT" => reply("written"),
+            _ => reply("read").max_age(60).header("cache-tag", "all-items"),
+        });
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        let long = format!("/item/{}", "x".repeat(300));
+        for asked in 1..=2 {
+            assert_eq!(weir.get(&long).await.text(), "read");
+            assert_eq!(up.count(&long), asked, "what no tag can name is not stored");
+        }
+        weir.get("/item/1").await;
+        weir.metric_reaches(r#"weir_cache_fills_total{result="stored"}"#, 1.0).await;
+        assert!(weir.get("/item/1").await.is_hit());
+        assert_eq!(weir.send(request("PUT", &long).body("x")).await.text(), "written");
+        assert!(!weir.get("/item/1").await.is_hit(), "the tag that could be read was invalidated");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_without_a_host_invalidates_its_url() {
+    let up = upstream();
+    up.on("*", |_| reply("x").max_age(60));
+    let weir = weir(ROUTES).to(up.url()).start().await;
+    weir.get("/bare/1").await;
+    weir.metric_reaches(r#"weir_cache_fills_total{result="stored"}"#, 1.0).await;
+    let mut old = Connection::open(weir.proxy).await;
+    old.write(b"PUT /bare/1 HTTP/1.0\r\ncontent-length: 1\r\n\r\nx").await;
+    eventually("the write arrives", || up.requests("/bare/1").iter().any(|request| request.method == "PUT")).await;
+    weir.metric_reaches(r#"weir_invalidations_total{door="write"}"#, 1.0).await;
+    weir.get("/bare/1").await;
+    assert_eq!(up.count("/bare/1"), 3, "the old answer was used");
+}
+
+#[tokio::test]
+async fn an_answers_fields_are_edited_on_hits_too() {
+    let up = upstream();
+    up.on("*", |_| reply("x").max_age(60));
+    let weir = weir(ROUTES).to(up.url()).start().await;
+    for _ in 0..2 {
+        let answer = weir.get("/bare/1").await;
+        assert_eq!((answer.header("cache-status"), answer.headers("age")), (None, vec!["7"]), "{answer:?}");
+        weir.metric_reaches(r#"weir_cache_fills_total{result="stored"}"#, 1.0).await;
+    }
+    assert_eq!(up.count("/bare/1"), 1);
+}
