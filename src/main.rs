@@ -138,7 +138,7 @@ fn start_demo(set: Vec<String>) -> ExitCode {
     };
     let source = Source::Text { name: "demo.toml".to_owned(), text: demo::config(upstream) };
     serve(source, overrides(set), |addresses| {
-        println!("{}\n", demo::guide(&called(), addresses.proxy, addresses.admin))
+        println!("{}\n", demo::guide(&called(), addresses.proxy, addresses.admin));
     })
 }
 

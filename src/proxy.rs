@@ -240,13 +240,13 @@ impl Journey<'_> {
             let missing = match look {
                 Look::Fresh(found) => {
                     if found.is_early {
-                        lead::refresh(self, &ask, &parts, &found).await;
+                        lead::refresh(self, &ask, &parts, &found);
                     }
                     self.exchange.from_tier(Tier::Memory);
                     return self.hit(&found, &parts, Outcome::Hit);
                 }
                 Look::Stale(found) => {
-                    lead::refresh(self, &ask, &parts, &found).await;
+                    lead::refresh(self, &ask, &parts, &found);
                     self.exchange.from_tier(Tier::Memory);
                     return self.hit(&found, &parts, Outcome::Stale);
                 }
@@ -273,7 +273,7 @@ impl Journey<'_> {
                         return self.hit(&found, &parts, Outcome::Hit);
                     }
                     Look::Stale(found) => {
-                        lead::refresh(self, &ask, &parts, &found).await;
+                        lead::refresh(self, &ask, &parts, &found);
                         self.exchange.from_tier(Tier::Redis);
                         return self.hit(&found, &parts, Outcome::Stale);
                     }

@@ -159,8 +159,8 @@ pub fn vary_names(headers: &HeaderMap) -> Result<Vec<HeaderName>, VaryRefused> {
     let members = headers.get_all(VARY).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     for member in members.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()) {
         // What Weir itself tells the upstream of each client is in no field that a client sent.
-        let is_ours = |name: &&str| member.eq_ignore_ascii_case(name.as_bytes());
-        if member == b"*" || ["forwarded", "x-forwarded-for"].iter().any(|name| is_ours(name)) {
+        let is_ours = ["forwarded", "x-forwarded-for"].iter().any(|name| member.eq_ignore_ascii_case(name.as_bytes()));
+        if member == b"*" || is_ours {
             return Err(VaryRefused::Star);
         }
         let name = HeaderName::from_bytes(member).map_err(|_| VaryRefused::Malformed)?;

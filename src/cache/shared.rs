@@ -20,7 +20,7 @@ use crate::kv::{self, Budget, Redis, Reply, Script, Unavailable};
 use crate::metrics::Lookup;
 
 /// How long a fetch is leased: a crashed leader holds the fleet up for so long at most.
-const LEASE: Duration = Duration::from_secs(3);
+pub const LEASE: Duration = Duration::from_secs(3);
 
 /// Writing a body may take longer than a request waits for an answer; nobody waits for it.
 const STORE_DEADLINES: u32 = 10;

@@ -3,6 +3,7 @@
 //! It is a task of its own, so that a leader whose client leaves still finishes what is storable.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +22,12 @@ use crate::cache::flight::{Arrival, End, Failed, Origin, Permit};
 use crate::cache::freshness::Freshness;
 use crate::cache::memory::Slot;
 use crate::cache::policy::{self, Plan, Received, Refusal, RequestFacts};
-use crate::cache::shared::{Lease, Leased};
+use crate::cache::shared::{LEASE, Lease, Leased};
 use crate::cache::{Previous, conditional, key};
 use crate::clock::{SteadyMs, Stopwatch, WallMs};
+use crate::config::Stage;
 use crate::kv::Budget;
+use crate::limit::{Charged, Facts, Verdict};
 use crate::message::Body;
 use crate::metrics::Fill;
 
@@ -49,22 +52,49 @@ pub(crate) struct Fetch {
     pub(crate) report: oneshot::Sender<(Option<StatusCode>, Duration)>,
 }
 
-/// A refresh behind an answer that is served: it happens only if this pod is the one that the fleet elects.
-pub(crate) async fn run_behind(mut fetch: Fetch) {
-    if let (Some(redis), Some(tier)) = (&fetch.worker.redis, &fetch.worker.shared.tier) {
-        let mut budget = Budget::new(fetch.redis_deadline);
+/// On whose behalf a refresh is made: by these the upstream's limits count it.
+pub(crate) struct Asker {
+    pub(crate) ip: IpAddr,
+    pub(crate) host: String,
+    pub(crate) query: Option<String>,
+}
+
+/// A refresh behind an answer that is served: it happens only if this pod is the one that the fleet elects, and only
+/// then is it charged to the upstream's limits.
+pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
+    let worker = Arc::clone(&fetch.worker);
+    if let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) {
         let previous = fetch.previous.as_ref().and_then(Previous::entry);
         let key = previous.map_or_else(|| Bytes::copy_from_slice(&fetch.primary), |entry| entry.key.clone());
         let seen = previous.map(|entry| entry.fence);
-        match tier.lease(redis, &key, fetch.permit.position(), seen, &mut budget).await {
-            Leased::Lead(lease) => fetch.lease = Some(lease),
-            Leased::Unavailable => {}
-            Leased::Held => return,
-            Leased::Found(stored) => {
-                let slot = fetch.worker.shared.cache.keep(&fetch.primary, stored, 0).slot;
-                return fetch.permit.end(End::Stored(slot, Origin::Shared));
+        let mut waited = false;
+        loop {
+            let bell = tier.listen(&key);
+            let mut budget = Budget::new(fetch.redis_deadline);
+            match tier.lease(redis, &key, fetch.permit.position(), seen, &mut budget).await {
+                Leased::Lead(lease) => {
+                    fetch.lease = Some(lease);
+                    break;
+                }
+                Leased::Unavailable => break,
+                Leased::Found(stored) => {
+                    let slot = worker.shared.cache.keep(&fetch.primary, stored, 0).slot;
+                    return fetch.permit.end(End::Stored(slot, Origin::Shared));
+                }
+                Leased::Held if waited => return,
+                // Another pod refreshes it. The flight stays until that is over, or each hit meanwhile would ask again.
+                Leased::Held => {
+                    waited = true;
+                    let _ = tokio::time::timeout(LEASE, bell).await;
+                }
             }
         }
+    }
+    let deadline = fetch.redis_deadline;
+    if is_denied(&worker, &fetch.route, &fetch.headers, &asker, deadline).await {
+        let lease = fetch.lease.take();
+        drop(fetch);
+        return release(&worker, lease, deadline).await;
     }
     run(fetch).await;
 }
@@ -94,6 +124,31 @@ pub(crate) async fn run(mut fetch: Fetch) {
             fetch.received(response, sent).await;
         }
     }
+}
+
+/// Takes the limits of what reaches the upstream; what they charge stays charged.
+async fn is_denied(
+    worker: &Worker,
+    route: &RouteState,
+    headers: &HeaderMap,
+    asker: &Asker,
+    deadline: Duration,
+) -> bool {
+    if route.limits.is_empty(Stage::Origin) {
+        return false;
+    }
+    let facts = Facts {
+        ip: asker.ip,
+        headers,
+        query: asker.query.as_deref(),
+        route: &route.name,
+        host: &asker.host,
+        method: &Method::GET,
+    };
+    let (mut charged, mut budget) = (Charged::default(), Budget::new(deadline));
+    let (limiter, redis) = (&worker.shared.limiter, worker.redis.as_ref());
+    let verdict = limiter.take(redis, &route.limits, Stage::Origin, &facts, &mut charged, &mut budget).await;
+    matches!(verdict, Verdict::Deny(_))
 }
 
 impl Fetch {

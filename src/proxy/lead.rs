@@ -9,7 +9,7 @@ use http::request::Parts;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-use super::fetch::{self, Fetch};
+use super::fetch::{self, Asker, Fetch};
 use super::{Journey, forward};
 use crate::cache::flight::{End, Follower, Origin, Permit};
 use crate::cache::memory::Slot;
@@ -75,7 +75,7 @@ pub(crate) async fn lead(
         Look::Stale(found) => {
             // Those who wait are served as well; the refresh is a flight of its own.
             permit.end(End::Stored(Arc::clone(&found.slot), Origin::Shared));
-            refresh(journey, ask, parts, &found).await;
+            refresh(journey, ask, parts, &found);
             return Led::Found(found, Outcome::Stale);
         }
         Look::Uncacheable => {
@@ -129,22 +129,17 @@ pub(crate) async fn lead(
     Led::Asked(Lead { follower, direct, timing })
 }
 
-/// Refreshes an answer behind the one that is served, unless somebody does already.
-pub(crate) async fn refresh(journey: &mut Journey<'_>, ask: &Ask<'_>, parts: &Parts, found: &Found) {
-    if let Some(permit) = journey.worker.shared.cache.refresh(ask) {
-        spawn_refresh(journey, ask, parts, permit, found).await;
-    }
-}
-
-async fn spawn_refresh(journey: &mut Journey<'_>, ask: &Ask<'_>, parts: &Parts, permit: Permit, found: &Found) {
-    // A refresh reaches the upstream like any other request; the one that is answered stays charged either way.
-    journey.charged.keep();
-    if journey.limited(Stage::Origin, parts).await.is_err() {
-        return;
-    }
+/// Refreshes an answer behind the one that is served, unless somebody does already. Nobody waits for it.
+pub(crate) fn refresh(journey: &Journey<'_>, ask: &Ask<'_>, parts: &Parts, found: &Found) {
+    let Some(permit) = journey.worker.shared.cache.refresh(ask) else { return };
     let previous = Previous { slot: Arc::clone(&found.slot), is_gone: false, excuses_errors: true };
     let (fetch, _, _) = start(journey, ask, parts, permit, None, Some(previous));
-    journey.worker.behind.spawn(fetch::run_behind(fetch));
+    let asker = Asker {
+        ip: journey.client.ip,
+        host: journey.target.host().to_owned(),
+        query: journey.target.query().map(str::to_owned),
+    };
+    journey.worker.behind.spawn(fetch::run_behind(fetch, asker));
 }
 
 /// Looks into the shared tier, and keeps in memory what is found there.

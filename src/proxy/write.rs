@@ -83,9 +83,9 @@ fn order(journey: &Journey<'_>, parts: &Parts) -> Order {
         order.prefixes = invalidates.prefixes.iter().map(|template| template.render(&captures)).collect();
         order.routes.clone_from(&invalidates.routes);
         // One that cannot be read must not take the others with it. Nothing is stored under a tag that can be none.
-        order.tags.retain(|tag| readable(check_tag(tag)));
-        order.urls.retain(|url| readable(UrlSelector::parse(url)));
-        order.prefixes.retain(|prefix| readable(parse_prefix(prefix)));
+        order.tags.retain(|tag| readable(&check_tag(tag)));
+        order.urls.retain(|url| readable(&UrlSelector::parse(url)));
+        order.prefixes.retain(|prefix| readable(&parse_prefix(prefix)));
     }
     if let Some(rule) = journey.live.cached(journey.target, &parts.headers) {
         // Keyed as a GET of it would be.
@@ -96,8 +96,8 @@ fn order(journey: &Journey<'_>, parts: &Parts) -> Order {
     order
 }
 
-fn readable<T>(read: Result<T, SyntaxError>) -> bool {
-    if let Err(error) = &read {
+fn readable<T>(read: &Result<T, SyntaxError>) -> bool {
+    if let Err(error) = read {
         tracing::warn!(%error, "one of a write's selectors cannot be read; the others are used");
     }
     read.is_ok()

@@ -308,3 +308,36 @@ async fn every_key_of_a_limit_in_redis_has_an_end_and_names_nobody() {
         assert!(!key.contains("very-secret"), "{key}");
     }
 }
+
+#[tokio::test]
+async fn only_the_pod_that_refreshes_is_charged_for_it() {
+    const ROUTES: &str = r#"
+[[route]]
+name = "all"
+path = "/{*path}"
+cache.enabled = true
+limits = [{ name = "origin", key = ["route"], rate = "1/h", burst = 10, on = "origin" }]
+"#;
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    let old = reply("old").header("cache-control", "max-age=1, stale-while-revalidate=60");
+    up.sequence("/a", vec![old, reply("new").max_age(60).gate(&gate)]);
+    let weirs = weir(ROUTES).to(up.url()).redis(&redis).fleet(2).await;
+    stored(&weirs[0], "/a").await;
+    weirs[1].get("/a").await;
+    tokio::time::sleep(Duration::from_millis(1150)).await;
+    assert_eq!(weirs[0].get("/a").await.text(), "old");
+    gate.reached(1).await;
+    for _ in 0..40 {
+        assert_eq!(weirs[1].get("/a").await.text(), "old");
+    }
+    let taken =
+        async |weir: &Weir| weir.metric(r#"weir_limit_decisions_total{limit="origin",decision="allowed"}"#).await;
+    assert_eq!(taken(&weirs[0]).await + taken(&weirs[1]).await, 2.0, "the first fetch and one refresh");
+    let leases = weirs[1].metric(r#"weir_redis_commands_total{command="lease"}"#).await;
+    assert!(leases <= 2.0, "{leases} leases were asked for while another pod fetched");
+    gate.open();
+    crate::harness::within_async(Duration::from_secs(5), "the fresh answer", async || {
+        weirs[1].get("/a").await.text() == "new"
+    })
+    .await;
+}
