@@ -209,6 +209,8 @@ impl Invalidation {
         let selectors: Arc<[Selector]> = order.selectors()?.into();
         self.count(&selectors, door);
         let Some(fleet) = &self.fleet else { return Ok(self.apply_here(&selectors, order.soft, true)) };
+        // While others wait for Redis to take theirs, this one joins them; whoever sent it does not.
+        let here = (fleet.queued.load(Ordering::Relaxed) > 0).then(|| self.apply_here(&selectors, order.soft, false));
         let (answer, logged) = oneshot::channel();
         let submission = Submission {
             order: to_json(order),
@@ -216,11 +218,14 @@ impl Invalidation {
             soft: order.soft,
             since: None,
             door,
-            answer: Some(answer),
+            answer: here.is_none().then_some(answer),
         };
         if fleet.submissions.try_send(submission).is_err() {
             tracing::error!("the queue of invalidations is full: applied in this pod only");
-            return Ok(self.apply_here(&selectors, order.soft, false));
+            return Ok(here.unwrap_or_else(|| self.apply_here(&selectors, order.soft, false)));
+        }
+        if let Some(receipt) = here {
+            return Ok(receipt);
         }
         match tokio::time::timeout(SUBMIT_WAIT, logged).await {
             Ok(Ok(receipt)) => {

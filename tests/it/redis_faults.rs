@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::harness::{
-    Load, Redis, Report, Setup, Upstream, Weir, flaky, get, optimised, redis, redis_not_started, reply, scale,
+    Load, Redis, Report, Setup, Upstream, Weir, flaky, get, optimised, redis, redis_not_started, reply, request, scale,
     upstream, weir, within_async,
 };
 
@@ -213,4 +213,21 @@ async fn a_redis_that_is_full_or_read_only_is_survived() {
         assert_eq!(weirs[i % 2].get(&format!("/noscript/{i}")).await.status, 200);
     }
     back_in_use(&weirs, "noscript").await;
+}
+
+#[tokio::test]
+async fn writes_do_not_stand_in_line_for_a_frozen_redis() {
+    let (up, redis) = (service(), redis());
+    let weir = setup(&up).redis(&redis).start().await;
+    redis.freeze();
+    assert_eq!(weir.send(request("PUT", "/first").body("x")).await.status, 200, "the one that finds out");
+    let mut slowest = Duration::ZERO;
+    for i in 0..40 {
+        let answer = weir.send(request("PUT", &format!("/{i}")).body("x")).await;
+        assert_eq!(answer.status, 200);
+        slowest = slowest.max(answer.took);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    redis.thaw();
+    assert!(slowest < Duration::from_millis(200), "a write waited {slowest:?}");
 }
