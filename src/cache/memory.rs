@@ -24,8 +24,8 @@ const LARGEST_PER_SHARD: usize = 8;
 /// Most shards: beyond twice the threads nothing is gained.
 const SHARDS: usize = 16;
 
-/// What a slot costs beyond the entry's own bytes, measured: its place in the table and its queue, `Arc`s, and what the
-/// allocator rounds up.
+/// What a slot is taken to cost beyond the entry's own bytes: its place in table and queue, `Arc`s. An estimate, and on the
+/// low side: with what the allocator rounds up, a tier full of 1 KiB objects is resident in some 1.17 of its size.
 const SLOT_BYTES: u64 = 160;
 
 /// A stored thing in this process, and what this process knows of it.

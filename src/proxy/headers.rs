@@ -32,19 +32,13 @@ pub fn strip_hop_by_hop(fields: &mut HeaderMap) -> Hop {
         return Hop::default();
     }
     let mut hop = Hop { te_trailers: wants_trailers(fields), ..Hop::default() };
-    let mut upgrade = false;
-    let connection: Vec<HeaderValue> = fields.get_all(CONNECTION).iter().cloned().collect();
-    for option in connection.iter().flat_map(tokens) {
-        if option.eq_ignore_ascii_case("close") {
-            hop.close = true;
-        } else if option.eq_ignore_ascii_case("upgrade") {
-            upgrade = true;
-        } else if let Ok(name) = HeaderName::from_bytes(option.as_bytes())
-            && !is_end_to_end(name.as_str())
-        {
-            fields.remove(name);
-        }
-    }
+    strip_nominated(fields);
+    let says = |wanted: &str| {
+        let options = fields.get_all(CONNECTION).iter().flat_map(tokens);
+        options.into_iter().any(|option| option.eq_ignore_ascii_case(wanted))
+    };
+    hop.close = says("close");
+    let upgrade = says("upgrade");
     if upgrade {
         hop.upgrade = offered_protocols(fields);
     }
@@ -52,8 +46,8 @@ pub fn strip_hop_by_hop(fields: &mut HeaderMap) -> Hop {
     hop
 }
 
-/// Removes the fields that a request's `Connection` names away, before anything looks at them: what the upstream is not
-/// to see may choose no route, key or limit either. `Connection` itself stays for [`strip_hop_by_hop`].
+/// Removes the fields that `Connection` names away, but none that belongs to the hop by itself, `Connection` included.
+/// Of a request they go before anything looks at it: what the upstream is not to see may choose no route, key or limit.
 pub fn strip_nominated(fields: &mut HeaderMap) {
     if !fields.contains_key(CONNECTION) {
         return;
