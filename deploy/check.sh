@@ -2,6 +2,8 @@
 # Checks everything in deploy/ without a cluster or a container engine. Installs what it needs, in a directory of its own.
 # WEIR=path/to/weir checks the configurations too.
 set -eu
+# The path is the caller's, whose directory is left here.
+[ -z "${WEIR:-}" ] || WEIR=$(realpath "$WEIR")
 cd "$(dirname "$0")"
 tools="${WEIR_CHECK_TOOLS:-${TMPDIR:-/tmp}/weir-deploy-check}"
 mkdir -p "$tools"
