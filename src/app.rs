@@ -30,7 +30,7 @@ use crate::invalidation::Invalidation;
 use crate::kv;
 use crate::limit::{self, Limiter};
 use crate::log;
-use crate::message::{Answer, Body};
+use crate::message::{Answer, Body, Peer};
 use crate::metrics::{Metrics, Reload};
 use crate::proxy::Proxy;
 use crate::proxy::exchange::Books;
@@ -436,8 +436,8 @@ impl Reloader {
 struct Front(Proxy);
 
 impl Service for Front {
-    fn call(&self, request: Request<Body>) -> impl Future<Output = Answer> + Send {
-        self.0.handle(request)
+    fn call(&self, request: Request<Body>, peer: Peer) -> impl Future<Output = Answer> + Send {
+        self.0.handle(request, peer)
     }
 
     fn refuse(&self, status: StatusCode, why: &'static str) -> Answer {

@@ -10,8 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use deadpool_redis::redis::{Cmd, ConnectionInfo, IntoConnectionInfo, Value};
+use tokio::time::{Instant, timeout_at};
 
-use crate::clock::{Clock, Stopwatch};
+use crate::clock::Clock;
 use crate::config;
 use crate::metrics::{CommandMetrics, Metrics, RedisResult};
 use crate::syntax::SyntaxError;
@@ -275,14 +276,14 @@ impl Redis {
             known.metrics.ended(RedisResult::Unavailable, Duration::ZERO);
             return Err(Fault::NotSent);
         }
-        let watch = Stopwatch::start();
+        let started = Instant::now();
         let answer = if budget.left().is_zero() {
             // Earlier answers were so slow that nothing is left for this one: that is trouble too.
             Err(Fault::Timeout)
         } else {
-            self.attempt(lane, command, budget.left()).await
+            self.attempt(lane, command, started + budget.left()).await
         };
-        let took = watch.elapsed();
+        let took = started.elapsed();
         budget.spend(took);
         let (result, trouble) = match &answer {
             Ok(_) => (RedisResult::Ok, None),
@@ -302,7 +303,7 @@ impl Redis {
         answer
     }
 
-    async fn attempt(&self, lane: Lane, command: &Cmd, left: Duration) -> Result<Reply, Fault> {
+    async fn attempt(&self, lane: Lane, command: &Cmd, until: Instant) -> Result<Reply, Fault> {
         let slot = match lane {
             Lane::Scripts => &self.0.scripts,
             Lane::Bodies => &self.0.bodies,
@@ -325,7 +326,7 @@ impl Redis {
                 }
             }
         };
-        tokio::time::timeout(left, whole).await.unwrap_or_else(|_| {
+        timeout_at(until, whole).await.unwrap_or_else(|_| {
             slot.missed();
             Err(Fault::Timeout)
         })

@@ -17,7 +17,6 @@ pub mod target;
 pub mod upstream;
 pub mod write;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use http::request::Parts;
@@ -43,9 +42,6 @@ use target::Target;
 /// Times that a request joins a fetch anew (its leader left, an invalidation overtook it, its fields select another
 /// variant) before it goes for itself.
 const REJOINS: usize = 4;
-
-/// Stands in for a transport without an address.
-const UNKNOWN_PEER: Peer = Peer { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), encrypted: false };
 
 /// One worker's proxy; cheap to clone.
 #[derive(Clone)]
@@ -84,8 +80,9 @@ impl Proxy {
         exchange.decide(Outcome::Refused, status);
         respond::refused(status, why)
     }
-    /// Answers one request.
-    pub async fn handle(&self, request: Request<Body>) -> Answer {
+
+    /// Answers one request of `peer`'s.
+    pub async fn handle(&self, request: Request<Body>, peer: Peer) -> Answer {
         let started = Stopwatch::start();
         let worker = &self.0;
         let live = worker.shared.live();
@@ -93,7 +90,6 @@ impl Proxy {
         headers::strip_nominated(&mut parts.headers);
 
         // Who it is comes first: the scheme belongs to the key, the address to limits and logs.
-        let peer = parts.extensions.get::<Peer>().copied().unwrap_or(UNKNOWN_PEER);
         let client = Client::identify(&peer, &parts.headers, &live.config);
 
         // One form of the target before anything looks at it: what is routed is keyed, limited and forwarded.

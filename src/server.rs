@@ -5,8 +5,8 @@
 //! small answer. HTTP/2 is hyper's, by prior knowledge (`http2`); its requests reach the service in the same shape.
 //!
 //! What a request has when it reaches the [`Service`]: a target in origin form (or `*`), one valid `Host` (HTTP/1.0 may
-//! have none), a body without its framing, and a [`Peer`] in its extensions. `Expect` has been dealt
-//! with, an offer to upgrade to HTTP/2 is gone, and so is `Transfer-Encoding`; other hop-by-hop fields are the service's.
+//! have none), and a body without its framing. `Expect` has been dealt with, an offer to upgrade to HTTP/2 is gone, and so
+//! is `Transfer-Encoding`; other hop-by-hop fields are the service's.
 
 mod answer;
 mod drain;
@@ -37,8 +37,8 @@ pub use worker::Drained;
 
 /// What answers requests; each worker has its own, and its connections share it.
 pub trait Service: Clone + Send + Sync + 'static {
-    /// Answers `request`. The future is dropped when the client leaves first.
-    fn call(&self, request: Request<Body>) -> impl Future<Output = Answer> + Send;
+    /// Answers `peer`'s `request`. The future is dropped when the client leaves first.
+    fn call(&self, request: Request<Body>, peer: Peer) -> impl Future<Output = Answer> + Send;
 
     /// Counts a request that was never taken, and makes its answer; `why` is for people.
     fn refuse(&self, status: StatusCode, why: &'static str) -> Answer;

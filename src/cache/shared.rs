@@ -3,6 +3,7 @@
 //! An entry stands under its key's hash; the full key is inside, so that a collision is a miss. What varies stands
 //! behind a marker that names the fields. Names and times to live are in docs/redis.md.
 
+use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -62,9 +63,9 @@ pub struct Lease {
 }
 
 /// What was found for a request, and where.
-pub struct Read {
+pub struct Read<'k> {
     /// The key that was looked under in the end: the variant's, where the answers vary.
-    pub key: Vec<u8>,
+    pub key: Cow<'k, [u8]>,
     /// What stands there.
     pub slot: Option<Arc<Slot>>,
 }
@@ -97,13 +98,19 @@ impl SharedTier {
     ///
     /// # Errors
     /// What to count: the tier did not answer, or what it holds does not decode.
-    pub async fn get(&self, redis: &Redis, cache: &Cache, ask: &Ask<'_>, budget: &mut Budget) -> Result<Read, Lookup> {
-        let mut key = ask.key.to_vec();
+    pub async fn get<'k>(
+        &self,
+        redis: &Redis,
+        cache: &Cache,
+        ask: &Ask<'k>,
+        budget: &mut Budget,
+    ) -> Result<Read<'k>, Lookup> {
+        let mut key = Cow::Borrowed(ask.key);
         let mut stored = self.read(redis, &key, budget).await?;
         if let Some(Stored::Vary(vary)) = &stored {
-            let names = vary.names.clone();
-            key.clear();
-            ask.keys.variant(&mut key, ask.key, &names, ask.headers);
+            let mut variant = Vec::with_capacity(ask.key.len() + 128);
+            ask.keys.variant(&mut variant, ask.key, &vary.names, ask.headers);
+            key = Cow::Owned(variant);
             stored = self.read(redis, &key, budget).await?;
         }
         Ok(Read { key, slot: stored.map(|stored| cache.keep(ask.key, stored, 0).slot) })

@@ -4,6 +4,7 @@ use std::process::{Child, Command, Stdio};
 use prometheus::Registry;
 
 use super::*;
+use crate::clock::Stopwatch;
 
 /// A redis-server of the test's own, on a socket in a directory of its own; ended and removed on drop.
 pub(crate) struct Server {

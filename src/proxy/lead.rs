@@ -1,5 +1,6 @@
 //! The leader's steps before the upstream is asked: the shared tier, the limits, the fleet's lease.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -148,10 +149,10 @@ pub(crate) async fn look(journey: &mut Journey<'_>, ask: &Ask<'_>) -> Look {
 }
 
 /// [`look`], and the key that was looked under in the end.
-async fn look_under(journey: &mut Journey<'_>, ask: &Ask<'_>) -> (Look, Vec<u8>) {
+async fn look_under<'k>(journey: &mut Journey<'_>, ask: &Ask<'k>) -> (Look, Cow<'k, [u8]>) {
     let worker = Arc::clone(journey.worker);
     let nothing = || Look::Nothing(Missing::default());
-    let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return (nothing(), Vec::new()) };
+    let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return (nothing(), ask.key.into()) };
     let cache = &worker.shared.cache;
     let (look, key, result) = match tier.get(redis, cache, ask, &mut journey.budget).await {
         Ok(Read { key, slot: Some(slot) }) => {
@@ -159,7 +160,7 @@ async fn look_under(journey: &mut Journey<'_>, ask: &Ask<'_>) -> (Look, Vec<u8>)
             (look, key, result)
         }
         Ok(Read { key, slot: None }) => (nothing(), key, Lookup::Miss),
-        Err(result) => (nothing(), ask.key.to_vec(), result),
+        Err(result) => (nothing(), ask.key.into(), result),
     };
     journey.route.metrics.lookup(Tier::Redis, result);
     (look, key)

@@ -201,10 +201,8 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
         let Head { parts, framing, keep_alive, expects_continue, takes_trailers } = head;
         let asked = Asked::new(&parts.method, parts.version, takes_trailers);
         let (mut intake, body) = Intake::open(framing, expects_continue, &mut self.wire);
-        let mut request = Request::from_parts(parts, body);
-        request.extensions_mut().insert(self.context.peer);
         let called = {
-            let mut call = pin!(self.service.call(request));
+            let mut call = pin!(self.service.call(Request::from_parts(parts, body), self.context.peer));
             let wire = &mut self.wire;
             poll_fn(|cx| {
                 if let Poll::Ready(answered) = guard::poll(call.as_mut(), cx) {

@@ -126,13 +126,12 @@ async fn respond<S: Service>(
             answer
         }
         Ok(()) => {
-            parts.extensions.insert(peer);
             let body = if body.is_end_stream() {
                 Body::Empty
             } else {
                 Body::stream(Asked { body, idle: limits.body_idle, silence: Timer::default() })
             };
-            let mut call = pin!(service.call(Request::from_parts(parts, body)));
+            let mut call = pin!(service.call(Request::from_parts(parts, body), peer));
             std::future::poll_fn(|cx| guard::poll(call.as_mut(), cx)).await.unwrap_or_else(guard::panicked)
         }
     };

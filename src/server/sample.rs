@@ -77,9 +77,8 @@ fn ok(body: impl Into<Body>) -> Answer {
 }
 
 impl Service for Sample {
-    async fn call(&self, request: Request<Body>) -> Answer {
+    async fn call(&self, request: Request<Body>, _: Peer) -> Answer {
         let _over = Over(Arc::clone(&self.over));
-        assert!(request.extensions().get::<Peer>().is_some());
         let host = request.headers().get("host").map_or("-", |host| host.to_str().unwrap());
         let line = format!("{} {} {host}", request.method(), request.uri());
         self.seen.lock().unwrap().push(line);
