@@ -14,7 +14,9 @@ pub mod key;
 pub mod memory;
 pub mod negotiation;
 pub mod policy;
+pub mod ranges;
 pub mod shared;
+pub mod structured;
 pub mod tags;
 
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 pub mod chunked;
 
+use std::collections::VecDeque;
 use std::error::Error;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -69,6 +70,39 @@ impl From<Bytes> for Body {
 impl From<String> for Body {
     fn from(text: String) -> Self {
         Bytes::from(text).into()
+    }
+}
+
+/// Pieces that are all here already, one behind the other.
+pub struct Pieces {
+    pieces: VecDeque<Bytes>,
+    left: u64,
+}
+
+impl Pieces {
+    /// A body of these pieces.
+    pub fn body(pieces: VecDeque<Bytes>) -> Body {
+        let left = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Body::stream(Self { pieces, left })
+    }
+}
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let piece = self.pieces.pop_front();
+        self.left -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
     }
 }
 
@@ -196,7 +230,7 @@ pub struct Tunnel {
     pub idle: std::time::Duration,
 }
 
-/// Who sent a request and over what; the server puts it into the request's extensions.
+/// Who sent a request and over what.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer {
     /// The transport's remote address.

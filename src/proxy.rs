@@ -19,6 +19,7 @@ pub mod write;
 
 use std::sync::Arc;
 
+use http::header::RANGE;
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 
@@ -153,12 +154,9 @@ impl Journey<'_> {
         let allowed = policy::request_may_use_cache(&parts.method, &parts.headers, has_body, honoured.as_ref());
         allowed.map_err(|why| match why {
             Bypass::Method => Forward::Method,
-            Bypass::Body
-            | Bypass::MethodOverride
-            | Bypass::Range
-            | Bypass::Precondition
-            | Bypass::Upgrade
-            | Bypass::NoStore => Forward::Bypass,
+            Bypass::Body | Bypass::MethodOverride | Bypass::Precondition | Bypass::Upgrade | Bypass::NoStore => {
+                Forward::Bypass
+            }
         })
     }
 
@@ -261,8 +259,8 @@ impl Journey<'_> {
             }
             why = forward_reason(&missing);
 
-            // A HEAD cannot fill the cache, and nobody should wait for one.
-            if parts.method == Method::HEAD {
+            // Neither a HEAD nor a part can fill the cache, and nobody should wait for one.
+            if parts.method == Method::HEAD || parts.headers.contains_key(RANGE) {
                 match lead::look(self, &ask).await {
                     Look::Fresh(found) => {
                         self.exchange.from_tier(Tier::Redis);

@@ -1,10 +1,14 @@
-//! Cache directives: RFC 9111 section 5.2 and RFC 5861, from any field that has `Cache-Control`'s grammar.
+//! Cache directives: RFC 9111 section 5.2 and RFC 5861, in `Cache-Control` and in the fields that are meant for caches
+//! like this one (RFC 9213).
 //!
 //! Read for the worse: of a directive that comes twice the most restrictive counts, a lifetime that cannot be read is
 //! zero (RFC 9111 section 4.2.1), and the forms of `private` and `no-cache` that name fields mean the whole answer, as
 //! sections 5.2.2.4 and 5.2.2.7 permit. Unknown directives mean nothing. Nothing allocates.
 
-use http::{HeaderMap, header};
+use http::header::CACHE_CONTROL;
+use http::{HeaderMap, HeaderName};
+
+use super::structured::{self, Value};
 
 /// Largest delta-seconds; what is larger means this (RFC 9111 section 1.2.2).
 pub const MAX_SECONDS: u32 = 1 << 31;
@@ -38,15 +42,97 @@ pub struct ResponseDirectives {
     pub no_transform: bool,
     /// Does not change while it is fresh (RFC 8246).
     pub immutable: bool,
+    /// Said by a field that is meant for this cache: `Expires` does not count beside it.
+    pub targeted: bool,
 }
 
+/// Fields that are meant for caches like this one, the narrowest first (RFC 9213 section 2.2).
+static TARGETED: [HeaderName; 2] =
+    [HeaderName::from_static("weir-cache-control"), HeaderName::from_static("cdn-cache-control")];
+
+/// The older field for caches in front of a service (W3C Edge Architecture Specification 1.0), which counts behind
+/// those.
+static SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
+
+/// By what name a `Surrogate-Control` directive is addressed to this cache alone, and how it says so to the upstream.
+const SURROGATE: &[u8] = b"weir";
+
+/// The `Surrogate-Capability` that goes with a fetch, so that the upstream knows whom it can address.
+pub const SURROGATE_CAPABILITY: &str = "weir=\"Surrogate/1.0\"";
+
 impl ResponseDirectives {
-    /// What the `Cache-Control` of an answer says.
+    /// What an answer says to this cache: the first targeted field that can be read and is not empty, else its
+    /// `Cache-Control`.
     pub fn of(headers: &HeaderMap) -> Self {
-        Self::parse(headers.get_all(header::CACHE_CONTROL).iter().map(http::HeaderValue::as_bytes))
+        let lines = |name| headers.get_all(name).iter().map(http::HeaderValue::as_bytes);
+        let targeted = TARGETED.iter().filter(|name| headers.contains_key(*name));
+        targeted
+            .filter_map(|name| Self::dictionary(lines(name)))
+            .next()
+            .or_else(|| Self::surrogate(lines(&SURROGATE_CONTROL)))
+            .unwrap_or_else(|| Self::parse(lines(&CACHE_CONTROL)))
     }
 
-    /// What these field values say, taken together.
+    /// What a targeted field says (RFC 9213 section 2.1); nothing if it is empty or no dictionary.
+    fn dictionary<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Option<Self> {
+        let mut said = Self { targeted: true, ..Self::default() };
+        let mut is_empty = true;
+        let read = structured::dictionary(lines, |name, value| {
+            is_empty = false;
+            // A lifetime of another type is none that can be read, and a flag of another type is set: for the worse.
+            let seconds = match value {
+                Value::Integer(seconds) => u32::try_from(seconds.max(0)).unwrap_or(u32::MAX).min(MAX_SECONDS),
+                Value::Boolean(_) | Value::Other => 0,
+            };
+            said.set(name, seconds, value != Value::Boolean(false));
+        });
+        read.ok().filter(|()| !is_empty)?;
+        Some(said)
+    }
+
+    /// What `Surrogate-Control` says to this cache; nothing if that is neither a lifetime nor `no-store`.
+    fn surrogate<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Option<Self> {
+        let mut said = Self { targeted: true, ..Self::default() };
+        for directive in lines.flat_map(|line| line.split(|byte| *byte == b',')) {
+            let mut parts = directive.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+            let directive = parts.next().unwrap_or_default();
+            if !parts.all(|target| target == SURROGATE) {
+                continue;
+            }
+            if directive.eq_ignore_ascii_case(b"no-store") {
+                said.no_store = true;
+            } else if let Some((name, argument)) = directive.split_at_checked("max-age=".len())
+                && name.eq_ignore_ascii_case(b"max-age=")
+            {
+                // What stands behind a plus is for how long it may be used stale; the route says that here.
+                let lifetime = argument.split(|byte| *byte == b'+').next();
+                lower(&mut said.max_age, seconds(lifetime));
+            }
+        }
+        (said.no_store || said.max_age.is_some()).then_some(said)
+    }
+
+    /// Sets the lifetime or flag of this name.
+    fn set(&mut self, name: &[u8], seconds: u32, flag: bool) {
+        match name {
+            b"max-age" => self.max_age = Some(seconds),
+            b"s-maxage" => self.s_maxage = Some(seconds),
+            b"stale-while-revalidate" => self.stale_while_revalidate = Some(seconds),
+            b"stale-if-error" => self.stale_if_error = Some(seconds),
+            b"no-cache" => self.no_cache = flag,
+            b"no-store" => self.no_store = flag,
+            b"private" => self.private = flag,
+            b"public" => self.public = flag,
+            b"must-revalidate" => self.must_revalidate = flag,
+            b"proxy-revalidate" => self.proxy_revalidate = flag,
+            b"must-understand" => self.must_understand = flag,
+            b"no-transform" => self.no_transform = flag,
+            b"immutable" => self.immutable = flag,
+            _ => {}
+        }
+    }
+
+    /// What these values of `Cache-Control` say, taken together.
     pub fn parse<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut said = Self::default();
         for (name, argument) in values.into_iter().flat_map(|value| Elements { rest: value }) {
@@ -102,7 +188,7 @@ pub struct RequestDirectives {
 impl RequestDirectives {
     /// What the `Cache-Control` of a request says.
     pub fn of(headers: &HeaderMap) -> Self {
-        Self::parse(headers.get_all(header::CACHE_CONTROL).iter().map(http::HeaderValue::as_bytes))
+        Self::parse(headers.get_all(CACHE_CONTROL).iter().map(http::HeaderValue::as_bytes))
     }
 
     /// What these field values say, taken together.

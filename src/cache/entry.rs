@@ -227,6 +227,11 @@ impl Entry {
         self.values(b"date").last().and_then(http_date_ms).unwrap_or(self.freshness.received_at)
     }
 
+    /// Whether it has a field of this name, which is in lower case.
+    pub fn has(&self, name: &'static [u8]) -> bool {
+        self.values(name).next().is_some()
+    }
+
     /// Whether the upstream can be asked to confirm it.
     pub fn has_validator(&self) -> bool {
         self.etag().is_some() || self.last_modified().is_some()
@@ -304,9 +309,13 @@ pub(super) fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// Fields that a 304 does not change: the body stays as it was coded when it was stored (RFC 9111 section 3.2).
+/// Fields that a 304 does not change, since they say what the stored bytes are: how many, how coded, and their sums (RFC
+/// 9111 section 3.2 leaves out the first, and lets a cache leave out what keeps its bytes whole; RFC 9530 has the sums).
 fn describes_the_body(name: &HeaderName) -> bool {
-    [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_RANGE].contains(name)
+    matches!(
+        name.as_str(),
+        "content-length" | "content-encoding" | "content-range" | "content-md5" | "content-digest" | "repr-digest"
+    )
 }
 
 #[cfg(test)]

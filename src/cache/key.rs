@@ -104,11 +104,20 @@ impl KeyBuilder {
             } else if self.credential_fields.contains(name) {
                 self.credential(out, name, headers);
             } else {
-                let values = headers.get_all(name);
-                count(out, values.iter().count());
-                for value in values {
-                    part(out, value.as_bytes());
-                }
+                // Several lines are one line with commas (RFC 9110 section 5.3), and are forwarded as one.
+                let mut values = headers.get_all(name).iter();
+                let Some(first) = values.next() else {
+                    count(out, 0);
+                    continue;
+                };
+                count(out, 1);
+                sized(out, |out| {
+                    out.extend_from_slice(first.as_bytes());
+                    for value in values {
+                        out.extend_from_slice(b", ");
+                        out.extend_from_slice(value.as_bytes());
+                    }
+                });
             }
         }
     }

@@ -3,7 +3,7 @@
 //! What is keyed is what is forwarded: [`normalise_negotiation`] before a request goes to the upstream, and the key is
 //! built from the same form. Both forms are their own normal form, and neither is computed by allocating.
 
-use http::header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE};
+use http::header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, COOKIE};
 use http::{HeaderMap, HeaderValue};
 
 /// Most language ranges that are kept: weights have steps of a tenth.
@@ -38,10 +38,9 @@ pub fn normalise_accept_encoding(headers: &HeaderMap) -> &'static str {
     ENCODINGS[accepted.fold(0, |set, (at, _)| set | 1 << at)]
 }
 
-/// Appends a request's `Accept-Language` (RFC 9110 section 12.5.4): ranges in lower case, each once, the preferred first,
-/// with weights that say no more than their order (`en-gb, en;q=0.9, de;q=0.8`); nothing where it has none.
-///
-/// The weights are written although the order has them already: servers read an unweighted list as one of equals.
+/// Appends a request's `Accept-Language` (RFC 9110 section 12.5.4): ranges in lower case, each once, the preferred first
+/// and equals by name, with weights that say no more than their rank (`en-gb, de;q=0.9, en;q=0.9, fr;q=0.8`); nothing
+/// where it has none.
 pub fn normalise_accept_language(headers: &HeaderMap, out: &mut Vec<u8>) {
     let mut ranges: [(&[u8], u16); MAX_LANGUAGES] = [(b"", 0); MAX_LANGUAGES];
     let mut count = 0;
@@ -50,8 +49,9 @@ pub fn normalise_accept_language(headers: &HeaderMap, out: &mut Vec<u8>) {
         if weight == 0 || !is_language_range(range) || kept.iter().any(|(known, _)| known.eq_ignore_ascii_case(range)) {
             continue;
         }
-        // In place by weight, behind its equals; the least wanted of too many is dropped.
-        let at = kept.iter().position(|(_, other)| *other < weight).unwrap_or(count);
+        // The least wanted of too many is dropped.
+        let behind = |(other, its): &(&[u8], u16)| *its < weight || (*its == weight && lower(other).gt(lower(range)));
+        let at = kept.iter().position(behind).unwrap_or(count);
         if at == MAX_LANGUAGES {
             continue;
         }
@@ -59,15 +59,36 @@ pub fn normalise_accept_language(headers: &HeaderMap, out: &mut Vec<u8>) {
         ranges[at..count].rotate_right(1);
         ranges[at] = (range, weight);
     }
-    for (at, (range, _)) in ranges[..count].iter().enumerate() {
+    let mut rank = 0;
+    for (at, (range, weight)) in ranges[..count].iter().enumerate() {
         if at > 0 {
             out.extend_from_slice(b", ");
+            rank += u8::from(ranges[at - 1].1 != *weight);
         }
-        out.extend(range.iter().map(u8::to_ascii_lowercase));
-        if at > 0 {
+        out.extend(lower(range));
+        if rank > 0 {
             out.extend_from_slice(b";q=0.");
-            out.push(b'0' + (MAX_LANGUAGES - at) as u8);
+            out.push(b'0' + MAX_LANGUAGES as u8 - rank);
         }
+    }
+}
+
+fn lower(range: &[u8]) -> impl Iterator<Item = u8> {
+    range.iter().map(u8::to_ascii_lowercase)
+}
+
+/// Makes one line of the lines of each field (RFC 9110 section 5.3), since the key does not tell them apart. Cookies have
+/// a rule of their own.
+pub fn combine_lines(headers: &mut HeaderMap) {
+    if headers.len() == headers.keys_len() {
+        return;
+    }
+    let repeated: Vec<_> =
+        headers.keys().filter(|name| headers.get_all(*name).iter().nth(1).is_some()).cloned().collect();
+    for name in repeated.into_iter().filter(|name| *name != COOKIE) {
+        let lines: Vec<_> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+        let combined = HeaderValue::from_bytes(&lines.join(&b", "[..])).expect("what joins sound values is sound");
+        headers.insert(name, combined);
     }
 }
 
@@ -181,18 +202,15 @@ mod tests {
             (&["en"], "en"),
             (&["en-GB,en;q=0.5"], "en-gb, en;q=0.9"),
             (&["de;q=0.3, EN-gb, en;q=0.7"], "en-gb, en;q=0.9, de;q=0.8"),
-            (&["de", "en"], "de, en;q=0.9"),
+            (&["fr, EN;q=0.5, de;q=0.5, it;q=0.1"], "fr, de;q=0.9, en;q=0.9, it;q=0.8"),
+            (&["de, en"], "de, en"),
+            (&["en, de"], "de, en"),
+            (&["en", "de"], "de, en"),
             (&["de, de, DE;q=0.1"], "de"),
             (&["de;q=0, *"], "*"),
             (&["<script>, de"], "de"),
-            (
-                &["a,b,c,d,e,f,g,h,i,j,k"],
-                "a, b;q=0.9, c;q=0.8, d;q=0.7, e;q=0.6, f;q=0.5, g;q=0.4, h;q=0.3, i;q=0.2, j;q=0.1",
-            ),
-            (
-                &["a;q=0.1,b,c,d,e,f,g,h,i,j,k"],
-                "b, c;q=0.9, d;q=0.8, e;q=0.7, f;q=0.6, g;q=0.5, h;q=0.4, i;q=0.3, j;q=0.2, k;q=0.1",
-            ),
+            (&["a,b,c,d,e,f,g,h,i,j,k"], "a, b, c, d, e, f, g, h, i, j"),
+            (&["a;q=0.1,b,c,d,e,f,g,h,i,j,k"], "b, c, d, e, f, g, h, i, j, k"),
         ] {
             assert_eq!(language(values), expected, "{values:?}");
         }

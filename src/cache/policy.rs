@@ -45,7 +45,6 @@ pub fn request_may_use_cache(
     for name in headers.keys() {
         match name.as_str() {
             "x-http-method-override" | "x-http-method" | "x-method-override" => return Err(Bypass::MethodOverride),
-            "range" => return Err(Bypass::Range),
             "if-match" | "if-unmodified-since" => return Err(Bypass::Precondition),
             "upgrade" => return Err(Bypass::Upgrade),
             _ => {}
@@ -189,7 +188,7 @@ fn permitted(
     let understood = understood(answer.status);
     if !facts.get {
         Err(Refusal::Method)
-    } else if answer.status == StatusCode::PARTIAL_CONTENT || answer.headers.contains_key(header::CONTENT_RANGE) {
+    } else if answer.status == StatusCode::PARTIAL_CONTENT {
         Err(Refusal::Partial)
     } else if lies_in_the_request(answer.status) {
         Err(Refusal::Status)
@@ -258,7 +257,7 @@ fn lifetime(rule: &CacheRule, answer: &Received<'_>, said: &ResponseDirectives) 
     if let Some(ttl) = rule.ttl.filter(|_| covered_by_ttl(status)) {
         return Ok(Lifetime::Configured(ttl, Source::Ttl));
     }
-    if respected && let Some(ms) = heuristic_ms(answer) {
+    if respected && let Some(ms) = heuristic_ms(answer, said) {
         return Ok(Lifetime::Heuristic(ms));
     }
     Err(match status {
@@ -274,7 +273,7 @@ fn upstream_lifetime_ms(answer: &Received<'_>, said: &ResponseDirectives) -> Opt
     if let Some(seconds) = said.shared_max_age() {
         return Some(seconds_ms(seconds));
     }
-    if answer.headers.contains_key(header::EXPIRES) {
+    if !said.targeted && answer.headers.contains_key(header::EXPIRES) {
         // An Expires that cannot be read, or comes twice, has passed (section 5.3).
         let expires = date_ms(answer.headers, header::EXPIRES).unwrap_or(0);
         let date = date_ms(answer.headers, header::DATE).unwrap_or(answer.received_at);
@@ -284,8 +283,8 @@ fn upstream_lifetime_ms(answer: &Received<'_>, said: &ResponseDirectives) -> Opt
 }
 
 /// RFC 9111 section 4.2.2.
-fn heuristic_ms(answer: &Received<'_>) -> Option<u64> {
-    if !heuristically_cacheable(answer.status) {
+fn heuristic_ms(answer: &Received<'_>, said: &ResponseDirectives) -> Option<u64> {
+    if !heuristically_cacheable(answer.status) && !said.public {
         return None;
     }
     let modified = date_ms(answer.headers, header::LAST_MODIFIED)?;
@@ -316,7 +315,7 @@ fn covered_by_ttl(status: StatusCode) -> bool {
 
 /// RFC 9110 section 15.1, without what is never stored here and without server errors.
 fn heuristically_cacheable(status: StatusCode) -> bool {
-    covered_by_ttl(status) || matches!(status.as_u16(), 404 | 405 | 410)
+    covered_by_ttl(status) || matches!(status.as_u16(), 404 | 405 | 410 | 501)
 }
 
 /// Statuses whose meaning for a cache is known here (RFC 9111 section 5.2.2.3).

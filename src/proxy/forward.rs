@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::Patient;
@@ -16,11 +16,14 @@ use super::socket::Socket;
 use super::state::RouteState;
 use super::upstream::{Failure, Patience, Reply};
 use super::{Journey, headers};
-use crate::cache::{Previous, conditional, negotiation};
+use crate::cache::{Previous, conditional, directives, negotiation};
 use crate::clock::Stopwatch;
 use crate::config::{FieldEdits, Protocol};
 use crate::message::{Answer, Body, Tunnel};
 use crate::metrics::Outcome;
+
+/// By what a cache tells the upstream that it can be addressed (W3C Edge Architecture Specification 1.0).
+const SURROGATE_CAPABILITY: HeaderName = HeaderName::from_static("surrogate-capability");
 
 /// How long each step of an exchange on `route` may take.
 pub(crate) fn patience(route: &RouteState) -> Patience {
@@ -91,7 +94,9 @@ pub(crate) fn pass_request(journey: &Journey<'_>, parts: &mut Parts, body: Body)
 pub(crate) fn fill_request(journey: &Journey<'_>, parts: &Parts, previous: Option<&Previous>) -> Request<Body> {
     let mut fields = parts.headers.clone();
     conditional::strip_conditions(&mut fields);
+    negotiation::combine_lines(&mut fields);
     negotiation::normalise_negotiation(&mut fields);
+    fields.append(SURROGATE_CAPABILITY, HeaderValue::from_static(directives::SURROGATE_CAPABILITY));
     if let Some(previous) = previous
         && let Some(entry) = previous.entry()
     {

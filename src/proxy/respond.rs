@@ -1,9 +1,11 @@
 //! Answers that are our own, and what every answer says of the cache: the one place where a status is chosen.
 
+use std::collections::VecDeque;
 use std::error::Error;
 use std::fmt::Display;
+use std::ops::Range;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
@@ -11,9 +13,12 @@ use super::upstream::Failure;
 use crate::cache::Found;
 use crate::cache::conditional::{self, Reply};
 use crate::cache::entry::Entry;
+use crate::cache::fields::lines;
 use crate::cache::flight::{Failed, FlightBody};
+use crate::cache::ranges::{self, Selection};
+use crate::kv;
 use crate::limit::Denial;
-use crate::message::{Answer, Body, BodyFault, Lines};
+use crate::message::{Answer, Body, BodyFault, Lines, Pieces};
 
 /// RFC 9211.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -188,8 +193,71 @@ pub fn stored(found: &Found, parts: &Parts, forwarded: Option<&Forwarded>) -> An
         }
     } else {
         answer.body = entry.body.clone().into();
+        if parts.headers.contains_key(header::RANGE) && entry.status == StatusCode::OK {
+            narrow(&mut answer, entry, ranges::select(&parts.headers, entry));
+        }
     }
     answer
+}
+
+/// Makes the answer with the whole of an entry one with the parts that were asked for (RFC 9110 sections 15.3.7 and
+/// 15.5.17).
+fn narrow(answer: &mut Answer, entry: &Entry, selection: Selection) {
+    let length = entry.body.len();
+    match selection {
+        Selection::Whole => {}
+        Selection::One(range) => {
+            answer.status = StatusCode::PARTIAL_CONTENT;
+            answer.fields.insert(header::CONTENT_RANGE, content_range(&range, length));
+            answer.body = entry.body.slice(range).into();
+        }
+        Selection::Several(ranges) => several(answer, entry, ranges),
+        Selection::Nothing => {
+            let lines = std::mem::take(&mut answer.lines);
+            *answer = own(StatusCode::RANGE_NOT_SATISFIABLE, format_args!("there are {length} bytes"));
+            answer.lines = lines;
+            let unsatisfied = HeaderValue::try_from(format!("bytes */{length}")).expect("digits are visible");
+            answer.fields.insert(header::CONTENT_RANGE, unsatisfied);
+        }
+    }
+}
+
+/// RFC 9110 section 14.6. The parts are the stored body's own bytes, not copies.
+fn several(answer: &mut Answer, entry: &Entry, ranges: Vec<Range<usize>>) {
+    // Nobody who made the body can have known it.
+    let boundary = format!("{:016x}{:016x}", kv::random(), kv::random());
+    let mut content_type = None;
+    let mut others = BytesMut::with_capacity(entry.fields.len());
+    for (name, value) in lines(&entry.fields) {
+        match &entry.fields[name.clone()] {
+            b"content-type" => content_type = Some(entry.fields.slice(value)),
+            _ => others.extend_from_slice(&entry.fields[name.start..value.end + "\r\n".len()]),
+        }
+    }
+    let mut pieces = VecDeque::with_capacity(2 * ranges.len() + 1);
+    for range in ranges {
+        let mut head = BytesMut::from(format!("\r\n--{boundary}\r\n").as_bytes());
+        if let Some(content_type) = &content_type {
+            head.extend_from_slice(b"Content-Type: ");
+            head.extend_from_slice(content_type);
+            head.extend_from_slice(b"\r\n");
+        }
+        let part = format!("Content-Range: bytes {}-{}/{}\r\n\r\n", range.start, range.end - 1, entry.body.len());
+        head.extend_from_slice(part.as_bytes());
+        pieces.push_back(head.freeze());
+        pieces.push_back(entry.body.slice(range));
+    }
+    pieces.push_back(format!("\r\n--{boundary}--\r\n").into());
+    answer.status = StatusCode::PARTIAL_CONTENT;
+    answer.prepared = others.freeze();
+    let content_type = format!("multipart/byteranges; boundary={boundary}");
+    answer.fields.insert(header::CONTENT_TYPE, HeaderValue::try_from(content_type).expect("hex digits are visible"));
+    answer.body = Pieces::body(pieces);
+}
+
+fn content_range(range: &Range<usize>, length: usize) -> HeaderValue {
+    let text = format!("bytes {}-{}/{length}", range.start, range.end - 1);
+    HeaderValue::try_from(text).expect("digits are visible")
 }
 
 /// An answer whose body still arrives.

@@ -11,6 +11,19 @@ use crate::config::{QueryKeep, QueryRule};
 use crate::syntax::path::{self, Ambiguity};
 use crate::syntax::query;
 
+fn is_scheme(text: &str) -> bool {
+    text.strip_suffix(':').is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
+/// A path's one form where it is not in it already, or why it has none.
+fn normal(uri: &Uri) -> (Option<String>, Option<Ambiguity>) {
+    match path::normalise(uri.path()) {
+        Ok(Cow::Borrowed(_)) => (None, None),
+        Ok(Cow::Owned(path)) => (Some(path), None),
+        Err(ambiguity) => (None, Some(ambiguity)),
+    }
+}
+
 /// Host, path and query; what was in that form already is shared with the request, not copied.
 #[derive(Clone)]
 pub struct Target {
@@ -33,12 +46,39 @@ impl Target {
         let host_value = host_value.unwrap_or_else(|| HeaderValue::from_static(""));
         let text = host_value.to_str().unwrap_or_default();
         let host = text.bytes().any(|b| b.is_ascii_uppercase()).then(|| text.to_ascii_lowercase());
-        let (path, ambiguity) = match path::normalise(parts.uri.path()) {
-            Ok(Cow::Borrowed(_)) => (None, None),
-            Ok(Cow::Owned(path)) => (Some(path), None),
-            Err(ambiguity) => (None, Some(ambiguity)),
-        };
+        let (path, ambiguity) = normal(&parts.uri);
         Self { scheme, host_value, host, uri: parts.uri.clone(), path, query: None, ambiguity }
+    }
+
+    /// What `reference`, in an answer to a request for this, refers to (RFC 3986 section 4.2), if that is of the same
+    /// origin.
+    pub fn refer(&self, reference: &str) -> Option<Self> {
+        let reference = reference.split('#').next().unwrap_or_default();
+        let behind = match reference.split_once("//") {
+            Some((scheme, rest)) if scheme.is_empty() || is_scheme(scheme) => {
+                let (authority, behind) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+                let scheme = if scheme.is_empty() { self.scheme.as_str() } else { &scheme[..scheme.len() - 1] };
+                let default_port = if self.scheme == Scheme::Https { ":443" } else { ":80" };
+                let authority = authority.to_ascii_lowercase();
+                let host = authority.strip_suffix(default_port).unwrap_or(&authority);
+                if !scheme.eq_ignore_ascii_case(self.scheme.as_str()) || host != self.host() {
+                    return None;
+                }
+                Cow::Owned(if behind.starts_with('/') { behind.to_owned() } else { format!("/{behind}") })
+            }
+            _ if reference.is_empty() => return Some(self.clone()),
+            _ if reference.starts_with('/') => Cow::Borrowed(reference),
+            _ if reference.starts_with('?') => Cow::Owned(format!("{}{reference}", self.path())),
+            // Another scheme without an authority, `mailto:` for one.
+            _ if reference.split(['/', '?']).next().is_some_and(|first| first.contains(':')) => return None,
+            _ => {
+                let directory = &self.path()[..self.path().rfind('/')? + 1];
+                Cow::Owned(format!("{directory}{reference}"))
+            }
+        };
+        let uri = Uri::from(PathAndQuery::try_from(behind.as_ref()).ok()?);
+        let (path, ambiguity) = normal(&uri);
+        Some(Self { uri, path, query: None, ambiguity, ..self.clone() })
     }
 
     /// Drops and sorts parameters as the route's rule has it.
@@ -110,5 +150,40 @@ impl Target {
             text.push_str(query);
         }
         PathAndQuery::try_from(text).map_or_else(|_| self.uri.clone(), Uri::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    #[test]
+    fn references_stay_within_the_origin() {
+        let (parts, ()) = Request::get("/a/b?c=d").header("host", "Shop.example:80").body(()).unwrap().into_parts();
+        let target = Target::of(&parts, Scheme::Http);
+        for (reference, expected) in [
+            ("/x?y=z", Some("/x?y=z")),
+            ("x", Some("/a/x")),
+            ("../x/./y#fragment", Some("/x/y")),
+            ("?y", Some("/a/b?y")),
+            ("", Some("/a/b?c=d")),
+            ("#fragment", Some("/a/b?c=d")),
+            ("http://shop.example", Some("/")),
+            ("HTTP://SHOP.example:80/x", Some("/x")),
+            ("//shop.example/x", Some("/x")),
+            ("x?to=http://other.example/", Some("/a/x?to=http://other.example/")),
+            ("https://shop.example/x", None),
+            ("http://shop.example:8080/x", None),
+            ("http://other.example/x", None),
+            ("//other.example/x", None),
+            ("http://user@shop.example/x", None),
+            ("mailto:me", None),
+            ("/x y", None),
+        ] {
+            let found = target.refer(reference).map(|found| found.origin_form().to_string());
+            assert_eq!(found.as_deref(), expected, "{reference}");
+        }
     }
 }

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use http::header::{CONTENT_LOCATION, LOCATION};
 use http::request::Parts;
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 
 use super::respond::{self, Forward};
+use super::state::Live;
 use super::target::Target;
 use super::{Journey, forward};
 use crate::clock::Stopwatch;
@@ -24,7 +26,8 @@ pub(crate) fn changes_state(journey: &Journey<'_>, parts: &Parts) -> bool {
 
 /// Forwards a write. The exchange is finished even if the client leaves: what the upstream did must be known.
 pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: Body, why: Forward) -> Answer {
-    let order = order(journey, parts);
+    let mut order = order(journey, parts);
+    let (live, target) = (Arc::clone(journey.live), journey.target.clone());
     let request = forward::pass_request(journey, parts, body);
     let patience = forward::patience(journey.route);
     let upstream = journey.worker.upstream.clone();
@@ -38,6 +41,9 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
             Ok(reply) => reply.response.status().is_success() || reply.response.status().is_redirection(),
             Err(failure) => failure.is_unknown(),
         };
+        if let Ok(reply) = &reply {
+            order.urls.extend(named(&live, &target, reply.response.headers()));
+        }
         if may_have_changed
             && !order.is_empty()
             && let Err(error) = invalidation.submit(&order, Door::Write).await
@@ -87,13 +93,23 @@ fn order(journey: &Journey<'_>, parts: &Parts) -> Order {
         order.urls.retain(|url| readable(&UrlSelector::parse(url)));
         order.prefixes.retain(|prefix| readable(&parse_prefix(prefix)));
     }
-    if let Some(rule) = journey.live.cached(journey.target, &parts.headers) {
-        // Keyed as a GET of it would be.
-        let mut target = journey.target.clone();
-        target.keep_query(&rule.query);
-        order.urls.push(url(&target));
-    }
+    order.urls.extend(cached_url(journey.live, journey.target.clone(), &parts.headers));
     order
+}
+
+/// What a write's answer says it has changed or made, of the same origin (RFC 9111 section 4.4).
+fn named(live: &Live, target: &Target, answer: &HeaderMap) -> impl Iterator<Item = String> {
+    [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| {
+        let named = target.refer(answer.get(name)?.to_str().ok()?)?;
+        cached_url(live, named, &HeaderMap::new())
+    })
+}
+
+/// The URL under which a GET of `target` is cached, if it is.
+fn cached_url(live: &Live, mut target: Target, headers: &HeaderMap) -> Option<String> {
+    let rule = live.cached(&target, headers)?;
+    target.keep_query(&rule.query);
+    Some(url(&target))
 }
 
 fn readable<T>(read: &Result<T, SyntaxError>) -> bool {

@@ -70,18 +70,16 @@ async fn what_one_weir_stored_another_serves() {
 }
 
 #[tokio::test]
-async fn a_head_is_answered_from_a_stored_get_and_a_range_is_forwarded() {
+async fn a_head_is_answered_from_a_stored_get() {
     for_both(|store| async move {
         let up = upstream();
-        up.route("/a", reply("0123456789").max_age(60).header("etag", "\"v1\"").header("accept-ranges", "bytes"));
+        up.route("/a", reply("0123456789").max_age(60));
         let weir = in_front_of(&up, &store, RESPECT).start().await;
         stored(&weir, "/a").await;
         let head = weir.send(request("HEAD", "/a")).await;
         assert!(head.is_hit(), "{head:?}");
         assert_eq!((head.status, head.number("content-length"), head.body.len()), (200, Some(10), 0));
-        weir.send(get("/a").header("range", "bytes=2-4")).await;
-        assert_eq!(up.last("/a").header("range"), Some("bytes=2-4"));
-        assert_eq!(up.count("/a"), 2);
+        assert_eq!(up.count("/a"), 1);
     })
     .await;
 }

@@ -223,6 +223,28 @@ async fn an_unsafe_method_invalidates_its_own_url() {
 }
 
 #[tokio::test]
+async fn a_write_invalidates_what_its_answer_names_of_the_same_origin() {
+    for_both(|store| async move {
+        let service = Versioned::new();
+        let weirs = [store.apply(weir(ROUTES).to(service.up.url())).start().await];
+        for (field, reference, is_gone) in [
+            ("location", "/items/9", true),
+            ("content-location", "../items/./9#part", true),
+            ("location", "http://other.example/items/9", false),
+        ] {
+            warm(&weirs, "/items/9").await;
+            let before = service.body("/items/9");
+            service.change();
+            service.up.route("/items/7", reply("made").status(201).header(field, reference));
+            assert_eq!(weirs[0].send(request("POST", "/items/7")).await.status, 201);
+            let expected = if is_gone { service.body("/items/9") } else { before };
+            assert_eq!(weirs[0].get("/items/9").await.text(), expected, "{field}: {reference}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_failed_write_leaves_the_cache_and_an_unknown_one_does_not() {
     let service = Versioned::new();
     let weir = weir(ROUTES).to(service.up.url()).set("upstream.response_timeout", "300ms").start().await;

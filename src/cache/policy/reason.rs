@@ -9,8 +9,6 @@ pub enum Bypass {
     Body,
     /// A field that names another method.
     MethodOverride,
-    /// A part is wanted.
-    Range,
     /// A precondition that only the upstream may evaluate (`If-Match`, `If-Unmodified-Since`; RFC 9111 section 4.3.2).
     Precondition,
     /// Another protocol is wanted.
@@ -21,15 +19,8 @@ pub enum Bypass {
 
 impl Bypass {
     /// Every value, in order.
-    pub const ALL: &'static [Self] = &[
-        Self::Method,
-        Self::Body,
-        Self::MethodOverride,
-        Self::Range,
-        Self::Precondition,
-        Self::Upgrade,
-        Self::NoStore,
-    ];
+    pub const ALL: &'static [Self] =
+        &[Self::Method, Self::Body, Self::MethodOverride, Self::Precondition, Self::Upgrade, Self::NoStore];
 
     /// Text in headers, logs and labels.
     pub fn as_str(self) -> &'static str {
@@ -37,7 +28,6 @@ impl Bypass {
             Self::Method => "method",
             Self::Body => "request-body",
             Self::MethodOverride => "method-override",
-            Self::Range => "range",
             Self::Precondition => "precondition",
             Self::Upgrade => "upgrade",
             Self::NoStore => "request-no-store",
