@@ -254,7 +254,7 @@ impl Cache {
 
     /// Joins the fetch for the request's key, or leads one.
     pub fn join(&self, ask: &Ask<'_>) -> Joined {
-        let known = (self.invalidation.position(), self.invalidation.version());
+        let known = (self.invalidation.position(&ask.subject), self.invalidation.version());
         let usable = |began| self.invalidation.verdict(began, &ask.subject) != Verdict::Gone;
         // Where the fields that answers vary by are known, requests that differ in them fly apart.
         if let Some(slot) = self.memory.get(ask.key)

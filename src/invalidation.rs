@@ -175,9 +175,9 @@ impl Invalidation {
         }
     }
 
-    /// The position to give a fill that begins now.
-    pub fn position(&self) -> Position {
-        self.mirror.read().expect("no panic while held").position()
+    /// The position to give a fill for `subject` that begins now.
+    pub fn position(&self, subject: &Subject<'_>) -> Position {
+        self.mirror.read().expect("no panic while held").position(subject)
     }
 
     /// A number that moves whenever a verdict could change; one atomic load.
@@ -251,7 +251,7 @@ impl Invalidation {
     /// What operators are told.
     pub fn status(&self) -> Status {
         let mirror = self.mirror.read().expect("no panic while held");
-        let position = mirror.followed().unwrap_or_else(|| mirror.position());
+        let position = mirror.followed().unwrap_or_else(|| mirror.own());
         drop(mirror);
         let Some(fleet) = &self.fleet else {
             return Status { connected: true, proven: None, position, pods: 1, queued: 0 };
@@ -282,7 +282,7 @@ impl Invalidation {
     fn apply_here(&self, selectors: &[Selector], soft: bool, logged: bool) -> Receipt {
         let position = self.change(|mirror| {
             mirror.unlogged(selectors, soft);
-            mirror.position()
+            mirror.own()
         });
         Receipt { position, logged }
     }

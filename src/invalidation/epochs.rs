@@ -28,6 +28,11 @@ pub struct Epoch {
 }
 
 impl Epoch {
+    /// The later of the two.
+    pub fn last(self) -> u64 {
+        self.hard.max(self.soft)
+    }
+
     /// Raises it to `other` where that is later.
     fn raise(&mut self, other: Self) {
         self.hard = self.hard.max(other.hard);
@@ -58,7 +63,7 @@ impl Stamp {
 
     /// When it was last raised here.
     fn age(&self) -> u64 {
-        self.own.hard.max(self.own.soft)
+        self.own.last()
     }
 }
 

@@ -4,7 +4,8 @@
 //! which it was, and needs nobody: it is all there is without Redis, before Redis was first reached, and while something
 //! has been applied here that is not in the log yet. A fill that begins in such a time carries an own position, which
 //! other pods refuse; one with the log's position would either outlive an unlogged invalidation or be refused for as
-//! long as Redis is away.
+//! long as Redis is away. The same goes for a fill of what a record names that was applied before its turn: its number
+//! is beyond what was followed. Everything else that is fetched while records are missing is the fleet's.
 
 use super::epochs::{Epochs, Stamp};
 use super::{Position, Subject, Verdict};
@@ -26,8 +27,8 @@ struct Followed {
     applied: u64,
     /// Answers from before this one are refused: not every record behind it is known.
     floor: u64,
-    /// The highest epoch given to something that was applied before its number was reached.
-    early: u64,
+    /// The highest epoch given to something that is not in the log.
+    unlogged: u64,
 }
 
 /// What became of a record.
@@ -47,12 +48,19 @@ impl Mirror {
         Self { epochs: Epochs::default(), own: Position { incarnation: own, seq: 0 }, log: None }
     }
 
-    /// The position to give a fill that begins now.
-    pub fn position(&self) -> Position {
-        match &self.log {
-            Some(log) if log.early <= log.applied => Position { incarnation: log.incarnation, seq: log.applied },
-            _ => self.own,
+    /// The position to give a fill for `subject` that begins now.
+    pub fn position(&self, subject: &Subject<'_>) -> Position {
+        let is_level =
+            |log: &&Followed| log.unlogged <= log.applied && self.epochs.of(subject).log.last() <= log.applied;
+        match self.log.as_ref().filter(is_level) {
+            Some(log) => Position { incarnation: log.incarnation, seq: log.applied },
+            None => self.own,
         }
+    }
+
+    /// The position of the last that was applied here.
+    pub fn own(&self) -> Position {
+        self.own
     }
 
     /// How far the log was followed.
@@ -87,7 +95,7 @@ impl Mirror {
         if self.log.is_some() {
             *self = Self::new(new_own);
         }
-        self.log = Some(Followed { incarnation: head.incarnation, applied: head.seq, floor: head.seq, early: 0 });
+        self.log = Some(Followed { incarnation: head.incarnation, applied: head.seq, floor: head.seq, unlogged: 0 });
     }
 
     /// Applies record `at` of the log; its selectors at once, even behind a gap.
@@ -101,8 +109,6 @@ impl Mirror {
         let next = at.seq == log.applied + 1;
         if next {
             log.applied = at.seq;
-        } else {
-            log.early = log.early.max(at.seq);
         }
         self.raise(at.seq, selectors, soft);
         if next { Applied::InOrder } else { Applied::Gap }
@@ -117,7 +123,7 @@ impl Mirror {
     pub fn unlogged(&mut self, selectors: &[Selector], soft: bool) {
         let epoch = self.log.as_mut().map_or(0, |log| {
             // No fill gets a higher position of the log before a record takes this number.
-            log.early = log.early.max(log.applied + 1);
+            log.unlogged = log.unlogged.max(log.applied + 1);
             log.applied + 1
         });
         self.raise(epoch, selectors, soft);
@@ -163,42 +169,50 @@ mod tests {
         [Selector::Tag(name.to_owned())]
     }
 
+    fn subject(tags: &[String]) -> Subject<'_> {
+        Subject { host: "h", path: "/p", query: None, route: "r", tags, answer_tags: &[] }
+    }
+
+    fn position(mirror: &Mirror, tag: &str) -> Position {
+        mirror.position(&subject(&[tag.to_owned()]))
+    }
+
     fn verdict(mirror: &Mirror, position: Position, tag: &str) -> Verdict {
-        let tags = [tag.to_owned()];
-        let subject = Subject { host: "h", path: "/p", query: None, route: "r", tags: &tags, answer_tags: &[] };
-        mirror.verdict(position, &subject)
+        mirror.verdict(position, &subject(&[tag.to_owned()]))
     }
 
     #[test]
     fn what_began_before_is_refused_and_what_began_after_is_not() {
         let mut mirror = Mirror::new(1);
         mirror.follow(at(5), 2);
-        let before = mirror.position();
+        let before = position(&mirror, "a");
         assert_eq!(mirror.record(at(6), &tag("a"), false), Applied::InOrder);
         assert_eq!(mirror.record(at(7), &tag("b"), true), Applied::InOrder);
         assert_eq!(verdict(&mirror, before, "a"), Verdict::Gone);
         assert_eq!(verdict(&mirror, before, "b"), Verdict::Stale);
         assert_eq!(verdict(&mirror, before, "c"), Verdict::Valid);
-        assert_eq!(verdict(&mirror, mirror.position(), "a"), Verdict::Valid);
+        assert_eq!(verdict(&mirror, position(&mirror, "a"), "a"), Verdict::Valid);
         assert_eq!(verdict(&mirror, at(4), "c"), Verdict::Gone, "below the floor");
         mirror.lower_floor(3);
         assert_eq!(verdict(&mirror, at(4), "c"), Verdict::Valid);
     }
 
     #[test]
-    fn behind_a_gap_it_counts_at_once_and_fills_carry_own_positions() {
+    fn behind_a_gap_it_counts_at_once_and_fills_of_what_it_names_carry_own_positions() {
         let mut mirror = Mirror::new(1);
         mirror.follow(at(5), 2);
         assert_eq!(mirror.record(at(8), &tag("a"), false), Applied::Gap);
         assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
-        let own = mirror.position();
+        let own = position(&mirror, "a");
         assert_eq!(own.incarnation, 1);
+        assert_eq!(position(&mirror, "b"), at(5), "nothing that it names: the fleet's");
         assert_eq!(verdict(&mirror, own, "a"), Verdict::Valid);
         mirror.record(at(6), &tag("b"), false);
         assert_eq!(verdict(&mirror, own, "b"), Verdict::Gone);
+        assert_eq!(verdict(&mirror, at(5), "b"), Verdict::Gone);
         mirror.record(at(7), &[], false);
         mirror.record(at(8), &tag("a"), false);
-        assert_eq!(mirror.position(), at(8));
+        assert_eq!(position(&mirror, "a"), at(8));
     }
 
     #[test]
@@ -208,24 +222,25 @@ mod tests {
         mirror.unlogged(&tag("a"), false);
         mirror.unlogged(&tag("a"), false);
         assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
-        assert_eq!(mirror.position().incarnation, 1);
-        assert_eq!(verdict(&mirror, mirror.position(), "a"), Verdict::Valid);
+        assert_eq!(position(&mirror, "a").incarnation, 1);
+        assert_eq!(position(&mirror, "b").incarnation, 1, "its answer may have any tag");
+        assert_eq!(verdict(&mirror, position(&mirror, "a"), "a"), Verdict::Valid);
         mirror.record(at(6), &tag("a"), false);
-        assert_eq!(mirror.position(), at(6));
+        assert_eq!(position(&mirror, "a"), at(6));
         assert_eq!(verdict(&mirror, at(6), "a"), Verdict::Valid);
     }
 
     #[test]
     fn a_lost_log_refuses_everything_from_before() {
         let mut mirror = Mirror::new(1);
-        let detached = mirror.position();
+        let detached = position(&mirror, "a");
         mirror.follow(at(5), 2);
         assert_eq!(verdict(&mirror, detached, "a"), Verdict::Valid, "the first log says nothing of a loss");
         mirror.follow(Position { incarnation: 8, seq: 0 }, 3);
         assert_eq!(verdict(&mirror, detached, "a"), Verdict::Gone);
         assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
         assert_eq!(mirror.record(at(6), &tag("a"), false), Applied::Foreign);
-        assert_eq!(verdict(&mirror, mirror.position(), "a"), Verdict::Valid);
+        assert_eq!(verdict(&mirror, position(&mirror, "a"), "a"), Verdict::Valid);
     }
 
     #[test]
@@ -235,7 +250,7 @@ mod tests {
         mirror.lower_floor(0);
         mirror.lost_up_to(9);
         assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
-        assert_eq!(mirror.position(), at(9));
+        assert_eq!(position(&mirror, "a"), at(9));
         assert_eq!(verdict(&mirror, at(9), "a"), Verdict::Valid);
     }
 }

@@ -45,6 +45,10 @@ impl Drop for Pod {
     }
 }
 
+/// What nothing here names.
+const ANYTHING: Subject<'static> =
+    Subject { host: "h", path: "/elsewhere", query: None, route: "elsewhere", tags: &[], answer_tags: &[] };
+
 fn verdict(state: &Invalidation, position: Position, tag: &str) -> Verdict {
     let tags = [tag.to_owned()];
     state.verdict(position, &Subject { host: "h", path: "/p", query: None, route: "r", tags: &tags, answer_tags: &[] })
@@ -62,13 +66,13 @@ async fn log_length(server: &Server) -> u64 {
 #[tokio::test]
 async fn without_redis_it_counts_by_itself() {
     let state = Invalidation::local(Clock::system(), Metrics::new(Registry::new()));
-    let before = state.position();
+    let before = state.position(&ANYTHING);
     let version = state.version();
     let receipt = state.submit(&tags("a"), Door::Admin).await.unwrap();
     assert!(receipt.logged && state.version() > version);
     assert_eq!(verdict(&state, before, "a"), Verdict::Gone);
     assert_eq!(verdict(&state, before, "b"), Verdict::Valid);
-    assert_eq!(verdict(&state, state.position(), "a"), Verdict::Valid);
+    assert_eq!(verdict(&state, state.position(&ANYTHING), "a"), Verdict::Valid);
     assert!(state.trusted(1_000_000, 0, BOUND, 0.0));
     assert!(state.submit(&Order::default(), Door::Admin).await.is_err());
     state.ready().await;
@@ -78,8 +82,8 @@ async fn without_redis_it_counts_by_itself() {
 async fn each_door_reaches_the_other_pod() {
     let server = Server::up().await;
     let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
-    let before = other.state.position();
-    assert_eq!(before, one.state.position());
+    let before = other.state.position(&ANYTHING);
+    assert_eq!(before, one.state.position(&ANYTHING));
 
     let receipt = one.state.submit(&tags("admin"), Door::Admin).await.unwrap();
     assert!(receipt.logged);
@@ -101,10 +105,10 @@ async fn each_door_reaches_the_other_pod() {
         server.command(&["XLEN", "shop-prod:invalidate:in"]).await.number() == Some(0)
     })
     .await;
-    eventually("level", async || one.state.position() == other.state.position()).await;
+    eventually("level", async || one.state.position(&ANYTHING) == other.state.position(&ANYTHING)).await;
     assert_eq!(log_length(&server).await, 4, "each was logged once");
-    assert_eq!(one.state.position(), Position { seq: 4, ..before });
-    assert_eq!(one.verdict(one.state.position(), "publish"), Verdict::Valid);
+    assert_eq!(one.state.position(&ANYTHING), Position { seq: 4, ..before });
+    assert_eq!(one.verdict(one.state.position(&ANYTHING), "publish"), Verdict::Valid);
     eventually("both are seen", async || one.state.status().pods == 2).await;
 }
 
@@ -114,7 +118,7 @@ async fn each_door_takes_milliseconds() {
     let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
     let mut took = Vec::new();
     for round in 0..60 {
-        let (tag, before) = (format!("t{round}"), other.state.position());
+        let (tag, before) = (format!("t{round}"), other.state.position(&ANYTHING));
         let watch = Stopwatch::start();
         match round % 3 {
             0 => drop(one.state.submit(&tags(&tag), Door::Admin).await.unwrap()),
@@ -133,13 +137,13 @@ async fn a_second_equal_message_is_not_taken_for_the_first() {
     let server = Server::up().await;
     let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
     for round in 1..=20 {
-        let before = one.state.position();
+        let before = one.state.position(&ANYTHING);
         server.command(&["PUBLISH", "shop-prod:invalidate", r#"{"tags":["a"]}"#]).await;
         for pod in [&one, &other] {
             pod.learns("the message", before, "a", Verdict::Gone).await;
-            eventually("logged", async || pod.state.position().seq > before.seq).await;
+            eventually("logged", async || pod.state.position(&ANYTHING).seq > before.seq).await;
         }
-        eventually("level", async || one.state.position() == other.state.position()).await;
+        eventually("level", async || one.state.position(&ANYTHING) == other.state.position(&ANYTHING)).await;
         assert!(log_length(&server).await >= round);
     }
 }
@@ -148,7 +152,7 @@ async fn a_second_equal_message_is_not_taken_for_the_first() {
 async fn what_the_bus_loses_is_read_from_the_log() {
     let server = Server::up().await;
     let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
-    let before = other.state.position();
+    let before = other.state.position(&ANYTHING);
     for i in 0..200 {
         if i % 20 == 0 {
             server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
@@ -158,7 +162,7 @@ async fn what_the_bus_loses_is_read_from_the_log() {
     for i in 0..200 {
         other.learns("every one", before, &format!("t{i}"), Verdict::Gone).await;
     }
-    eventually("level", async || other.state.position().seq == before.seq + 200).await;
+    eventually("level", async || other.state.position(&ANYTHING).seq == before.seq + 200).await;
     assert_eq!(other.verdict(before, "never named"), Verdict::Valid, "nothing was lost");
 }
 
@@ -166,15 +170,15 @@ async fn what_the_bus_loses_is_read_from_the_log() {
 async fn trimmed_past_the_cursor(time_ms: &str) {
     let server = Server::up().await;
     let one = Pod::ready(&server).await;
-    let before = one.state.position();
+    let before = one.state.position(&ANYTHING);
     let keys = &server.shared().keys;
     let (counter, log) = (String::from_utf8(keys.counter()).unwrap(), String::from_utf8(keys.log()).unwrap());
     let script = "redis.call('XADD', KEYS[1], '9-0', 't', ARGV[1], 'o', '{\"tags\":[\"x\"]}') \
                   return redis.call('HSET', KEYS[2], 'seq', '9')";
     server.command(&["EVAL", script, "2", &log, &counter, time_ms]).await;
     one.learns("the loss", before, "never named", Verdict::Gone).await;
-    eventually("level", async || one.state.position() == Position { seq: 9, ..before }).await;
-    assert_eq!(one.verdict(one.state.position(), "x"), Verdict::Valid);
+    eventually("level", async || one.state.position(&ANYTHING) == Position { seq: 9, ..before }).await;
+    assert_eq!(one.verdict(one.state.position(&ANYTHING), "x"), Verdict::Valid);
 }
 
 #[tokio::test]
@@ -191,13 +195,13 @@ async fn trimmed_by_age_to_nothing_the_floor_rises_too() {
 async fn a_joiner_learns_what_was_logged_before_it() {
     let server = Server::up().await;
     let one = Pod::ready(&server).await;
-    let before = one.state.position();
+    let before = one.state.position(&ANYTHING);
     let count = 2 * log::PAGE + 10;
     for i in 0..count {
         one.state.submit(&tags(&format!("t{i}")), Door::Admin).await.unwrap();
     }
     let joiner = Pod::ready(&server).await;
-    assert_eq!(joiner.state.position(), one.state.position());
+    assert_eq!(joiner.state.position(&ANYTHING), one.state.position(&ANYTHING));
     assert_eq!(joiner.verdict(before, "other"), Verdict::Valid, "the floor went down to the log's beginning");
     for i in 0..count {
         assert_eq!(joiner.verdict(before, &format!("t{i}")), Verdict::Gone);
@@ -208,14 +212,14 @@ async fn a_joiner_learns_what_was_logged_before_it() {
 async fn redis_back_empty_is_another_incarnation() {
     let mut server = Server::up().await;
     let one = Pod::ready(&server).await;
-    let before = one.state.position();
+    let before = one.state.position(&ANYTHING);
     assert_eq!(one.verdict(before, "a"), Verdict::Valid);
     server.kill();
     server.start().await;
     let watch = Stopwatch::start();
     one.learns("the loss", before, "a", Verdict::Gone).await;
     assert!(watch.elapsed() < Duration::from_secs(5));
-    let after = one.state.position();
+    let after = one.state.position(&ANYTHING);
     assert_ne!(after.incarnation, before.incarnation);
     assert_eq!(one.verdict(after, "a"), Verdict::Valid);
     server.command(&["FLUSHALL"]).await;
@@ -226,13 +230,13 @@ async fn redis_back_empty_is_another_incarnation() {
 async fn while_redis_is_away_it_is_applied_here_and_logged_later() {
     let mut server = Server::up().await;
     let one = Pod::ready(&server).await;
-    let before = one.state.position();
+    let before = one.state.position(&ANYTHING);
     server.kill();
     let watch = Stopwatch::start();
     let receipt = one.state.submit(&tags("a"), Door::Write).await.unwrap();
     assert!(!receipt.logged && watch.elapsed() < SUBMIT_WAIT);
     assert_eq!(one.verdict(before, "a"), Verdict::Gone);
-    let detached = one.state.position();
+    let detached = one.state.position(&ANYTHING);
     assert_eq!(one.verdict(detached, "a"), Verdict::Valid, "a fill of now is of use in this pod");
     eventually("trust ends", async || !one.state.trusted(one.shared.clock.steady(), 0, BOUND, 0.0)).await;
     let now = one.shared.clock.steady();
@@ -248,7 +252,7 @@ async fn while_redis_is_away_it_is_applied_here_and_logged_later() {
 async fn after_a_freeze_it_hears_again() {
     let server = Server::up().await;
     let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
-    let before = other.state.position();
+    let before = other.state.position(&ANYTHING);
     server.freeze(true);
     let receipt = one.state.submit(&tags("a"), Door::Admin).await.unwrap();
     assert!(!receipt.logged);
@@ -259,14 +263,14 @@ async fn after_a_freeze_it_hears_again() {
     eventually("back", async || one.state.status().connected && other.state.status().connected).await;
     other.learns("what was queued", before, "a", Verdict::Gone).await;
     assert!(watch.elapsed() < Duration::from_secs(2), "{:?}", watch.elapsed());
-    assert_eq!(other.state.position().incarnation, before.incarnation, "nothing was lost");
+    assert_eq!(other.state.position(&ANYTHING).incarnation, before.incarnation, "nothing was lost");
 }
 
 #[tokio::test]
 async fn a_full_redis_acknowledges_nothing_and_still_proves() {
     let server = Server::up().await;
     let one = Pod::ready(&server).await;
-    let before = one.state.position();
+    let before = one.state.position(&ANYTHING);
     server.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
     let receipt = one.state.submit(&tags("a"), Door::Admin).await.unwrap();
     assert!(!receipt.logged);
@@ -282,7 +286,7 @@ async fn a_full_redis_acknowledges_nothing_and_still_proves() {
 async fn an_entry_of_the_stream_leaves_it_only_for_the_log() {
     let server = Server::up().await;
     let first = Pod::ready(&server).await;
-    let before = first.state.position();
+    let before = first.state.position(&ANYTHING);
     drop(first);
     for i in 0..3 * doors::ENTRIES {
         server.command(&["XADD", "shop-prod:invalidate:in", "*", "tags", &format!("t{i}")]).await;
@@ -306,7 +310,7 @@ async fn an_entry_of_the_stream_leaves_it_only_for_the_log() {
 async fn down_at_start_it_serves_and_attaches() {
     let mut server = Server::down();
     let one = Pod::start(&server);
-    let detached = one.state.position();
+    let detached = one.state.position(&ANYTHING);
     assert_eq!(one.verdict(detached, "a"), Verdict::Valid);
     assert!(!one.state.submit(&tags("b"), Door::Admin).await.unwrap().logged);
     server.start().await;
@@ -316,7 +320,7 @@ async fn down_at_start_it_serves_and_attaches() {
     assert_eq!(one.verdict(detached, "a"), Verdict::Valid, "what was fetched meanwhile is kept");
     assert_eq!(one.verdict(detached, "b"), Verdict::Gone);
     eventually("logged", async || log_length(&server).await == 1).await;
-    eventually("level", async || one.state.position().seq == 1).await;
+    eventually("level", async || one.state.position(&ANYTHING).seq == 1).await;
 }
 
 #[tokio::test]
