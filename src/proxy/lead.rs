@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::fetch::{self, Asker, Fetch};
 use super::{Journey, forward};
+use crate::cache::entry::Stored;
 use crate::cache::flight::{End, Follower, Origin, Permit};
 use crate::cache::memory::Slot;
 use crate::cache::shared::{Lease, Leased, Read};
@@ -93,7 +94,7 @@ pub(crate) async fn lead(
     }
 
     // The lease comes before the limits of the upstream: a pod that waits for another's fetch costs it nothing.
-    let lease = match lease(journey, ask, &key, &permit, previous.as_ref()).await {
+    let lease = match lease(journey, ask, key, &permit, previous.as_ref()).await {
         Waited::Leads(lease) => lease,
         Waited::Found(found) => {
             permit.end(End::Stored(Arc::clone(&found.slot), Origin::Awaited));
@@ -175,10 +176,10 @@ enum Waited {
 }
 
 /// Leases the fetch of `key` in the fleet, or waits for the pod that has it.
-async fn lease(
+async fn lease<'k>(
     journey: &mut Journey<'_>,
-    ask: &Ask<'_>,
-    key: &[u8],
+    ask: &Ask<'k>,
+    mut key: Cow<'k, [u8]>,
     permit: &Permit,
     previous: Option<&Previous>,
 ) -> Waited {
@@ -191,20 +192,29 @@ async fn lease(
     let mut overtaken = 0;
     loop {
         // Listening starts before the question: a bell that rings in between is heard.
-        let bell = tier.listen(key);
-        match tier.lease(redis, key, permit.position(), seen, &mut journey.budget).await {
+        let bell = tier.listen(&key);
+        match tier.lease(redis, &key, permit.position(), seen, &mut journey.budget).await {
             Leased::Lead(lease) => return Waited::Leads(Some(lease)),
             Leased::Unavailable => return Waited::Leads(None),
             Leased::Found(stored) => {
                 let fence = stored.fence();
+                // Its answers turned out to vary: the one for this request stands elsewhere, and is fetched there.
+                let is_marker = matches!(stored, Stored::Vary(_));
                 let slot = cache.keep(ask.key, stored, 0).slot;
-                match cache.judge(slot, ask).0 {
+                let look = if is_marker {
+                    let (look, variant) = look_under(journey, ask).await;
+                    key = variant;
+                    look
+                } else {
+                    cache.judge(slot, ask).0
+                };
+                match look {
                     Look::Fresh(found) | Look::Stale(found) => return Waited::Found(found),
                     Look::Uncacheable => return Waited::Uncacheable,
                     // It is no use to this request, which therefore asks for the lease knowing of it.
                     Look::Nothing(_) if overtaken < OVERTAKEN => {
                         overtaken += 1;
-                        seen = Some(fence);
+                        seen = (!is_marker).then_some(fence);
                         continue;
                     }
                     Look::Nothing(_) => return Waited::Leads(None),

@@ -149,6 +149,27 @@ async fn a_failed_fetch_is_shared_and_the_next_one_tries_anew() {
     assert_eq!(weir.get("/a").await.text(), "good");
 }
 
+/// Who waits does not know yet that the answers vary.
+#[tokio::test]
+async fn an_answer_that_turns_out_to_vary_is_fetched_once_for_the_fleet() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    let held = gate.clone();
+    up.on("/v", move |_| reply("varies").max_age(60).header("vary", "accept-language").gate(&held));
+    let weirs = two_weirs(&up, &redis).await;
+    let (first, second) = tokio::join!(weirs[0].get("/v"), async {
+        eventually("the first Weir fetches", || up.count("/v") == 1).await;
+        let second = tokio::spawn({
+            let proxy = weirs[1].proxy;
+            async move { Connection::open(proxy).await.send(&get("/v")).await }
+        });
+        weirs[1].metric_reaches(r#"weir_redis_commands_total{command="lease",result="ok"}"#, 1.0).await;
+        gate.open();
+        second.await.expect("no panic")
+    });
+    assert_eq!((first.text(), second.text()), ("varies", "varies"));
+    assert_eq!(up.count("/v"), 1);
+}
+
 #[tokio::test]
 async fn a_fetch_whose_weir_crashed_is_taken_over() {
     let (up, redis, gate) = (upstream(), redis(), Gate::new());
