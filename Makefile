@@ -22,19 +22,24 @@ build: ## The release binary
 demo: ## The sidecar in front of a small slow service
 	cargo run --release --locked -- demo
 
-.PHONY: redis
-redis:
-	@command -v redis-server >/dev/null && exit 0; \
-	echo "redis-server is missing; installing it"; \
+# Sees to it that program $(1), of Debian's package $(2), is there.
+define install
+	@command -v $(1) >/dev/null && exit 0; \
+	echo "$(1) is missing; installing it"; \
 	if ! command -v apt-get >/dev/null; then \
-		echo "no apt-get here: install Redis 7 so that redis-server is on the PATH, then try again" >&2; exit 1; \
+		echo "no apt-get here: install $(1) so that it is on the PATH, then try again" >&2; exit 1; \
 	fi; \
 	if [ "$$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then \
-		echo "neither root nor sudo: ask for Debian's package redis-server, then try again" >&2; exit 1; \
+		echo "neither root nor sudo: ask for Debian's package $(2), then try again" >&2; exit 1; \
 	fi; \
-	$(APT) install -y --no-install-recommends redis-server >/dev/null 2>&1 \
-		|| { $(APT) update -qq && DEBIAN_FRONTEND=noninteractive $(APT) install -y -qq --no-install-recommends redis-server; } \
-		|| { echo "redis-server could not be installed: see above" >&2; exit 1; }
+	$(APT) install -y --no-install-recommends $(2) >/dev/null 2>&1 \
+		|| { $(APT) update -qq && DEBIAN_FRONTEND=noninteractive $(APT) install -y -qq --no-install-recommends $(2); } \
+		|| { echo "$(1) could not be installed: see above" >&2; exit 1; }
+endef
+
+.PHONY: redis
+redis:
+	$(call install,redis-server,redis-server)
 
 .PHONY: test
 test: redis ## Every test
@@ -43,6 +48,19 @@ test: redis ## Every test
 .PHONY: test-release
 test-release: redis ## Every test on the optimised binary, at full size, one at a time for the sake of its timings
 	WEIR_ROUNDS=1000 WEIR_RPS=2000 WEIR_SECONDS=20 cargo test --locked --release -- --test-threads=1 --nocapture
+
+# The public caching test suite, pinned.
+SUITE = http-cache-tests@0.4.5
+SUITE_AT = target/conformance/$(SUITE)
+
+.PHONY: conformance
+conformance: redis ## The public caching test suite: from memory, from Redis, through a fleet of two
+	$(call install,node,nodejs)
+	$(call install,npm,npm)
+	@test -d $(SUITE_AT)/node_modules \
+		|| npm install --silent --no-audit --no-fund --no-package-lock --ignore-scripts --prefix $(SUITE_AT) $(SUITE)
+	cargo build --locked
+	node tests/conformance/run.mjs target/debug/weir $(SUITE_AT)/node_modules/http-cache-tests
 
 .PHONY: lint
 lint: ## Formatting, clippy, documentation, dependency policy, scripts

@@ -281,7 +281,7 @@ impl Shop {
         let facts = RequestFacts::of(rule(&self.route), &Method::GET, &HeaderMap::new());
         let spread = key::spread(key::hash(key), NOW);
         let plan = policy::storable(rule(&self.route), facts, &received, spread).expect("it may be stored");
-        let position = self.cache.invalidation().position();
+        let position = self.cache.invalidation().position(&subject("/catalog"));
         let origin = Origin { key: Bytes::copy_from_slice(key), position, fence: 1, fill_cost_ms: 5 };
         Entry::new(origin, StatusCode::OK, &fields, plan, Bytes::from(vec![b'x'; size]))
     }
@@ -292,13 +292,17 @@ impl Shop {
             key,
             headers,
             rule: rule(&self.route),
-            subject: Subject { host: "shop.example", path, query: None, route: "item", tags: &[], answer_tags: &[] },
+            subject: subject(path),
             credentials: false,
             directives: None,
             now: NOW,
             steady: self.clock.steady(),
         }
     }
+}
+
+fn subject(path: &str) -> Subject<'_> {
+    Subject { host: "shop.example", path, query: None, route: "item", tags: &[], answer_tags: &[] }
 }
 
 fn rule(route: &Route) -> &CacheRule {

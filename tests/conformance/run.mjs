@@ -1,6 +1,6 @@
 // The public caching test suite (npm `http-cache-tests`) against Weir: from memory, from Redis, and through a fleet of
-// two whose clients go now to one and now to the other. Fails if a required or optimal test has another result than
-// exceptions.json expects.
+// two whose clients go now to one and now to the other. Fails if a required or optimal test fails that exceptions.json
+// does not list with the reason, or passes although it is listed.
 //
 //   node run.mjs WEIR SUITE [--only MODE] [--test ID]     ID runs alone, and is printed as it goes
 import { spawn } from 'node:child_process'
