@@ -169,7 +169,8 @@ fn check(file: &Path, set: Vec<String>) -> ExitCode {
             if !loaded.warnings.is_empty() {
                 println!("{}", loaded.warnings);
             }
-            println!("{}: fine, {} routes", file.display(), loaded.config.routes.len());
+            let count = loaded.config.routes.len();
+            println!("{}: fine, {count} route{}", file.display(), if count == 1 { "" } else { "s" });
             ExitCode::SUCCESS
         }
         Err(report) => fail(WRONG, &report.to_string()),

@@ -37,6 +37,12 @@ pub fn answer_tags(headers: &HeaderMap) -> Result<Vec<String>, TagsRefused> {
     Ok(tags.0)
 }
 
+/// The groups that an answer to a write names as changed (RFC 9875 section 3), [`MAX_TAGS`] at most.
+pub fn changed_groups(headers: &HeaderMap) -> impl Iterator<Item = String> {
+    let lines = headers.get_all("cache-group-invalidation").iter();
+    lines.flat_map(|value| groups(value.as_bytes()).unwrap_or_default()).take(MAX_TAGS)
+}
+
 struct Tags(Vec<String>);
 
 impl Tags {

@@ -10,6 +10,7 @@ use super::respond::{self, Forward};
 use super::state::Live;
 use super::target::Target;
 use super::{Journey, forward};
+use crate::cache::tags::changed_groups;
 use crate::clock::Stopwatch;
 use crate::message::{Answer, Body};
 use crate::metrics::{Door, Outcome};
@@ -42,7 +43,9 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
             Err(failure) => failure.is_unknown(),
         };
         if let Ok(reply) = &reply {
-            order.urls.extend(named(&live, &target, reply.response.headers()));
+            let answer = reply.response.headers();
+            order.urls.extend(named(&live, &target, answer));
+            order.tags.extend(changed_groups(answer).filter(|group| readable(&check_tag(group))));
         }
         if may_have_changed
             && !order.is_empty()

@@ -245,6 +245,26 @@ async fn a_write_invalidates_what_its_answer_names_of_the_same_origin() {
 }
 
 #[tokio::test]
+async fn a_write_invalidates_the_groups_that_its_answer_names() {
+    for_both(|store| async move {
+        let up = upstream();
+        let version = Arc::new(AtomicUsize::new(0));
+        let read = Arc::clone(&version);
+        up.on("/items/8", move |_| {
+            reply(read.load(Ordering::SeqCst).to_string()).max_age(60).header("cache-groups", "\"shelf\", \"sale\"")
+        });
+        up.route("/items/7", reply("sold").header("cache-group-invalidation", "\"other\", \"sale\";x=1"));
+        let weirs = [store.apply(weir(ROUTES).to(up.url())).start().await];
+        warm(&weirs, "/items/8").await;
+        version.store(1, Ordering::SeqCst);
+        assert_eq!(weirs[0].get("/items/8").await.text(), "0");
+        assert_eq!(weirs[0].send(request("POST", "/items/7")).await.status, 200);
+        assert_eq!(weirs[0].get("/items/8").await.text(), "1");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_failed_write_leaves_the_cache_and_an_unknown_one_does_not() {
     let service = Versioned::new();
     let weir = weir(ROUTES).to(service.up.url()).set("upstream.response_timeout", "300ms").start().await;
