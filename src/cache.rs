@@ -138,6 +138,11 @@ impl Previous {
         if self.is_gone { By::StrongTag } else { By::AnyValidator }
     }
 
+    /// Whether a fetch can start from it: the upstream may confirm it, or its failure be excused by it.
+    pub fn is_of_use(&self) -> bool {
+        self.excuses_errors || self.entry().is_some_and(|entry| entry.has_validator())
+    }
+
     /// The entry.
     pub fn entry(&self) -> Option<&Arc<Entry>> {
         self.slot.stored.entry()

@@ -26,7 +26,7 @@ use http::{Method, Request, StatusCode};
 use crate::cache::directives::RequestDirectives;
 use crate::cache::flight::{End, Follower, Joined, Origin, Seen};
 use crate::cache::policy::{self, Bypass};
-use crate::cache::{Ask, Found, Look, Missing};
+use crate::cache::{Ask, Found, Look, Missing, Previous};
 use crate::clock::Stopwatch;
 use crate::config::{AmbiguousPaths, CacheRule, ClientDirectives, Stage};
 use crate::kv::Budget;
@@ -231,7 +231,7 @@ impl Journey<'_> {
             // Memory first: it costs nothing, and is right as long as nothing has overtaken it.
             let (look, result) = cache.look(&ask);
             self.route.metrics.lookup(Tier::Memory, result);
-            let missing = match look {
+            let mut missing = match look {
                 Look::Fresh(found) => {
                     if found.is_early {
                         lead::refresh(self, &ask, &parts, &found);
@@ -271,8 +271,15 @@ impl Journey<'_> {
                         self.exchange.from_tier(Tier::Redis);
                         return self.hit(&found, &parts, Outcome::Stale);
                     }
-                    Look::Uncacheable | Look::Nothing(_) => break,
+                    Look::Uncacheable => break,
+                    Look::Nothing(found) => missing.previous = found.previous.or(missing.previous),
                 }
+                // A part of what only needs the upstream's word comes with that.
+                let is_kept = missing.previous.as_ref().is_some_and(Previous::is_of_use);
+                if parts.method == Method::HEAD || !is_kept {
+                    break;
+                }
+                why = forward_reason(&missing);
             }
 
             // One fetch for everybody who asks now.

@@ -13,6 +13,7 @@ use weir::cache::directives::{MAX_SECONDS, RequestDirectives, ResponseDirectives
 use weir::cache::entry::{Entry, Origin, Stored, codec};
 use weir::cache::key::{self, KeyBuilder, Target};
 use weir::cache::policy::{self, Received, RequestFacts};
+use weir::cache::ranges::{self, Selection};
 use weir::config::Config;
 use weir::invalidation::Position;
 use weir_fuzz::{NOW, config, fields};
@@ -61,6 +62,11 @@ fuzz_target!(|data: &[u8]| {
         let _ = entry.freshness.evaluate(now, Some(&directives), false);
     }
     let _ = conditional::evaluate(&request, &entry);
+    match ranges::select(&request, &entry) {
+        Selection::One(part) => drop(entry.body.slice(part)),
+        Selection::Several(parts) => parts.into_iter().for_each(|part| drop(entry.body.slice(part))),
+        Selection::Whole | Selection::Nothing => {}
+    }
     let _ = conditional::confirms(&answer, &entry, conditional::By::StrongTag);
     let stored = Stored::Entry(entry.into());
     let bytes = codec::encode(&stored, Some(0));

@@ -313,7 +313,7 @@ fn covered_by_ttl(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308)
 }
 
-/// RFC 9110 section 15.1, without what is never stored here and without server errors.
+/// RFC 9110 section 15.1, without what is never stored here.
 fn heuristically_cacheable(status: StatusCode) -> bool {
     covered_by_ttl(status) || matches!(status.as_u16(), 404 | 405 | 410 | 501)
 }

@@ -125,7 +125,7 @@ impl<'a> Text<'a> {
             }
             b'%' => {
                 self.next()?;
-                self.string()
+                self.display_string()
             }
             _ => Err(Malformed),
         }
@@ -154,6 +154,26 @@ impl<'a> Text<'a> {
                 b'"' => return Ok(Value::Other),
                 b'\\' if !matches!(self.next()?, b'"' | b'\\') => return Err(Malformed),
                 b'\\' | b' '..=b'~' => {}
+                _ => return Err(Malformed),
+            }
+        }
+    }
+
+    fn display_string(&mut self) -> Result<Value, Malformed> {
+        if !self.takes(b'"') {
+            return Err(Malformed);
+        }
+        loop {
+            match self.next()? {
+                b'"' => return Ok(Value::Other),
+                b'%' => {
+                    for _ in 0..2 {
+                        if !matches!(self.next()?, b'0'..=b'9' | b'a'..=b'f') {
+                            return Err(Malformed);
+                        }
+                    }
+                }
+                b' '..=b'~' => {}
                 _ => return Err(Malformed),
             }
         }
@@ -195,6 +215,7 @@ mod tests {
             ("a=1.5, b=\"x, \\\"y\\\"\", c=tok/en:*", &[("a", Other), ("b", Other), ("c", Other)]),
             ("a=(1 \"b\";c  d), e=(), f=( 1 )", &[("a", Other), ("e", Other), ("f", Other)]),
             ("a=:aGk=:, b=@1659578233, c=%\"f%c3\"", &[("a", Other), ("b", Other), ("c", Other)]),
+            ("a=%\"b\\\", c=1", &[("a", Other), ("c", Integer(1))]),
             ("*k.e_y-9=1;  p=2", &[("*k.e_y-9", Integer(1))]),
             ("a=1, a=2", &[("a", Integer(1)), ("a", Integer(2))]),
             ("  a  ", &[("a", Boolean(true))]),
@@ -226,6 +247,8 @@ mod tests {
             "max-age =60",
             "max-age= 60",
             "a=@1.5",
+            "a=%\"%zz\"",
+            "a=%\"%C3\"",
             "a=\u{e9}",
             "a=--1",
         ] {

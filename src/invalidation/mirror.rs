@@ -4,8 +4,9 @@
 //! which it was, and needs nobody: it is all there is without Redis, before Redis was first reached, and while something
 //! has been applied here that is not in the log yet. A fill that begins in such a time carries an own position, which
 //! other pods refuse; one with the log's position would either outlive an unlogged invalidation or be refused for as
-//! long as Redis is away. The same goes for a fill of what a record names that was applied before its turn: its number
-//! is beyond what was followed. Everything else that is fetched while records are missing is the fleet's.
+//! long as Redis is away. The same goes for a fill of what a record names, or may name by a tag, that was applied before
+//! its turn: its number is beyond what was followed. Everything else that is fetched while records are missing is the
+//! fleet's.
 
 use super::epochs::{Epochs, Stamp};
 use super::{Position, Subject, Verdict};
@@ -27,8 +28,8 @@ struct Followed {
     applied: u64,
     /// Answers from before this one are refused: not every record behind it is known.
     floor: u64,
-    /// The highest epoch given to something that is not in the log.
-    unlogged: u64,
+    /// Until the log was followed up to here, every fill carries an own position.
+    own_until: u64,
 }
 
 /// What became of a record.
@@ -51,7 +52,7 @@ impl Mirror {
     /// The position to give a fill for `subject` that begins now.
     pub fn position(&self, subject: &Subject<'_>) -> Position {
         let is_level =
-            |log: &&Followed| log.unlogged <= log.applied && self.epochs.of(subject).log.last() <= log.applied;
+            |log: &&Followed| log.own_until <= log.applied && self.epochs.of(subject).log.last() <= log.applied;
         match self.log.as_ref().filter(is_level) {
             Some(log) => Position { incarnation: log.incarnation, seq: log.applied },
             None => self.own,
@@ -95,7 +96,7 @@ impl Mirror {
         if self.log.is_some() {
             *self = Self::new(new_own);
         }
-        self.log = Some(Followed { incarnation: head.incarnation, applied: head.seq, floor: head.seq, unlogged: 0 });
+        self.log = Some(Followed { incarnation: head.incarnation, applied: head.seq, floor: head.seq, own_until: 0 });
     }
 
     /// Applies record `at` of the log; its selectors at once, even behind a gap.
@@ -109,6 +110,9 @@ impl Mirror {
         let next = at.seq == log.applied + 1;
         if next {
             log.applied = at.seq;
+        } else if selectors.iter().any(|selector| matches!(selector, Selector::Tag(_))) {
+            // Any answer may turn out to carry it.
+            log.own_until = log.own_until.max(at.seq);
         }
         self.raise(at.seq, selectors, soft);
         if next { Applied::InOrder } else { Applied::Gap }
@@ -123,7 +127,7 @@ impl Mirror {
     pub fn unlogged(&mut self, selectors: &[Selector], soft: bool) {
         let epoch = self.log.as_mut().map_or(0, |log| {
             // No fill gets a higher position of the log before a record takes this number.
-            log.unlogged = log.unlogged.max(log.applied + 1);
+            log.own_until = log.own_until.max(log.applied + 1);
             log.applied + 1
         });
         self.raise(epoch, selectors, soft);
@@ -160,6 +164,7 @@ impl Mirror {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::syntax::selector::UrlSelector;
 
     fn at(seq: u64) -> Position {
         Position { incarnation: 7, seq }
@@ -205,7 +210,7 @@ mod tests {
         assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
         let own = position(&mirror, "a");
         assert_eq!(own.incarnation, 1);
-        assert_eq!(position(&mirror, "b"), at(5), "nothing that it names: the fleet's");
+        assert_eq!(position(&mirror, "b").incarnation, 1, "its answer may have the tag");
         assert_eq!(verdict(&mirror, own, "a"), Verdict::Valid);
         mirror.record(at(6), &tag("b"), false);
         assert_eq!(verdict(&mirror, own, "b"), Verdict::Gone);
@@ -213,6 +218,19 @@ mod tests {
         mirror.record(at(7), &[], false);
         mirror.record(at(8), &tag("a"), false);
         assert_eq!(position(&mirror, "a"), at(8));
+    }
+
+    #[test]
+    fn behind_a_gap_what_is_not_named_is_fetched_for_the_fleet() {
+        let mut mirror = Mirror::new(1);
+        mirror.follow(at(5), 2);
+        assert_eq!(mirror.record(at(8), &[Selector::Url(UrlSelector::parse("/p").unwrap())], false), Applied::Gap);
+        assert_eq!(position(&mirror, "a").incarnation, 1);
+        let other = Subject { path: "/other", ..subject(&[]) };
+        assert_eq!(mirror.position(&other), at(5));
+        mirror.record(at(6), &[Selector::Url(UrlSelector::parse("/other").unwrap())], false);
+        assert_eq!(mirror.verdict(at(5), &other), Verdict::Gone);
+        assert_eq!(mirror.position(&other), at(6));
     }
 
     #[test]

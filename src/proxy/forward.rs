@@ -22,6 +22,9 @@ use crate::config::{FieldEdits, Protocol};
 use crate::message::{Answer, Body, Tunnel};
 use crate::metrics::Outcome;
 
+/// The type of a body with several ranges.
+const MULTIPART: &[u8] = b"multipart/byteranges";
+
 /// By what a cache tells the upstream that it can be addressed (W3C Edge Architecture Specification 1.0).
 const SURROGATE_CAPABILITY: HeaderName = HeaderName::from_static("surrogate-capability");
 
@@ -96,7 +99,7 @@ pub(crate) fn fill_request(journey: &Journey<'_>, parts: &Parts, previous: Optio
     conditional::strip_conditions(&mut fields);
     negotiation::combine_lines(&mut fields);
     negotiation::normalise_negotiation(&mut fields);
-    fields.append(SURROGATE_CAPABILITY, HeaderValue::from_static(directives::SURROGATE_CAPABILITY));
+    fields.insert(SURROGATE_CAPABILITY, HeaderValue::from_static(directives::SURROGATE_CAPABILITY));
     if let Some(previous) = previous
         && let Some(entry) = previous.entry()
     {
@@ -163,6 +166,7 @@ pub(crate) fn edit(answer: &mut Answer, edits: &FieldEdits) {
     if edits.remove.is_empty() && edits.set.is_empty() {
         return;
     }
+    let framed = answer.fields.get(header::CONTENT_TYPE).filter(|kind| kind.as_bytes().starts_with(MULTIPART)).cloned();
     let gone = |name: &[u8]| {
         let mut named = edits.remove.iter().chain(edits.set.iter().map(|(name, _)| name));
         named.any(|edited| edited.as_str().as_bytes() == name)
@@ -183,6 +187,10 @@ pub(crate) fn edit(answer: &mut Answer, edits: &FieldEdits) {
     }
     for (name, value) in &edits.set {
         answer.fields.insert(name.clone(), value.clone());
+    }
+    // Without its boundary such a body cannot be read.
+    if let Some(framed) = framed {
+        answer.fields.insert(header::CONTENT_TYPE, framed);
     }
 }
 

@@ -98,8 +98,10 @@ fn is_end_to_end(name: &str) -> bool {
             | "last-modified"
             | "location"
             | "set-cookie"
+            | "surrogate-control"
             | "vary"
             | "via"
+            | "weir-cache-control"
             | "www-authenticate"
     ) || name.starts_with("content-")
         || name.starts_with("x-forwarded-")
@@ -319,10 +321,7 @@ fn is_forbidden_trailer(name: &HeaderName) -> bool {
     !allowed
         && (decided_by
             || text.starts_with("if-")
-            || matches!(
-                text,
-                "expect" | "max-forwards" | "pragma" | "range" | "retry-after" | "surrogate-control" | "trailer"
-            ))
+            || matches!(text, "expect" | "max-forwards" | "pragma" | "range" | "retry-after" | "trailer"))
 }
 
 #[cfg(test)]

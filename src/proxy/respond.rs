@@ -208,14 +208,18 @@ fn narrow(answer: &mut Answer, entry: &Entry, selection: Selection) {
         Selection::Whole => {}
         Selection::One(range) => {
             answer.status = StatusCode::PARTIAL_CONTENT;
+            if entry.has(b"content-digest") || entry.has(b"content-md5") {
+                answer.prepared = lines_but(entry, is_of_the_whole);
+            }
             answer.fields.insert(header::CONTENT_RANGE, content_range(&range, length));
             answer.body = entry.body.slice(range).into();
         }
         Selection::Several(ranges) => several(answer, entry, ranges),
         Selection::Nothing => {
-            let lines = std::mem::take(&mut answer.lines);
+            let (lines, status) = (std::mem::take(&mut answer.lines), answer.fields.remove(CACHE_STATUS));
             *answer = own(StatusCode::RANGE_NOT_SATISFIABLE, format_args!("there are {length} bytes"));
             answer.lines = lines;
+            answer.fields.extend(status.map(|status| (CACHE_STATUS, status)));
             let unsatisfied = HeaderValue::try_from(format!("bytes */{length}")).expect("digits are visible");
             answer.fields.insert(header::CONTENT_RANGE, unsatisfied);
         }
@@ -226,18 +230,12 @@ fn narrow(answer: &mut Answer, entry: &Entry, selection: Selection) {
 fn several(answer: &mut Answer, entry: &Entry, ranges: Vec<Range<usize>>) {
     // Nobody who made the body can have known it.
     let boundary = format!("{:016x}{:016x}", kv::random(), kv::random());
-    let mut content_type = None;
-    let mut others = BytesMut::with_capacity(entry.fields.len());
-    for (name, value) in lines(&entry.fields) {
-        match &entry.fields[name.clone()] {
-            b"content-type" => content_type = Some(entry.fields.slice(value)),
-            _ => others.extend_from_slice(&entry.fields[name.start..value.end + "\r\n".len()]),
-        }
-    }
+    let content_type = lines(&entry.fields).find(|(name, _)| entry.fields[name.clone()] == *b"content-type");
+    let content_type = content_type.map(|(_, value)| &entry.fields[value]);
     let mut pieces = VecDeque::with_capacity(2 * ranges.len() + 1);
     for range in ranges {
         let mut head = BytesMut::from(format!("\r\n--{boundary}\r\n").as_bytes());
-        if let Some(content_type) = &content_type {
+        if let Some(content_type) = content_type {
             head.extend_from_slice(b"Content-Type: ");
             head.extend_from_slice(content_type);
             head.extend_from_slice(b"\r\n");
@@ -249,10 +247,24 @@ fn several(answer: &mut Answer, entry: &Entry, ranges: Vec<Range<usize>>) {
     }
     pieces.push_back(format!("\r\n--{boundary}--\r\n").into());
     answer.status = StatusCode::PARTIAL_CONTENT;
-    answer.prepared = others.freeze();
+    answer.prepared = lines_but(entry, |name| name == b"content-type" || is_of_the_whole(name));
     let content_type = format!("multipart/byteranges; boundary={boundary}");
     answer.fields.insert(header::CONTENT_TYPE, HeaderValue::try_from(content_type).expect("hex digits are visible"));
     answer.body = Pieces::body(pieces);
+}
+
+/// Fields that sum up the bytes of one message (RFC 9530 section 2): the whole's are not a part's.
+fn is_of_the_whole(name: &[u8]) -> bool {
+    matches!(name, b"content-digest" | b"content-md5")
+}
+
+/// The stored lines but for those of these names.
+fn lines_but(entry: &Entry, is_left_out: impl Fn(&[u8]) -> bool) -> Bytes {
+    let mut out = BytesMut::with_capacity(entry.fields.len());
+    for (name, value) in lines(&entry.fields).filter(|(name, _)| !is_left_out(&entry.fields[name.clone()])) {
+        out.extend_from_slice(&entry.fields[name.start..value.end + "\r\n".len()]);
+    }
+    out.freeze()
 }
 
 fn content_range(range: &Range<usize>, length: usize) -> HeaderValue {

@@ -47,6 +47,8 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
             order.urls.extend(named(&live, &target, answer));
             order.tags.extend(changed_groups(answer).filter(|group| readable(&check_tag(group))));
         }
+        // One that cannot be read must not take the others with it.
+        order.urls.retain(|url| readable(&UrlSelector::parse(url)));
         if may_have_changed
             && !order.is_empty()
             && let Err(error) = invalidation.submit(&order, Door::Write).await
@@ -91,9 +93,8 @@ fn order(journey: &Journey<'_>, parts: &Parts) -> Order {
         order.urls = invalidates.urls.iter().map(|template| template.render(&captures)).collect();
         order.prefixes = invalidates.prefixes.iter().map(|template| template.render(&captures)).collect();
         order.routes.clone_from(&invalidates.routes);
-        // One that cannot be read must not take the others with it. Nothing is stored under a tag that can be none.
+        // Nothing is stored under a tag that can be none.
         order.tags.retain(|tag| readable(&check_tag(tag)));
-        order.urls.retain(|url| readable(&UrlSelector::parse(url)));
         order.prefixes.retain(|prefix| readable(&parse_prefix(prefix)));
     }
     order.urls.extend(cached_url(journey.live, journey.target.clone(), &parts.headers));

@@ -231,14 +231,22 @@ async fn a_write_invalidates_what_its_answer_names_of_the_same_origin() {
             ("location", "/items/9", true),
             ("content-location", "../items/./9#part", true),
             ("location", "http://other.example/items/9", false),
+            ("location", "/items/a%2Fb", false),
+            ("location", "/items//9", false),
+            ("location", "../../../items/9", false),
         ] {
             warm(&weirs, "/items/9").await;
-            let before = service.body("/items/9");
+            service.up.on("/items/7", move |request| match request.method.as_str() {
+                "POST" => reply("made").status(201).header(field, reference),
+                _ => reply("seven").max_age(60),
+            });
+            warm(&weirs, "/items/7").await;
+            let before = weirs[0].get("/items/9").await.text().to_owned();
             service.change();
-            service.up.route("/items/7", reply("made").status(201).header(field, reference));
             assert_eq!(weirs[0].send(request("POST", "/items/7")).await.status, 201);
             let expected = if is_gone { service.body("/items/9") } else { before };
             assert_eq!(weirs[0].get("/items/9").await.text(), expected, "{field}: {reference}");
+            assert!(!weirs[0].get("/items/7").await.is_hit(), "its own URL, whatever the answer names: {reference}");
         }
     })
     .await;

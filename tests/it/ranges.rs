@@ -94,3 +94,49 @@ async fn a_part_of_what_is_not_stored_is_passed_on() {
     })
     .await;
 }
+
+/// What is stale is confirmed, or excuses a failure, for a part as for the whole.
+#[tokio::test]
+async fn a_part_of_what_is_stale_asks_for_confirmation() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.on("/a", |request| match request.header("if-none-match") {
+            Some(_) => reply("").status(304).header("cache-control", "max-age=60").header("etag", "\"v1\""),
+            None => reply(BODY).header("cache-control", "max-age=0").header("etag", "\"v1\""),
+        });
+        up.sequence(
+            "/b",
+            vec![reply(BODY).header("cache-control", "max-age=0, stale-if-error=60"), reply("broken").status(500)],
+        );
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        for (path, outcome) in [("/a", "fwd=stale; fwd-status=304"), ("/b", "stale-if-error")] {
+            assert_eq!(weir.get(path).await.text(), BODY);
+            weir.metric_reaches(STORED, if path == "/a" { 1.0 } else { 2.0 }).await;
+            let part = weir.send(get(path).header("range", "bytes=2-3")).await;
+            assert_eq!((part.status, part.text()), (206, "23"), "{path}: {part:?}");
+            assert!(part.header("cache-status").unwrap().contains(outcome), "{part:?}");
+        }
+        assert!(up.requests("/a").iter().all(|request| request.header("range").is_none()));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_part_says_nothing_that_is_true_of_the_whole_only() {
+    let up = upstream();
+    up.on("/a", |_| {
+        let whole =
+            reply(BODY).max_age(60).header("content-type", "text/plain").header("repr-digest", "sha-256=:AA==:");
+        whole.header("content-digest", "sha-256=:AA==:").header("content-md5", "AA==")
+    });
+    let routes = format!("{ROUTES}response.set = {{ content-type = \"video/mp4\" }}\n");
+    let weir = weir(&routes).to(up.url()).start().await;
+    weir.get("/a").await;
+    weir.metric_reaches(STORED, 1.0).await;
+    for (range, kind) in [("bytes=1-2", "video/mp4"), ("bytes=1-2, 5-6", "multipart/byteranges; boundary=")] {
+        let part = weir.send(get("/a").header("range", range)).await;
+        assert!(part.header("content-type").unwrap().starts_with(kind), "{part:?}");
+        assert_eq!((part.header("content-digest"), part.header("content-md5")), (None, None));
+        assert_eq!(part.header("repr-digest"), Some("sha-256=:AA==:"));
+    }
+}

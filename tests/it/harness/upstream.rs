@@ -118,6 +118,9 @@ enum Script {
     Tunnel,
 }
 
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
+
 #[derive(Default)]
 struct State {
     scripts: Mutex<HashMap<String, Script>>,
@@ -130,6 +133,8 @@ impl Upstream {
     fn start(h2: bool) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("non-blocking");
+        // The library's own 128 overflow when hundreds connect at once, which costs each of the others a second.
+        rustix::net::listen(&listener, BACKLOG).expect("it listens");
         let address = listener.local_addr().expect("an address");
         let state = Arc::new(State::default());
         let served = Arc::clone(&state);
