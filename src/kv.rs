@@ -33,6 +33,9 @@ use keys::Keys;
 use link::{Pooled, Slot};
 use reply::Fault;
 
+/// The kind of error that answers EVALSHA where the script is not known.
+const NOSCRIPT: &str = "NOSCRIPT";
+
 /// What one request may still wait for Redis, all in all.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
@@ -262,7 +265,7 @@ impl Redis {
         let known = self.known(script);
         let command = invocation("EVALSHA", &known.sha1, keys, args);
         match self.send(lane, &command, &known, budget).await {
-            Err(Fault::Refused(kind)) if kind == "NOSCRIPT" => {}
+            Err(Fault::Refused(kind)) if kind == NOSCRIPT => {}
             answer => return answer.map_err(Into::into),
         }
         // EVAL runs and keeps it, in one trip.
@@ -292,7 +295,10 @@ impl Redis {
             Err(Fault::Dropped) => (RedisResult::Timeout, Some("a connection ended")),
             Err(fault @ Fault::Refused(kind)) => (RedisResult::Error, fault.is_trouble().then_some(kind.as_str())),
         };
-        known.metrics.ended(result, took);
+        // A script that Redis does not know yet is sent whole next, and counted then.
+        if !matches!(&answer, Err(Fault::Refused(kind)) if kind == NOSCRIPT) {
+            known.metrics.ended(result, took);
+        }
         if !self.0.control {
             match trouble {
                 Some(cause) => breaker.failed(cause),

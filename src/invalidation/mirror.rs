@@ -28,6 +28,8 @@ struct Followed {
     applied: u64,
     /// Answers from before this one are refused: not every record behind it is known.
     floor: u64,
+    /// The highest record that was applied before its turn.
+    early: u64,
     /// Until the log was followed up to here, every fill carries an own position.
     own_until: u64,
 }
@@ -51,8 +53,10 @@ impl Mirror {
 
     /// The position to give a fill for `subject` that begins now.
     pub fn position(&self, subject: &Subject<'_>) -> Position {
-        let is_level =
-            |log: &&Followed| log.own_until <= log.applied && self.epochs.of(subject).log.last() <= log.applied;
+        let is_level = |log: &&Followed| {
+            let names_nothing_early = || self.epochs.of(subject).log.last() <= log.applied;
+            log.own_until <= log.applied && (log.early <= log.applied || names_nothing_early())
+        };
         match self.log.as_ref().filter(is_level) {
             Some(log) => Position { incarnation: log.incarnation, seq: log.applied },
             None => self.own,
@@ -96,7 +100,13 @@ impl Mirror {
         if self.log.is_some() {
             *self = Self::new(new_own);
         }
-        self.log = Some(Followed { incarnation: head.incarnation, applied: head.seq, floor: head.seq, own_until: 0 });
+        self.log = Some(Followed {
+            incarnation: head.incarnation,
+            applied: head.seq,
+            floor: head.seq,
+            early: 0,
+            own_until: 0,
+        });
     }
 
     /// Applies record `at` of the log; its selectors at once, even behind a gap.
@@ -110,9 +120,12 @@ impl Mirror {
         let next = at.seq == log.applied + 1;
         if next {
             log.applied = at.seq;
-        } else if selectors.iter().any(|selector| matches!(selector, Selector::Tag(_))) {
-            // Any answer may turn out to carry it.
-            log.own_until = log.own_until.max(at.seq);
+        } else {
+            log.early = log.early.max(at.seq);
+            // Any answer may turn out to carry a tag.
+            if selectors.iter().any(|selector| matches!(selector, Selector::Tag(_))) {
+                log.own_until = log.own_until.max(at.seq);
+            }
         }
         self.raise(at.seq, selectors, soft);
         if next { Applied::InOrder } else { Applied::Gap }
