@@ -1,12 +1,12 @@
 //! Conditional requests, both ways: the client's, answered from a stored entry (RFC 9110 section 13, RFC 9111 section
 //! 4.3.2), and our own, which ask the upstream to confirm one (section 4.3.1).
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::entry::{Entry, opaque};
-use super::fields::lines;
+use super::fields::without;
 use super::freshness::date_ms;
 
 /// How a request is answered from an entry.
@@ -63,13 +63,7 @@ pub fn not_modified_fields(entry: &Entry) -> Bytes {
         b"last-modified" => entry.etag().is_some(),
         _ => false,
     };
-    let mut out = BytesMut::with_capacity(entry.fields.len());
-    for (name, value) in lines(&entry.fields) {
-        if !left_out(&entry.fields[name.clone()]) {
-            out.extend_from_slice(&entry.fields[name.start..value.end + "\r\n".len()]);
-        }
-    }
-    out.freeze()
+    without(&entry.fields, left_out)
 }
 
 /// By what an entry may be confirmed.

@@ -95,6 +95,15 @@ impl Iterator for Lines<'_> {
     }
 }
 
+/// The lines of `fields` whose names, in lower case, are not left out.
+pub fn without(fields: &[u8], is_left_out: impl Fn(&[u8]) -> bool) -> Bytes {
+    let mut out = BytesMut::with_capacity(fields.len());
+    for (name, value) in lines(fields).filter(|(name, _)| !is_left_out(&fields[name.clone()])) {
+        out.extend_from_slice(&fields[name.start..value.end + "\r\n".len()]);
+    }
+    out.freeze()
+}
+
 /// Whether these are whole field lines that can be sent as they are: names in lower case, and nothing in a value that
 /// could begin another line (RFC 9110 section 5.5).
 pub fn are_lines(fields: &[u8]) -> bool {

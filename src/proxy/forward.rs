@@ -16,6 +16,7 @@ use super::socket::Socket;
 use super::state::RouteState;
 use super::upstream::{Failure, Patience, Reply};
 use super::{Journey, headers};
+use crate::cache::fields::without;
 use crate::cache::{Previous, conditional, directives, negotiation};
 use crate::clock::Stopwatch;
 use crate::config::{FieldEdits, Protocol};
@@ -172,14 +173,7 @@ pub(crate) fn edit(answer: &mut Answer, edits: &FieldEdits) {
         named.any(|edited| edited.as_str().as_bytes() == name)
     };
     if !answer.prepared.is_empty() {
-        let mut kept = Vec::with_capacity(answer.prepared.len());
-        for line in answer.prepared.split_inclusive(|byte| *byte == b'\n') {
-            let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
-            if !gone(name) {
-                kept.extend_from_slice(line);
-            }
-        }
-        answer.prepared = kept.into();
+        answer.prepared = without(&answer.prepared, gone);
     }
     answer.lines.retain(|line| !gone(line.split(|byte| *byte == b':').next().unwrap_or_default()));
     for name in &edits.remove {

@@ -13,7 +13,7 @@ use super::upstream::Failure;
 use crate::cache::Found;
 use crate::cache::conditional::{self, Reply};
 use crate::cache::entry::Entry;
-use crate::cache::fields::lines;
+use crate::cache::fields::{lines, without};
 use crate::cache::flight::{Failed, FlightBody};
 use crate::cache::ranges::{self, Selection};
 use crate::kv;
@@ -209,7 +209,7 @@ fn narrow(answer: &mut Answer, entry: &Entry, selection: Selection) {
         Selection::One(range) => {
             answer.status = StatusCode::PARTIAL_CONTENT;
             if entry.has(b"content-digest") || entry.has(b"content-md5") {
-                answer.prepared = lines_but(entry, is_of_the_whole);
+                answer.prepared = without(&entry.fields, is_of_the_whole);
             }
             answer.fields.insert(header::CONTENT_RANGE, content_range(&range, length));
             answer.body = entry.body.slice(range).into();
@@ -247,7 +247,7 @@ fn several(answer: &mut Answer, entry: &Entry, ranges: Vec<Range<usize>>) {
     }
     pieces.push_back(format!("\r\n--{boundary}--\r\n").into());
     answer.status = StatusCode::PARTIAL_CONTENT;
-    answer.prepared = lines_but(entry, |name| name == b"content-type" || is_of_the_whole(name));
+    answer.prepared = without(&entry.fields, |name| name == b"content-type" || is_of_the_whole(name));
     let content_type = format!("multipart/byteranges; boundary={boundary}");
     answer.fields.insert(header::CONTENT_TYPE, HeaderValue::try_from(content_type).expect("hex digits are visible"));
     answer.body = Pieces::body(pieces);
@@ -256,15 +256,6 @@ fn several(answer: &mut Answer, entry: &Entry, ranges: Vec<Range<usize>>) {
 /// Fields that sum up the bytes of one message (RFC 9530 section 2): the whole's are not a part's.
 fn is_of_the_whole(name: &[u8]) -> bool {
     matches!(name, b"content-digest" | b"content-md5")
-}
-
-/// The stored lines but for those of these names.
-fn lines_but(entry: &Entry, is_left_out: impl Fn(&[u8]) -> bool) -> Bytes {
-    let mut out = BytesMut::with_capacity(entry.fields.len());
-    for (name, value) in lines(&entry.fields).filter(|(name, _)| !is_left_out(&entry.fields[name.clone()])) {
-        out.extend_from_slice(&entry.fields[name.start..value.end + "\r\n".len()]);
-    }
-    out.freeze()
 }
 
 fn content_range(range: &Range<usize>, length: usize) -> HeaderValue {
