@@ -187,3 +187,25 @@ async fn an_answers_fields_are_edited_on_hits_too() {
     }
     assert_eq!(up.count("/bare/1"), 1);
 }
+
+/// What the fetch says is Weir's to say: an answer made for one client's capabilities would be everybody's.
+#[tokio::test]
+async fn a_clients_capabilities_shape_no_fetch() {
+    let up = upstream();
+    up.on("*", |_| reply("plain").max_age(60));
+    let weir = weir(ROUTES).to(up.url()).start().await;
+    weir.send(get("/item/1").header("surrogate-capability", "x=\"ESI/1.0\"")).await;
+    assert_eq!(up.last("/item/1").header("surrogate-capability"), Some("weir=\"Surrogate/1.0\""));
+}
+
+#[tokio::test]
+async fn connection_cannot_name_away_what_forbids_storing() {
+    for field in ["weir-cache-control", "cdn-cache-control", "surrogate-control"] {
+        let up = upstream();
+        up.on("*", move |_| reply("own").max_age(60).header("connection", field).header(field, "no-store"));
+        let weir = weir(ROUTES).to(up.url()).start().await;
+        weir.get("/item/1").await;
+        weir.get("/item/1").await;
+        assert_eq!(up.count("/item/1"), 2, "{field}");
+    }
+}
