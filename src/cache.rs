@@ -13,6 +13,7 @@ pub mod freshness;
 pub mod key;
 pub mod memory;
 pub mod negotiation;
+pub mod parts;
 pub mod policy;
 pub mod ranges;
 pub mod shared;
@@ -185,6 +186,45 @@ impl Cache {
         }
     }
 
+    /// The part of what is not stored whole that this pod has.
+    pub fn part(&self, ask: &Ask<'_>) -> Option<Arc<Slot>> {
+        self.memory.get(&parts::key(ask.key))
+    }
+
+    /// Whether a part holds what is asked for, and may be used. A stale one is not refreshed behind the answer: nobody
+    /// knows whether the same part will be asked for again.
+    pub fn judge_part(&self, slot: &Arc<Slot>, ask: &Ask<'_>) -> Option<Found> {
+        parts::select(ask.headers, slot.stored.entry()?)?;
+        match self.judge(Arc::clone(slot), ask).0 {
+            Look::Fresh(found) => Some(found),
+            Look::Stale(_) | Look::Uncacheable | Look::Nothing(_) => None,
+        }
+    }
+
+    /// The part that one more would complete. Its age is of no matter: a strong entity tag says whether it still holds.
+    pub fn completable(&self, primary: &[u8]) -> Option<Arc<Entry>> {
+        let slot = self.memory.get(&parts::key(primary))?;
+        slot.stored.entry().filter(|entry| parts::rest(entry).is_some()).cloned()
+    }
+
+    /// Keeps a part in the memory tier, joined with an `earlier` one if they are of the same bytes; what has become whole by
+    /// that is kept as such.
+    pub fn keep_part(&self, primary: &[u8], part: Entry, earlier: Option<&Entry>, asked: SteadyMs) -> Kept {
+        let joined = earlier.and_then(|earlier| parts::joined(earlier, &part, self.settings.max_object));
+        let part = joined.unwrap_or(part);
+        if let Some(whole) = parts::whole(&part, primary) {
+            return self.keep(primary, Stored::Entry(Arc::new(whole)), asked);
+        }
+        let slot = Slot::new(Stored::Entry(Arc::new(part)), asked);
+        self.memory.insert(slot.stored.key().clone(), Arc::clone(&slot));
+        Kept { slot, marker: None, is_admitted: true }
+    }
+
+    /// Room for a copy of what passes, out of what all fetches may hold.
+    pub fn room(&self) -> flight::Held {
+        self.flights.room()
+    }
+
     /// Whether what a slot holds may be used.
     pub fn judge(&self, slot: Arc<Slot>, ask: &Ask<'_>) -> (Look, Lookup) {
         let entry = match &slot.stored {
@@ -305,6 +345,10 @@ impl Cache {
                 own if *own == *primary => own.clone(),
                 _ => Bytes::copy_from_slice(primary),
             };
+            if slot.stored.entry().is_some() {
+                // What is here whole is not in parts any more, least of all in older ones.
+                self.memory.remove(&parts::key(primary));
+            }
             self.memory.insert(key, Arc::clone(&slot));
             return Kept { slot, marker: None, is_admitted: true };
         };

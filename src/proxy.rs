@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod client;
+pub mod copy;
 pub mod exchange;
 pub mod fetch;
 pub mod forward;
@@ -9,6 +10,7 @@ pub mod headers;
 pub mod http1;
 pub mod http2;
 pub mod lead;
+pub mod part;
 pub mod respond;
 pub mod route;
 pub mod socket;
@@ -274,12 +276,14 @@ impl Journey<'_> {
                     Look::Uncacheable => break,
                     Look::Nothing(found) => missing.previous = found.previous.or(missing.previous),
                 }
-                // A part of what only needs the upstream's word comes with that.
-                let is_kept = missing.previous.as_ref().is_some_and(Previous::is_of_use);
-                if parts.method == Method::HEAD || !is_kept {
+                if parts.method == Method::HEAD {
                     break;
                 }
                 why = forward_reason(&missing);
+                // A part of what only needs the upstream's word comes with that.
+                if !missing.previous.as_ref().is_some_and(Previous::is_of_use) {
+                    return self.part(&ask, &parts, why).await;
+                }
             }
 
             // One fetch for everybody who asks now.
@@ -309,6 +313,21 @@ impl Journey<'_> {
             }
         }
         self.pass(&mut parts, body, why).await
+    }
+
+    /// A part of what is not stored whole: another part may hold it.
+    async fn part(&mut self, ask: &Ask<'_>, parts: &Parts, why: Forward) -> Answer {
+        let earlier = match part::look(self, ask).await {
+            part::Stored::Found(found) => return self.hit(&found, parts, Outcome::Hit),
+            part::Stored::Other(part) => part,
+        };
+        if let Err(denial) = self.limited(Stage::Miss, parts).await {
+            return self.denied(&denial);
+        }
+        if let Err(denial) = self.limited(Stage::Origin, parts).await {
+            return self.denied(&denial);
+        }
+        part::pass(self, ask, parts, earlier, why).await
     }
 
     /// The leader's own client: it takes what its fetch brings.

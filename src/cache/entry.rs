@@ -1,5 +1,6 @@
 //! What is stored, in memory as in Redis; [`codec`] gives it its bytes.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -123,6 +124,17 @@ pub struct Entry {
     pub tags: Vec<String>,
     /// How long its fetch took.
     pub fill_cost_ms: u32,
+    /// Where the body stands in the whole, if it is a part of it.
+    pub part: Option<Part>,
+}
+
+/// Where a part stands in its representation (RFC 9110 section 14.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Position of its first byte.
+    pub first: u64,
+    /// Bytes of the whole.
+    pub complete: u64,
 }
 
 /// Where an answer comes from, beside the answer itself.
@@ -197,6 +209,7 @@ impl Entry {
             vary: plan.vary,
             tags: plan.tags,
             fill_cost_ms: origin.fill_cost_ms,
+            part: None,
         }
     }
 
@@ -204,6 +217,22 @@ impl Entry {
     pub fn with_body(mut self, body: Bytes) -> Self {
         self.body = body;
         self
+    }
+
+    /// Bytes of the representation that this is, or is a part of.
+    pub fn complete(&self) -> u64 {
+        self.part.map_or(self.body.len() as u64, |part| part.complete)
+    }
+
+    /// The bytes at these places of the representation; a part must hold them.
+    pub fn slice(&self, range: Range<usize>) -> Bytes {
+        let first = self.part.map_or(0, |part| part.first as usize);
+        self.body.slice(range.start - first..range.end - first)
+    }
+
+    /// Its entity tag, if that is a strong one: the same bytes wherever it is the same (RFC 9110 section 8.8.3).
+    pub fn strong_etag(&self) -> Option<&[u8]> {
+        self.etag().filter(|tag| tag.starts_with(b"\""))
     }
 
     /// Its entity tag, as it came; none if it had several.

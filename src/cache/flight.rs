@@ -198,6 +198,11 @@ impl Flights {
         Joined::Lead(Permit { flight, flights: Arc::clone(self), ended: false })
     }
 
+    /// A place in the room for fetches, for who is none.
+    pub fn room(&self) -> Held {
+        self.room.enter()
+    }
+
     /// Whether somebody flies for `key`.
     pub fn is_flying(&self, key: &[u8]) -> bool {
         self.shard(key).contains_key(key)
@@ -467,14 +472,15 @@ impl Room {
     }
 }
 
-/// Bytes held in a [`Room`], given back on drop.
-struct Held {
+/// Bytes held of what all fetches may hold together, given back on drop.
+pub struct Held {
     room: Arc<Room>,
     bytes: usize,
 }
 
 impl Held {
-    fn grow(&mut self, more: usize) -> bool {
+    /// Takes `more` bytes, if they are there.
+    pub fn grow(&mut self, more: usize) -> bool {
         let before = self.room.taken.fetch_add(more, Ordering::Relaxed);
         if before.saturating_add(more) > self.room.most {
             self.room.taken.fetch_sub(more, Ordering::Relaxed);

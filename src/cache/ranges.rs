@@ -29,13 +29,21 @@ pub enum Selection {
 ///
 /// A `Range` that cannot be read, or whose `If-Range` does not hold, selects the whole (section 14.2).
 pub fn select(request: &HeaderMap, entry: &Entry) -> Selection {
-    let mut ranges = request.get_all(RANGE).iter();
-    let (Some(range), None) = (ranges.next(), ranges.next()) else { return Selection::Whole };
     // A whole that calls itself a part has no meaning (section 14.4), and is not cut again.
-    if entry.has(b"content-range") || !same_representation(request, entry) {
+    if entry.has(b"content-range") {
         return Selection::Whole;
     }
-    parse(range.as_bytes(), entry.body.len()).unwrap_or(Selection::Whole)
+    select_of(request, entry, entry.body.len())
+}
+
+/// [`select`] of the representation that `entry` is of, which has `complete` bytes.
+pub(super) fn select_of(request: &HeaderMap, entry: &Entry, complete: usize) -> Selection {
+    let mut ranges = request.get_all(RANGE).iter();
+    let (Some(range), None) = (ranges.next(), ranges.next()) else { return Selection::Whole };
+    if !same_representation(request, entry) {
+        return Selection::Whole;
+    }
+    parse(range.as_bytes(), complete).unwrap_or(Selection::Whole)
 }
 
 /// Whether `If-Range`, if there is one, names what is stored: the same strong entity tag, or the same date where it is

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::entry::{Stored, codec};
 use super::memory::Slot;
-use super::{Ask, Cache, Kept};
+use super::{Ask, Cache, Kept, parts};
 use crate::clock::WallMs;
 use crate::config::CacheTiers;
 use crate::invalidation::Position;
@@ -114,6 +114,15 @@ impl SharedTier {
             stored = self.read(redis, &key, budget).await?;
         }
         Ok(Read { key, slot: stored.map(|stored| cache.keep(ask.key, stored, 0).slot) })
+    }
+
+    /// The part that is stored for a request.
+    ///
+    /// # Errors
+    /// As of [`get`](Self::get).
+    pub async fn part(&self, redis: &Redis, ask: &Ask<'_>, budget: &mut Budget) -> Result<Option<Arc<Slot>>, Lookup> {
+        let stored = self.read(redis, &parts::key(ask.key), budget).await?;
+        Ok(stored.filter(|stored| stored.entry().is_some()).map(|stored| Slot::new(stored, 0)))
     }
 
     async fn read(&self, redis: &Redis, key: &[u8], budget: &mut Budget) -> Result<Option<Stored>, Lookup> {

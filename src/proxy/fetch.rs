@@ -15,15 +15,15 @@ use tokio::sync::oneshot;
 
 use super::body::Patient;
 use super::state::{RouteState, Worker};
-use super::upstream::Patience;
-use super::{headers, respond};
+use super::upstream::{Failure, Patience, Reply};
+use super::{headers, part, respond};
 use crate::cache::entry::{self, Entry, Stored, Uncacheable};
 use crate::cache::flight::{Arrival, End, Failed, Origin, Permit};
 use crate::cache::freshness::Freshness;
 use crate::cache::memory::Slot;
 use crate::cache::policy::{self, Plan, Received, Refusal, RequestFacts};
 use crate::cache::shared::{LEASE, Lease, Leased};
-use crate::cache::{Previous, conditional, key};
+use crate::cache::{Previous, conditional, key, parts};
 use crate::clock::{SteadyMs, Stopwatch, WallMs};
 use crate::config::Stage;
 use crate::kv::Budget;
@@ -42,6 +42,8 @@ pub(crate) struct Fetch {
     /// The client's fields, by which variants are told apart.
     pub(crate) headers: HeaderMap,
     pub(crate) request: Request<Body>,
+    /// What is asked instead of `request`, where it may do.
+    pub(crate) rest: Option<Rest>,
     pub(crate) patience: Patience,
     pub(crate) redis_deadline: Duration,
     pub(crate) asked: SteadyMs,
@@ -50,6 +52,12 @@ pub(crate) struct Fetch {
     pub(crate) previous: Option<Previous>,
     pub(crate) hand_over: oneshot::Sender<(Response<Body>, &'static str)>,
     pub(crate) report: oneshot::Sender<(Option<StatusCode>, Duration)>,
+}
+
+/// A stored part, and the request for what it lacks of the whole.
+pub(crate) struct Rest {
+    pub(crate) part: Arc<Entry>,
+    pub(crate) request: Request<Body>,
 }
 
 /// On whose behalf a refresh is made: by these the upstream's limits count it.
@@ -102,9 +110,7 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
 /// Fetches, and ends the flight whatever happens.
 pub(crate) async fn run(mut fetch: Fetch) {
     let watch = Stopwatch::start();
-    let request = std::mem::take(&mut fetch.request);
-    let sent = fetch.worker.shared.cache.times().0;
-    let reply = fetch.worker.upstream.send(request, fetch.patience).await;
+    let (reply, sent) = ask(&mut fetch).await;
     let took = watch.elapsed();
     let status = reply.as_ref().ok().map(|reply| reply.response.status());
     let report = std::mem::replace(&mut fetch.report, oneshot::channel().0);
@@ -124,6 +130,30 @@ pub(crate) async fn run(mut fetch: Fetch) {
             fetch.received(response, sent).await;
         }
     }
+}
+
+/// Asks for what a stored part lacks of the whole, where there is one, and for the whole where something else comes.
+async fn ask(fetch: &mut Fetch) -> (Result<Reply, Failure>, WallMs) {
+    let worker = Arc::clone(&fetch.worker);
+    let now = || worker.shared.cache.times().0;
+    if let Some(Rest { part, request }) = fetch.rest.take() {
+        let sent = now();
+        match worker.upstream.send(request, fetch.patience).await {
+            Ok(reply) if parts::completes(&reply.response, &part) => {
+                let response = part::completed(reply.response, &part);
+                return (Ok(Reply { response, ..reply }), sent);
+            }
+            Ok(reply) if is_about_ranges(reply.response.status()) => {}
+            other => return (other, sent),
+        }
+    }
+    let request = std::mem::take(&mut fetch.request);
+    let sent = now();
+    (worker.upstream.send(request, fetch.patience).await, sent)
+}
+
+fn is_about_ranges(status: StatusCode) -> bool {
+    matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE)
 }
 
 /// Takes the limits of what reaches the upstream; what they charge stays charged.

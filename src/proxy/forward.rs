@@ -16,8 +16,9 @@ use super::socket::Socket;
 use super::state::RouteState;
 use super::upstream::{Failure, Patience, Reply};
 use super::{Journey, headers};
+use crate::cache::entry::Entry;
 use crate::cache::fields::without;
-use crate::cache::{Previous, conditional, directives, negotiation};
+use crate::cache::{Previous, conditional, directives, negotiation, parts as cached_parts};
 use crate::clock::Stopwatch;
 use crate::config::{FieldEdits, Protocol};
 use crate::message::{Answer, Body, Tunnel};
@@ -96,11 +97,8 @@ pub(crate) fn pass_request(journey: &Journey<'_>, parts: &mut Parts, body: Body)
 
 /// The request of a fetch for everybody: whole and unconditional but for what is stored already.
 pub(crate) fn fill_request(journey: &Journey<'_>, parts: &Parts, previous: Option<&Previous>) -> Request<Body> {
-    let mut fields = parts.headers.clone();
+    let mut fields = shared_fields(parts);
     conditional::strip_conditions(&mut fields);
-    negotiation::combine_lines(&mut fields);
-    negotiation::normalise_negotiation(&mut fields);
-    fields.insert(SURROGATE_CAPABILITY, HeaderValue::from_static(directives::SURROGATE_CAPABILITY));
     if let Some(previous) = previous
         && let Some(entry) = previous.entry()
     {
@@ -110,6 +108,30 @@ pub(crate) fn fill_request(journey: &Journey<'_>, parts: &Parts, previous: Optio
     // A HEAD may start a refresh; what is stored is always a whole.
     *request.method_mut() = Method::GET;
     request
+}
+
+/// The request of a fetch that completes a stored part.
+pub(crate) fn rest_request(journey: &Journey<'_>, parts: &Parts, part: &Entry) -> Option<Request<Body>> {
+    let mut fields = shared_fields(parts);
+    cached_parts::ask_for_rest(&mut fields, part).then(|| {
+        let mut request = outgoing(journey, parts, fields, Body::Empty, false);
+        *request.method_mut() = Method::GET;
+        request
+    })
+}
+
+/// The request for a part that may be kept: the client's conditions are the upstream's to judge.
+pub(crate) fn part_request(journey: &Journey<'_>, parts: &Parts) -> Request<Body> {
+    outgoing(journey, parts, shared_fields(parts), Body::Empty, false)
+}
+
+/// The client's fields in the form in which they are keyed.
+fn shared_fields(parts: &Parts) -> HeaderMap {
+    let mut fields = parts.headers.clone();
+    negotiation::combine_lines(&mut fields);
+    negotiation::normalise_negotiation(&mut fields);
+    fields.insert(SURROGATE_CAPABILITY, HeaderValue::from_static(directives::SURROGATE_CAPABILITY));
+    fields
 }
 
 fn outgoing(

@@ -10,7 +10,7 @@ use http::request::Parts;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-use super::fetch::{self, Asker, Fetch};
+use super::fetch::{self, Asker, Fetch, Rest};
 use super::{Journey, forward};
 use crate::cache::entry::Stored;
 use crate::cache::flight::{End, Follower, Origin, Permit};
@@ -249,12 +249,19 @@ fn start(
 ) -> (Fetch, Direct, Timing) {
     let (hand_over, direct) = oneshot::channel();
     let (report, timing) = oneshot::channel();
+    // What is stored whole is confirmed; only where nothing is, a part is completed.
+    let part = match &previous {
+        None => journey.worker.shared.cache.completable(ask.key),
+        Some(_) => None,
+    };
+    let rest = part.and_then(|part| Some(Rest { request: forward::rest_request(journey, parts, &part)?, part }));
     let fetch = Fetch {
         worker: Arc::clone(journey.worker),
         route: Arc::clone(journey.route),
         primary: ask.key.into(),
         headers: parts.headers.clone(),
         request: forward::fill_request(journey, parts, previous.as_ref()),
+        rest,
         patience: forward::patience(journey.route),
         redis_deadline: journey.live.redis_deadline,
         asked: ask.steady,

@@ -15,6 +15,7 @@ use crate::cache::conditional::{self, Reply};
 use crate::cache::entry::Entry;
 use crate::cache::fields::{lines, without};
 use crate::cache::flight::{Failed, FlightBody};
+use crate::cache::parts as cached_parts;
 use crate::cache::ranges::{self, Selection};
 use crate::kv;
 use crate::limit::Denial;
@@ -193,8 +194,18 @@ pub fn stored(found: &Found, parts: &Parts, forwarded: Option<&Forwarded>) -> An
         }
     } else {
         answer.body = entry.body.clone().into();
-        if parts.headers.contains_key(header::RANGE) && entry.status == StatusCode::OK {
-            narrow(&mut answer, entry, ranges::select(&parts.headers, entry));
+        if parts.headers.contains_key(header::RANGE) {
+            match entry.part {
+                None if entry.status == StatusCode::OK => {
+                    narrow(&mut answer, entry, ranges::select(&parts.headers, entry));
+                }
+                None => {}
+                // It was found to hold what is selected, or it would not be the answer.
+                Some(_) => {
+                    let selected = cached_parts::select(&parts.headers, entry).unwrap_or(Selection::Nothing);
+                    narrow(&mut answer, entry, selected);
+                }
+            }
         }
     }
     answer
@@ -203,7 +214,7 @@ pub fn stored(found: &Found, parts: &Parts, forwarded: Option<&Forwarded>) -> An
 /// Makes the answer with the whole of an entry one with the parts that were asked for (RFC 9110 sections 15.3.7 and
 /// 15.5.17).
 fn narrow(answer: &mut Answer, entry: &Entry, selection: Selection) {
-    let length = entry.body.len();
+    let length = entry.complete();
     match selection {
         Selection::Whole => {}
         Selection::One(range) => {
@@ -212,7 +223,7 @@ fn narrow(answer: &mut Answer, entry: &Entry, selection: Selection) {
                 answer.prepared = without(&entry.fields, is_of_the_whole);
             }
             answer.fields.insert(header::CONTENT_RANGE, content_range(&range, length));
-            answer.body = entry.body.slice(range).into();
+            answer.body = entry.slice(range).into();
         }
         Selection::Several(ranges) => several(answer, entry, ranges),
         Selection::Nothing => {
@@ -240,10 +251,10 @@ fn several(answer: &mut Answer, entry: &Entry, ranges: Vec<Range<usize>>) {
             head.extend_from_slice(content_type);
             head.extend_from_slice(b"\r\n");
         }
-        let part = format!("Content-Range: bytes {}-{}/{}\r\n\r\n", range.start, range.end - 1, entry.body.len());
+        let part = format!("Content-Range: bytes {}-{}/{}\r\n\r\n", range.start, range.end - 1, entry.complete());
         head.extend_from_slice(part.as_bytes());
         pieces.push_back(head.freeze());
-        pieces.push_back(entry.body.slice(range));
+        pieces.push_back(entry.slice(range));
     }
     pieces.push_back(format!("\r\n--{boundary}--\r\n").into());
     answer.status = StatusCode::PARTIAL_CONTENT;
@@ -258,7 +269,7 @@ fn is_of_the_whole(name: &[u8]) -> bool {
     matches!(name, b"content-digest" | b"content-md5")
 }
 
-fn content_range(range: &Range<usize>, length: usize) -> HeaderValue {
+fn content_range(range: &Range<usize>, length: u64) -> HeaderValue {
     let text = format!("bytes {}-{}/{length}", range.start, range.end - 1);
     HeaderValue::try_from(text).expect("digits are visible")
 }

@@ -27,7 +27,7 @@ pub use raw_upstream::{black_hole, raw_upstream, refusing};
 pub use redis::{Redis, redis, redis_not_started};
 pub use reply::{Reply, reply};
 pub use scratch::Scratch;
-pub use upstream::{Upstream, h2_upstream, unix_upstream, upstream};
+pub use upstream::{Recorded, Upstream, h2_upstream, unix_upstream, upstream};
 pub use weir::{Ended, Setup, Weir, sum, weir};
 
 /// Longest that anything is waited for before a test fails.

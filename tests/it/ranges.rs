@@ -1,6 +1,6 @@
 //! Parts of stored answers.
 
-use crate::harness::{for_both, get, reply, request, upstream, weir};
+use crate::harness::{Recorded, Reply, for_both, get, reply, request, upstream, weir};
 
 const ROUTES: &str = r#"
 [[route]]
@@ -83,9 +83,10 @@ async fn a_part_of_what_is_not_stored_is_passed_on() {
         let part = || get("/a").header("range", "bytes=2-3");
         let answer = weir.send(part()).await;
         assert_eq!((answer.status, answer.text()), (206, "23"));
-        assert_eq!(answer.header("cache-status"), Some("weir; fwd=uri-miss"));
-        assert_eq!(weir.get("/a").await.text(), BODY, "a part is no whole");
+        assert_eq!(answer.header("cache-status"), Some("weir; fwd=uri-miss; stored"));
         weir.metric_reaches(STORED, 1.0).await;
+        assert_eq!(weir.get("/a").await.text(), BODY, "a part is no whole");
+        weir.metric_reaches(STORED, 2.0).await;
         assert_eq!(
             weir.send(part()).await.header("cache-status").map(|status| status.starts_with("weir; hit")),
             Some(true)
@@ -139,4 +140,162 @@ async fn a_part_says_nothing_that_is_true_of_the_whole_only() {
         assert_eq!((part.header("content-digest"), part.header("content-md5")), (None, None));
         assert_eq!(part.header("repr-digest"), Some("sha-256=:AA==:"));
     }
+}
+
+/// An upstream that knows ranges as real ones do.
+fn ranged(tag: &'static str) -> impl Fn(&Recorded) -> Reply {
+    move |request| {
+        let tagged = |reply: Reply| reply.max_age(60).header("etag", tag);
+        let whole = || tagged(reply(BODY));
+        let holds = request.header("if-range").is_none_or(|condition| condition == tag);
+        let length = BODY.len();
+        let range = request.header("range").filter(|_| holds).and_then(|range| range.strip_prefix("bytes="));
+        let Some((first, last)) = range.and_then(|range| range.split_once('-')) else { return whole() };
+        let (first, last) = match (first.parse::<usize>(), last.parse::<usize>()) {
+            (Ok(first), Ok(last)) => (first, last.min(length - 1)),
+            (Ok(first), Err(_)) => (first, length - 1),
+            (Err(_), Ok(suffix)) => (length - suffix, length - 1),
+            (Err(_), Err(_)) => return whole(),
+        };
+        let described = format!("bytes {first}-{last}/{length}");
+        tagged(reply(&BODY[first..=last])).status(206).header("content-range", &described)
+    }
+}
+
+#[tokio::test]
+async fn a_part_is_kept_and_answers_what_lies_within_it() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.on("/a", ranged("\"v1\""));
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        let part = |range: &'static str| weir.send(get("/a").header("range", range));
+        let first = part("bytes=2-6").await;
+        assert_eq!((first.status, first.text()), (206, "23456"));
+        assert_eq!(first.header("cache-status"), Some("weir; fwd=uri-miss; stored"));
+        weir.metric_reaches(STORED, 1.0).await;
+        for (range, body, described) in [("bytes=2-6", "23456", "bytes 2-6/10"), ("bytes=3-4", "34", "bytes 3-4/10")] {
+            let answer = part(range).await;
+            assert_eq!((answer.status, answer.text()), (206, body), "{range}");
+            assert_eq!(answer.header("content-range"), Some(described));
+            assert!(answer.header("cache-status").unwrap().starts_with("weir; hit"), "{range}");
+        }
+        assert_eq!(up.count("/a"), 1);
+        // What goes beyond it is asked for, and joined with it.
+        assert_eq!(part("bytes=5-").await.text(), "56789");
+        weir.metric_reaches(STORED, 2.0).await;
+        let both = part("bytes=2-9").await;
+        assert_eq!((both.text(), up.count("/a")), ("23456789", 2));
+        assert!(both.header("cache-status").unwrap().starts_with("weir; hit"));
+        // Joined to a whole, it answers everything.
+        assert_eq!(part("bytes=0-1").await.text(), "01");
+        weir.metric_reaches(STORED, 3.0).await;
+        let whole = weir.get("/a").await;
+        assert_eq!((whole.status, whole.text(), whole.header("content-range")), (200, BODY, None));
+        assert!(whole.header("cache-status").unwrap().starts_with("weir; hit"));
+        assert_eq!(up.count("/a"), 3);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_whole_is_completed_from_a_part() {
+    for range in ["bytes=0-6", "bytes=-4"] {
+        let up = upstream();
+        up.on("/a", ranged("\"v1\""));
+        let weir = weir(ROUTES).to(up.url()).start().await;
+        weir.send(get("/a").header("range", range)).await;
+        weir.metric_reaches(STORED, 1.0).await;
+        let whole = weir.get("/a").await;
+        assert_eq!((whole.status, whole.text(), whole.header("content-range")), (200, BODY, None), "{range}");
+        assert_eq!(whole.header("content-length"), Some("10"));
+        let asked = &up.requests("/a")[1];
+        assert_eq!(asked.header("if-range"), Some("\"v1\""));
+        assert_eq!(asked.header("range"), Some(if range == "bytes=0-6" { "bytes=7-" } else { "bytes=0-5" }));
+        weir.metric_reaches(STORED, 2.0).await;
+        let hit = weir.get("/a").await;
+        assert_eq!(hit.text(), BODY);
+        assert!(hit.header("cache-status").unwrap().starts_with("weir; hit"));
+    }
+}
+
+/// A part is never made whole with the bytes of another version, or by an upstream that contradicts itself.
+#[tokio::test]
+async fn parts_of_other_bytes_are_never_joined() {
+    type Second = fn(&Recorded) -> Reply;
+    let cases: [(&str, Second); 4] = [
+        ("it has changed", |_| reply("abcdefghij").max_age(60).header("etag", "\"v2\"")),
+        ("it ignores If-Range", |request| match request.header("range") {
+            Some(_) => {
+                reply("789").status(206).max_age(60).header("etag", "\"v2\"").header("content-range", "bytes 7-9/10")
+            }
+            None => reply("abcdefghij").max_age(60).header("etag", "\"v2\""),
+        }),
+        ("it sends another part", |request| match request.header("range") {
+            Some(_) => {
+                reply("89").status(206).max_age(60).header("etag", "\"v1\"").header("content-range", "bytes 8-9/10")
+            }
+            None => reply("abcdefghij").max_age(60).header("etag", "\"v2\""),
+        }),
+        ("it is shorter now", |request| match request.header("range") {
+            Some(_) => reply("").status(416).header("content-range", "bytes */5"),
+            None => reply("abcdefghij").max_age(60).header("etag", "\"v2\""),
+        }),
+    ];
+    for (what, second) in cases {
+        let up = upstream();
+        up.on("/a", ranged("\"v1\""));
+        let weir = weir(ROUTES).to(up.url()).start().await;
+        weir.send(get("/a").header("range", "bytes=0-6")).await;
+        weir.metric_reaches(STORED, 1.0).await;
+        up.on("/a", second);
+        let whole = weir.get("/a").await;
+        assert_eq!((whole.status, whole.text()), (200, "abcdefghij"), "{what}");
+        assert_eq!(whole.header("etag"), Some("\"v2\""), "{what}");
+        weir.metric_reaches(STORED, 2.0).await;
+        let part = weir.send(get("/a").header("range", "bytes=0-1")).await;
+        assert_eq!(part.text(), "ab", "{what}: the old part is gone");
+    }
+}
+
+/// Lengths that contradict each other, and parts that may not be stored, are passed on and forgotten.
+#[tokio::test]
+async fn what_is_no_sound_part_is_not_kept() {
+    let described = |body: &'static str, range: &'static str| {
+        move |_: &Recorded| reply(body).status(206).max_age(60).header("content-range", range)
+    };
+    let up = upstream();
+    up.on("/long", described("01234", "bytes 4-9/10"));
+    up.on("/unknown", described("01234", "bytes 0-4/*"));
+    up.on("/varies", |_| {
+        reply("01234").status(206).max_age(60).header("content-range", "bytes 0-4/10").header("vary", "x-a")
+    });
+    up.on("/private", |_| {
+        let part = reply("01234").status(206).header("content-range", "bytes 0-4/10");
+        part.header("cache-control", "private, max-age=60")
+    });
+    let weir = weir(ROUTES).to(up.url()).start().await;
+    for path in ["/long", "/unknown", "/varies", "/private"] {
+        for _ in 0..2 {
+            let answer = weir.send(get(path).header("range", "bytes=0-4")).await;
+            assert_eq!((answer.status, answer.text()), (206, "01234"), "{path}");
+            assert_eq!(answer.header("cache-status"), Some("weir; fwd=uri-miss"), "{path}");
+        }
+        assert_eq!(up.count(path), 2, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn an_invalidated_part_is_gone() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.on("/a", ranged("\"v1\""));
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        let part = || weir.send(get("/a").header("range", "bytes=2-6"));
+        part().await;
+        weir.metric_reaches(STORED, 1.0).await;
+        weir.send(request("POST", "/a")).await;
+        let again = part().await;
+        assert!(again.header("cache-status").unwrap().starts_with("weir; fwd="), "{:?}", again.header("cache-status"));
+    })
+    .await;
 }

@@ -5,7 +5,7 @@
 //!  4  1  version
 //!  5  1  kind: 1 entry, 2 vary, 3 uncacheable
 //!  6  2  flags: 1 the body is an LZ4 block, 2 must-revalidate, 4 no-cache,
-//!       8 the lifetime is the route's own
+//!       8 the lifetime is the route's own, 16 the body is a part
 //!  8  8  incarnation     \
 //! 16  8  seq              > big-endian, so that a script compares them as strings (GETRANGE)
 //! 24  8  fence           /
@@ -15,7 +15,8 @@
 //!
 //! Fixed numbers are big-endian; a string has its length in front as a LEB128 number. An entry: status (2), received at,
 //! initial age, lifetime, stale while revalidate, stale if error (8 each), fill cost (4), key, fields, number of vary
-//! names, the names, number of tags, the tags, the body's length when unpacked, and the body to the end. A vary record:
+//! names, the names, number of tags, the tags, the body's length when unpacked, and the body to the end; of a part, its
+//! first byte's place and the whole's length (8 each) stand behind the fill cost. A vary record:
 //! until (8), key, number of names, the names, number of variants, their hashes (8 each). Uncacheable: until (8), key.
 //!
 //! [`decode`] reads this version and, where there is one, the version before, so that a rolling upgrade keeps its cache.
@@ -27,7 +28,7 @@ use bytes::Bytes;
 use http::{HeaderName, StatusCode};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::{Entry, MAX_VARIANTS, Stored, Uncacheable, Vary};
+use super::{Entry, MAX_VARIANTS, Part, Stored, Uncacheable, Vary};
 use crate::cache::fields::{are_lines, lines};
 use crate::cache::freshness::Freshness;
 use crate::cache::key::MAX_VARY_NAMES;
@@ -54,6 +55,7 @@ const PACKED: u16 = 1;
 const MUST_REVALIDATE: u16 = 2;
 const NO_CACHE: u16 = 4;
 const BY_RULE: u16 = 8;
+const PART: u16 = 16;
 
 /// Longest full key that is read: a request's head at its most, with every length.
 const MAX_KEY_BYTES: usize = 1 << 20;
@@ -128,7 +130,8 @@ fn encode_entry(entry: &Entry, compress_over: Option<usize>) -> Vec<u8> {
     let flags = flag(PACKED, packed.is_some())
         | flag(MUST_REVALIDATE, freshness.must_revalidate)
         | flag(NO_CACHE, freshness.no_cache)
-        | flag(BY_RULE, freshness.by_rule);
+        | flag(BY_RULE, freshness.by_rule)
+        | flag(PART, entry.part.is_some());
 
     let size = 128 + entry.key.len() + entry.fields.len() + body.len() + entry.tags.len() * 16;
     let mut out = begin(ENTRY, flags, entry.position, entry.fence, size);
@@ -143,6 +146,9 @@ fn encode_entry(entry: &Entry, compress_over: Option<usize>) -> Vec<u8> {
         out.extend_from_slice(&number.to_be_bytes());
     }
     out.extend_from_slice(&entry.fill_cost_ms.to_be_bytes());
+    for number in entry.part.iter().flat_map(|part| [part.first, part.complete]) {
+        out.extend_from_slice(&number.to_be_bytes());
+    }
     put(&mut out, &entry.key);
     put(&mut out, &entry.fields);
     put_all(&mut out, entry.vary.iter().map(|name| name.as_str().as_bytes()));
@@ -247,7 +253,7 @@ fn decode_entry(
     fence: u64,
     max_body: usize,
 ) -> Result<Entry, Corrupt> {
-    if flags & !(PACKED | MUST_REVALIDATE | NO_CACHE | BY_RULE) != 0 {
+    if flags & !(PACKED | MUST_REVALIDATE | NO_CACHE | BY_RULE | PART) != 0 {
         return Err(Corrupt::Malformed);
     }
     let status = StatusCode::from_u16(reader.u16()?).map_err(|_| Corrupt::Malformed)?;
@@ -262,6 +268,7 @@ fn decode_entry(
         by_rule: flags & BY_RULE != 0,
     };
     let fill_cost_ms = reader.u32()?;
+    let part = (flags & PART != 0).then(|| Ok(Part { first: reader.u64()?, complete: reader.u64()? })).transpose()?;
     let key = reader.string(MAX_KEY_BYTES)?;
     let fields = reader.string(MAX_FIELDS_BYTES)?;
     if !are_lines(&fields) {
@@ -282,10 +289,11 @@ fn decode_entry(
         // Copied, or they would keep the packed body in memory beside the unpacked one.
         (Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&fields), unpack(&body, length)?)
     };
-    if body.len() != length {
+    let lies_within = |part: &Part| part.first.checked_add(length as u64).is_some_and(|end| end <= part.complete);
+    if body.len() != length || !part.as_ref().is_none_or(lies_within) {
         return Err(Corrupt::Malformed);
     }
-    Ok(Entry { key, status, fields, body, position, fence, freshness, vary, tags, fill_cost_ms })
+    Ok(Entry { key, status, fields, body, position, fence, freshness, vary, tags, fill_cost_ms, part })
 }
 
 fn unpack(packed: &[u8], length: usize) -> Result<Bytes, Corrupt> {

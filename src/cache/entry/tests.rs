@@ -231,10 +231,13 @@ fn any_stored() -> impl Strategy<Value = Stored> {
     });
     let times = (prop::array::uniform5(any::<u64>()), any::<bool>(), any::<bool>());
     let body = (bytes(600), 1_usize..4).prop_map(|(body, times)| Bytes::from(body.repeat(times)));
-    let rest = (fields, times, body, prop::collection::vec("\\PC{1,20}", 0..5), 200_u16..600, any::<u32>());
+    let costs = (any::<u32>(), prop::option::of(any::<u32>()));
+    let rest = (fields, times, body, prop::collection::vec("\\PC{1,20}", 0..5), 200_u16..600, costs);
     let variants = prop::collection::vec(any::<u64>(), 0..MAX_VARIANTS);
     (0..3, common, rest, variants).prop_map(|(kind, (key, position, fence, names), rest, variants)| {
-        let (fields, (times, must_revalidate, no_cache), body, tags, status, fill_cost_ms) = rest;
+        let (fields, (times, must_revalidate, no_cache), body, tags, status, (fill_cost_ms, first)) = rest;
+        let place = |first| Part { first: u64::from(first), complete: u64::from(first) + body.len() as u64 };
+        let part = first.map(place);
         let [received_at, initial_age_ms, lifetime_ms, stale_while_revalidate_ms, stale_if_error_ms] = times;
         match kind {
             0 => Stored::Uncacheable(Uncacheable { key, position, fence, until: received_at }.into()),
@@ -259,6 +262,7 @@ fn any_stored() -> impl Strategy<Value = Stored> {
                 vary: names,
                 tags,
                 fill_cost_ms,
+                part,
             })),
         }
     })
