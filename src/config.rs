@@ -390,6 +390,8 @@ pub struct CacheRule {
     pub query: QueryRule,
     /// Request fields that are part of the key.
     pub key_headers: Vec<HeaderName>,
+    /// Methods that read by their body, which is part of the key.
+    pub key_body: Vec<Method>,
     /// Tags computed from the path's captures.
     pub tags: Vec<Template>,
     /// Whether credentials in a request keep `ttl` from applying.

@@ -190,6 +190,12 @@ impl Invalidation {
         self.mirror.read().expect("no panic while held").verdict(position, subject)
     }
 
+    /// Whether nothing was invalidated between two positions, themselves left out, that names `subject`; false where that is
+    /// not known.
+    pub fn untouched(&self, subject: &Subject<'_>, after: Position, before: Position) -> bool {
+        self.mirror.read().expect("no panic while held").untouched(subject, after, before)
+    }
+
     /// Whether entries may be used at `now`: currency was proven within `bound`, or this pod asked the upstream for the
     /// entry at `asked` (0: never), less than `bound` ago. `spread` (0.0 to 1.0, from the key) spreads the end.
     pub fn trusted(&self, now: SteadyMs, asked: SteadyMs, bound: Duration, spread: f64) -> bool {

@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod client;
+pub mod content;
 pub mod copy;
 pub mod exchange;
 pub mod fetch;
@@ -37,12 +38,14 @@ use crate::limit::{Charged, Denial, Facts, Verdict};
 use crate::message::{Answer, Body, Peer};
 use crate::metrics::{Outcome, Tier};
 use client::Client;
+use content::Content;
 use exchange::Exchange;
 use follow::Followed;
 use lead::Led;
 use respond::Forward;
 use state::{Live, RouteState, Worker};
 use target::Target;
+use upstream::Failure;
 
 /// Times that a request joins a fetch anew (its leader left, an invalidation overtook it, its fields select another
 /// variant) before it goes for itself.
@@ -60,6 +63,8 @@ pub(crate) struct Journey<'a> {
     pub(crate) target: &'a Target,
     pub(crate) client: Client,
     pub(crate) exchange: Exchange,
+    /// The body, where the request reads by it.
+    pub(crate) content: Option<Content>,
     pub(crate) charged: Charged,
     pub(crate) budget: Budget,
     /// Whether the limits on misses were taken: a request that joins anew is still one miss.
@@ -127,6 +132,7 @@ impl Proxy {
             target: &target,
             client,
             exchange,
+            content: None,
             charged,
             budget,
             missed: false,
@@ -136,9 +142,16 @@ impl Proxy {
         let mut answer = match journey.limited(Stage::Request, &parts).await {
             Err(denial) => journey.denied(&denial),
             Ok(()) if parts.method.as_str() == "PURGE" && route.rule.purge => write::purge(&mut journey).await,
-            Ok(()) => match journey.caching(&parts, &body) {
-                Ok(()) => journey.through_cache(parts, body).await,
-                Err(reason) => journey.pass(&mut parts, body, reason).await,
+            // The body before the cache, where it is part of the key.
+            Ok(()) => match content::read(route.rule.cache.as_ref(), &parts.method, body).await {
+                Err(error) => forward::failed(&mut journey, &Failure::RequestBody(error), Forward::Bypass),
+                Ok((content, body)) => {
+                    journey.content = content;
+                    match journey.caching(&parts, &body) {
+                        Ok(()) => journey.through_cache(parts, body).await,
+                        Err(reason) => journey.pass(&mut parts, body, reason).await,
+                    }
+                }
             },
         };
         journey.charged.append_fields(&mut answer.fields);
@@ -153,15 +166,21 @@ impl Journey<'_> {
         let Some(rule) = self.route.rule.cache.as_ref().filter(|_| self.target.ambiguity().is_none()) else {
             return Err(Forward::Bypass);
         };
-        let has_body = !matches!(body, Body::Empty);
+        let has_body = self.content.is_none() && !matches!(body, Body::Empty);
         let honoured = honoured(rule, parts);
-        let allowed = policy::request_may_use_cache(&parts.method, &parts.headers, has_body, honoured.as_ref());
+        let method = self.reads_as(parts);
+        let allowed = policy::request_may_use_cache(method, &parts.headers, has_body, honoured.as_ref());
         allowed.map_err(|why| match why {
             Bypass::Method => Forward::Method,
             Bypass::Body | Bypass::MethodOverride | Bypass::Precondition | Bypass::Upgrade | Bypass::NoStore => {
                 Forward::Bypass
             }
         })
+    }
+
+    /// What the request is to the cache.
+    fn reads_as<'p>(&self, parts: &'p Parts) -> &'p Method {
+        if self.content.is_some() { &Method::GET } else { &parts.method }
     }
 
     /// Takes the limits of one stage.
@@ -212,7 +231,9 @@ impl Journey<'_> {
         let (Some(rule), Some(keys)) = (&self.route.rule.cache, &self.route.keys) else {
             return self.pass(&mut parts, body, Forward::Bypass).await;
         };
-        let key = self.route.key(self.target, &parts.headers);
+        let content = self.content.clone();
+        let keyed = content.as_ref().map(Content::keyed);
+        let key = self.route.key(self.target, &parts.headers, keyed.as_ref());
         // A tag that no invalidation could name: the answer would be out of reach.
         let Some(tags) = self.route.tags(self.target) else {
             return self.pass(&mut parts, body, Forward::Bypass).await;
@@ -222,7 +243,7 @@ impl Journey<'_> {
             let (now, steady) = cache.times();
             let ask = Ask {
                 keys,
-                credentials: policy::RequestFacts::of(rule, &parts.method, &parts.headers).credentials,
+                credentials: policy::RequestFacts::of(rule, self.reads_as(&parts), &parts.headers).credentials,
                 key: &key,
                 headers: &parts.headers,
                 rule,
@@ -264,7 +285,8 @@ impl Journey<'_> {
             why = forward_reason(&missing);
 
             // Neither a HEAD nor a part can fill the cache, and nobody should wait for one.
-            if parts.method == Method::HEAD || parts.headers.contains_key(RANGE) {
+            let is_part = parts.method == Method::GET && parts.headers.contains_key(RANGE);
+            if parts.method == Method::HEAD || is_part {
                 match lead::look(self, &ask).await {
                     Look::Fresh(found) => {
                         self.exchange.from_tier(Tier::Redis);

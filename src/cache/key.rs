@@ -8,10 +8,14 @@
 //! ```
 //!
 //! and of a variant's: `FORMAT 'V' primary { name count value* }*`. A part is its length (u32, big-endian) and its
-//! bytes. `'G'` is the class of GET and HEAD, the only one in this version.
+//! bytes. `'G'` is the class of GET and HEAD. That of requests that read by their body is `'B'`, and behind such a key
+//! stand the method, the fields that say what the body is, and its SHA-256.
 
 use hmac::{Hmac, Mac};
-use http::header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, VARY};
+use http::header::{
+    ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_TYPE, COOKIE,
+    PROXY_AUTHORIZATION, VARY,
+};
 use http::{HeaderMap, HeaderName};
 use sha2::Sha256;
 
@@ -23,6 +27,13 @@ const FORMAT: u8 = 1;
 const PRIMARY: u8 = b'P';
 const VARIANT: u8 = b'V';
 const CLASS_READ: u8 = b'G';
+const CLASS_CONTENT: u8 = b'B';
+
+/// Where a primary key says of which class it is.
+const CLASS_AT: usize = 2;
+
+/// Fields that say what a body is.
+static ABOUT_CONTENT: [HeaderName; 3] = [CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_TYPE];
 
 /// Bytes of an HMAC that stand for a credential.
 const CREDENTIAL_BYTES: usize = 16;
@@ -41,6 +52,15 @@ pub struct Target<'a> {
     pub path: &'a str,
     /// Query as it is forwarded; `None` without a question mark.
     pub query: Option<&'a str>,
+}
+
+/// A body by which a request reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Content<'a> {
+    /// Method.
+    pub method: &'a str,
+    /// SHA-256 of the body.
+    pub digest: &'a [u8; 32],
 }
 
 /// Builds the keys of one route; made once, when the route is.
@@ -82,6 +102,22 @@ impl KeyBuilder {
             }
         }
         self.fields(out, &self.fields, headers);
+    }
+
+    /// Appends the primary key of a request that reads by its body.
+    pub fn primary_by_content(
+        &self,
+        out: &mut Vec<u8>,
+        target: &Target<'_>,
+        headers: &HeaderMap,
+        content: &Content<'_>,
+    ) {
+        let start = out.len();
+        self.primary(out, target, headers);
+        out[start + CLASS_AT] = CLASS_CONTENT;
+        part(out, content.method.as_bytes());
+        self.fields(out, &ABOUT_CONTENT, headers);
+        part(out, content.digest);
     }
 
     /// Appends the key of the variant that a request with these fields chooses (RFC 9111 section 4.1). `names` are as

@@ -452,6 +452,8 @@ pub(super) struct CacheRule {
     pub(super) query: Maybe<Query>,
     /// Request fields that are part of the key.
     pub(super) key_headers: Texts<HeaderName>,
+    /// Methods whose body is part of the key.
+    pub(super) key_body: Texts<Method>,
     /// Tags, with captures of the path.
     pub(super) tags: Texts<Template>,
     /// Whether credentials in a request keep `ttl` from applying.

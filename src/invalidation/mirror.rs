@@ -8,6 +8,8 @@
 //! its turn: its number is beyond what was followed. Everything else that is fetched while records are missing is the
 //! fleet's.
 
+use std::collections::{BTreeSet, VecDeque};
+
 use super::epochs::{Epochs, Stamp};
 use super::{Position, Subject, Verdict};
 use crate::syntax::selector::Selector;
@@ -18,6 +20,21 @@ pub struct Mirror {
     epochs: Epochs,
     own: Position,
     log: Option<Followed>,
+    /// What was applied last, oldest first; [`RECENT`] at most.
+    recent: VecDeque<Recent>,
+}
+
+/// Invalidations that are remembered one by one.
+const RECENT: usize = 256;
+
+/// An invalidation that was applied.
+#[derive(Debug)]
+struct Recent {
+    /// Its number in the log, if it has one.
+    log: Option<u64>,
+    /// Its number in this process.
+    own: u64,
+    selectors: Box<[Selector]>,
 }
 
 /// The log, as far as it was followed.
@@ -48,7 +65,12 @@ pub enum Applied {
 impl Mirror {
     /// Knows of nothing; `own` is the process' own incarnation.
     pub fn new(own: u64) -> Self {
-        Self { epochs: Epochs::default(), own: Position { incarnation: own, seq: 0 }, log: None }
+        Self {
+            epochs: Epochs::default(),
+            own: Position { incarnation: own, seq: 0 },
+            log: None,
+            recent: VecDeque::new(),
+        }
     }
 
     /// The position to give a fill for `subject` that begins now.
@@ -94,6 +116,26 @@ impl Mirror {
         }
     }
 
+    /// Whether nothing was applied between two positions, themselves left out, that names `subject`; false where that is
+    /// not known.
+    pub fn untouched(&self, subject: &Subject<'_>, after: Position, before: Position) -> bool {
+        if after.incarnation != before.incarnation || after.seq >= before.seq {
+            return false;
+        }
+        let is_own = after.incarnation == self.own.incarnation;
+        let between = after.seq + 1..before.seq;
+        let (mut seen, mut named) = (BTreeSet::new(), Epochs::default());
+        for recent in &self.recent {
+            let number = if is_own { Some(recent.own) } else { recent.log };
+            let Some(number) = number.filter(|number| between.contains(number)) else { continue };
+            seen.insert(number);
+            for selector in &recent.selectors {
+                named.raise(selector, Stamp::of(number, number, false));
+            }
+        }
+        seen.len() as u64 == between.end - between.start && named.of(subject) == Stamp::default()
+    }
+
     /// Begins to follow a log that stands at `head`: all of it is still to be read. If another was followed before, every
     /// answer from before is refused, own ones too: what was logged last in the old one may be lost, unseen.
     pub fn follow(&mut self, head: Position, new_own: u64) {
@@ -127,13 +169,13 @@ impl Mirror {
                 log.own_until = log.own_until.max(at.seq);
             }
         }
-        self.raise(at.seq, selectors, soft);
+        self.raise(at.seq, selectors, soft, Some(at.seq));
         if next { Applied::InOrder } else { Applied::Gap }
     }
 
     /// Applies a record from before the point at which the log was joined.
     pub fn backfill(&mut self, seq: u64, selectors: &[Selector], soft: bool) {
-        self.raise(seq, selectors, soft);
+        self.raise(seq, selectors, soft, Some(seq));
     }
 
     /// Applies what is not in the log (yet): to every fill that began before now.
@@ -143,7 +185,7 @@ impl Mirror {
             log.own_until = log.own_until.max(log.applied + 1);
             log.applied + 1
         });
-        self.raise(epoch, selectors, soft);
+        self.raise(epoch, selectors, soft, None);
     }
 
     /// Every record from `floor` on is known now.
@@ -157,16 +199,20 @@ impl Mirror {
     pub fn lost_up_to(&mut self, seq: u64) {
         let Some(log) = self.log.as_mut().filter(|log| log.applied < seq) else { return };
         (log.applied, log.floor) = (seq, seq);
-        self.raise(seq, &[Selector::All], false);
+        self.raise(seq, &[Selector::All], false, None);
     }
 
     /// What was logged before this process joined is not all known: nothing from before now is used.
     pub fn unknown_past(&mut self) {
-        self.raise(0, &[Selector::All], false);
+        self.raise(0, &[Selector::All], false, None);
     }
 
-    fn raise(&mut self, seq: u64, selectors: &[Selector], soft: bool) {
+    fn raise(&mut self, seq: u64, selectors: &[Selector], soft: bool, logged: Option<u64>) {
         self.own.seq += 1;
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(Recent { log: logged, own: self.own.seq, selectors: selectors.into() });
         let stamp = Stamp::of(seq, self.own.seq, soft);
         for selector in selectors {
             self.epochs.raise(selector, stamp);
@@ -189,6 +235,36 @@ mod tests {
 
     fn subject(tags: &[String]) -> Subject<'_> {
         Subject { host: "h", path: "/p", query: None, route: "r", tags, answer_tags: &[] }
+    }
+
+    #[test]
+    fn what_came_between_is_known_or_taken_for_the_worst() {
+        let tags = ["a".to_owned()];
+        let about = subject(&tags);
+        let mut mirror = Mirror::new(1);
+        mirror.follow(at(10), 2);
+        assert!(mirror.untouched(&about, at(10), at(11)), "nothing lies between");
+        assert!(!mirror.untouched(&about, at(10), at(12)), "11 was not seen");
+        mirror.record(at(11), &tag("b"), false);
+        assert!(mirror.untouched(&about, at(10), at(12)));
+        assert!(!mirror.untouched(&about, at(10), at(13)));
+        mirror.record(at(12), &tag("a"), true);
+        assert!(!mirror.untouched(&about, at(10), at(13)), "it was named");
+        assert!(mirror.untouched(&about, at(12), at(13)));
+        assert!(!mirror.untouched(&about, at(13), at(12)) && !mirror.untouched(&about, mirror.own(), at(12)));
+        let own = mirror.own();
+        mirror.unlogged(&tag("b"), false);
+        mirror.unlogged(&tag("a"), false);
+        assert!(mirror.untouched(&about, own, Position { seq: own.seq + 2, ..own }));
+        assert!(!mirror.untouched(&about, own, Position { seq: own.seq + 3, ..own }));
+        for _ in 0..RECENT {
+            mirror.unlogged(&tag("b"), false);
+        }
+        let end = Position { seq: mirror.own().seq + 1, ..own };
+        assert!(!mirror.untouched(&about, Position { seq: own.seq + 2, ..own }, Position { seq: end.seq + 1, ..end }));
+        assert!(mirror.untouched(&about, Position { seq: own.seq + 2, ..own }, end));
+        mirror.unlogged(&tag("b"), false);
+        assert!(!mirror.untouched(&about, Position { seq: own.seq + 2, ..own }, end), "the first is forgotten");
     }
 
     fn position(mirror: &Mirror, tag: &str) -> Position {

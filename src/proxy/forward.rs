@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::Patient;
+use super::content::Content;
 use super::respond::{self, Forward, Forwarded};
 use super::socket::Socket;
 use super::state::RouteState;
@@ -43,7 +44,7 @@ pub(crate) async fn pass(journey: &mut Journey<'_>, parts: &mut Parts, body: Bod
     let took = watch.elapsed();
     journey.exchange.asked_upstream(reply.as_ref().ok().map(|reply| reply.response.status()), took);
     match reply {
-        Ok(reply) => passed(journey, reply, why),
+        Ok(reply) => passed(journey, reply, &Forwarded::because(why)),
         Err(failure) => failed(journey, &failure, why),
     }
 }
@@ -57,13 +58,12 @@ pub(crate) fn failed(journey: &mut Journey<'_>, failure: &Failure, why: Forward)
 }
 
 /// The answer to a request that was forwarded as it is.
-pub(crate) fn passed(journey: &mut Journey<'_>, reply: Reply, why: Forward) -> Answer {
+pub(crate) fn passed(journey: &mut Journey<'_>, reply: Reply, forwarded: &Forwarded) -> Answer {
     let Reply { mut response, upgraded } = reply;
     let version = response.version();
     let hop = headers::strip_hop_by_hop(response.headers_mut());
     headers::append_via(response.headers_mut(), version);
     journey.exchange.decide(Outcome::Pass, response.status());
-    let forwarded = Forwarded::because(why);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some((socket, behind)) = upgraded else {
             return respond::own(StatusCode::BAD_GATEWAY, "the upstream switched protocols unasked");
@@ -71,12 +71,12 @@ pub(crate) fn passed(journey: &mut Journey<'_>, reply: Reply, why: Forward) -> A
         if let Some(protocol) = hop.upgrade {
             response.headers_mut().insert(header::UPGRADE, protocol);
         }
-        let mut answer = answer(response, &forwarded);
+        let mut answer = answer(response, forwarded);
         let upstream = Box::new(Resumed { behind, socket });
         answer.tunnel = Some(Tunnel { upstream, idle: journey.route.rule.tunnel_idle });
         return answer;
     }
-    answer(response, &forwarded)
+    answer(response, forwarded)
 }
 
 /// A response as an answer, with what there is to say of the cache.
@@ -104,9 +104,12 @@ pub(crate) fn fill_request(journey: &Journey<'_>, parts: &Parts, previous: Optio
     {
         conditional::ask_to_confirm(&mut fields, entry, previous.confirmed_by());
     }
-    let mut request = outgoing(journey, parts, fields, Body::Empty, false);
+    let body = journey.content.as_ref().map_or(Body::Empty, Content::body);
+    let mut request = outgoing(journey, parts, fields, body, false);
     // A HEAD may start a refresh; what is stored is always a whole.
-    *request.method_mut() = Method::GET;
+    if journey.content.is_none() {
+        *request.method_mut() = Method::GET;
+    }
     request
 }
 

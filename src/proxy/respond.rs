@@ -194,7 +194,8 @@ pub fn stored(found: &Found, parts: &Parts, forwarded: Option<&Forwarded>) -> An
         }
     } else {
         answer.body = entry.body.clone().into();
-        if parts.headers.contains_key(header::RANGE) {
+        // A range has a meaning for GET only (RFC 9110 section 14.2).
+        if parts.method == Method::GET && parts.headers.contains_key(header::RANGE) {
             match entry.part {
                 None if entry.status == StatusCode::OK => {
                     narrow(&mut answer, entry, ranges::select(&parts.headers, entry));

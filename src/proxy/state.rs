@@ -149,16 +149,17 @@ impl Live {
         &self.unmatched
     }
 
-    /// The route that answers a GET of the target from the cache, if one does.
-    pub fn cached(&self, target: &Target, headers: &HeaderMap) -> Option<&CacheRule> {
+    /// The route that answers a GET of the target from the cache, and its rule, if one does.
+    pub fn cached(&self, target: &Target, headers: &HeaderMap) -> Option<(&Arc<RouteState>, &CacheRule)> {
         let found = self.router.find(target.host(), &Method::GET, target.path(), headers);
-        found.and_then(|index| self.routes.get(index)).and_then(|route| route.rule.cache.as_ref())
+        let route = self.routes.get(found?)?;
+        Some((route, route.rule.cache.as_ref()?))
     }
 }
 
 impl RouteState {
-    /// The primary key of a request.
-    pub fn key(&self, target: &Target, headers: &HeaderMap) -> Vec<u8> {
+    /// The primary key of a request, by its `content` if it reads by that.
+    pub fn key(&self, target: &Target, headers: &HeaderMap, content: Option<&key::Content<'_>>) -> Vec<u8> {
         let mut key = Vec::with_capacity(USUAL_KEY_BYTES);
         let asked = key::Target {
             scheme: target.scheme().as_str(),
@@ -166,8 +167,10 @@ impl RouteState {
             path: target.path(),
             query: target.query(),
         };
-        if let Some(keys) = &self.keys {
-            keys.primary(&mut key, &asked, headers);
+        match (&self.keys, content) {
+            (None, _) => {}
+            (Some(keys), None) => keys.primary(&mut key, &asked, headers),
+            (Some(keys), Some(content)) => keys.primary_by_content(&mut key, &asked, headers, content),
         }
         key
     }

@@ -1,26 +1,36 @@
 //! Requests that change what answers say: what they touch is invalidated before their own answer starts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONTENT_LOCATION, LOCATION};
 use http::request::Parts;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode};
 
-use super::respond::{self, Forward};
-use super::state::Live;
+use super::copy::Copy;
+use super::respond::{self, Forward, Forwarded};
+use super::state::{Live, RouteState};
 use super::target::Target;
-use super::{Journey, forward};
+use super::{Journey, forward, headers, honoured};
+use crate::cache::entry::{Entry, Origin};
+use crate::cache::key;
+use crate::cache::policy::{self, Received, RequestFacts, Source};
 use crate::cache::tags::changed_groups;
-use crate::clock::Stopwatch;
+use crate::clock::{Stopwatch, WallMs};
+use crate::invalidation::{Position, Subject};
 use crate::message::{Answer, Body};
 use crate::metrics::{Door, Outcome};
 use crate::syntax::SyntaxError;
 use crate::syntax::selector::{Order, UrlSelector, check_tag, parse_prefix};
 
+/// Methods that change nothing, by the registry of RFC 9110 section 18.2; every other, known or not, may.
+const SAFE: [&str; 8] = ["GET", "HEAD", "OPTIONS", "TRACE", "QUERY", "SEARCH", "REPORT", "PROPFIND"];
+
 /// Whether a request may change what is stored: by the route's `invalidates`, or as an unsafe method on a URL whose GET
 /// is cached (RFC 9111 section 4.4).
 pub(crate) fn changes_state(journey: &Journey<'_>, parts: &Parts) -> bool {
-    let is_safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
+    let is_safe = SAFE.contains(&parts.method.as_str()) || journey.content.is_some();
     let names = journey.route.rule.invalidates.is_some();
     !is_safe && (names || journey.live.cached(journey.target, &parts.headers).is_some())
 }
@@ -28,12 +38,15 @@ pub(crate) fn changes_state(journey: &Journey<'_>, parts: &Parts) -> bool {
 /// Forwards a write. The exchange is finished even if the client leaves: what the upstream did must be known.
 pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: Body, why: Forward) -> Answer {
     let mut order = order(journey, parts);
+    let successor = successor(journey, parts);
     let (live, target) = (Arc::clone(journey.live), journey.target.clone());
     let request = forward::pass_request(journey, parts, body);
     let patience = forward::patience(journey.route);
     let upstream = journey.worker.upstream.clone();
     let invalidation = Arc::clone(&journey.worker.shared.invalidation);
+    let cache = Arc::clone(&journey.worker.shared.cache);
     let task = journey.worker.behind.spawn(async move {
+        let sent = cache.times().0;
         let watch = Stopwatch::start();
         let reply = upstream.send(request, patience).await;
         let took = watch.elapsed();
@@ -49,20 +62,27 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
         }
         // One that cannot be read must not take the others with it.
         order.urls.retain(|url| readable(&UrlSelector::parse(url)));
-        if may_have_changed
-            && !order.is_empty()
-            && let Err(error) = invalidation.submit(&order, Door::Write).await
-        {
-            tracing::warn!(%error, "a write's selectors cannot be read; nothing was invalidated");
+        let mut logged = None;
+        if may_have_changed && !order.is_empty() {
+            match invalidation.submit(&order, Door::Write).await {
+                Ok(receipt) => logged = Some(receipt.position),
+                Err(error) => {
+                    tracing::warn!(%error, "a write's selectors cannot be read; nothing was invalidated");
+                }
+            }
         }
-        (reply, took)
+        (reply, sent, took, logged)
     });
     match task.await {
-        Ok((Ok(reply), took)) => {
+        Ok((Ok(mut reply), sent, took, logged)) => {
             journey.exchange.asked_upstream(Some(reply.response.status()), took);
-            forward::passed(journey, reply, why)
+            let mut forwarded = Forwarded::because(why);
+            if let (Some(successor), Some(logged)) = (successor, logged) {
+                forwarded.stored = successor.keep(journey, &mut reply.response, sent, took, logged);
+            }
+            forward::passed(journey, reply, &forwarded)
         }
-        Ok((Err(failure), took)) => {
+        Ok((Err(failure), _, took, _)) => {
             journey.exchange.asked_upstream(None, took);
             forward::failed(journey, &failure, why)
         }
@@ -70,6 +90,90 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
             journey.exchange.decide(Outcome::Failed, StatusCode::INTERNAL_SERVER_ERROR);
             respond::own(StatusCode::INTERNAL_SERVER_ERROR, "the request was given up")
         }
+    }
+}
+
+/// The request that an answer to POST may answer from now on: a GET of the same URL.
+struct Successor {
+    route: Arc<RouteState>,
+    target: Target,
+    headers: HeaderMap,
+    /// What was known of invalidations before it was forwarded.
+    known: Position,
+}
+
+/// Whether the answer to a write may be stored, and what for.
+fn successor(journey: &Journey<'_>, parts: &Parts) -> Option<Successor> {
+    let (route, rule) = journey.live.cached(journey.target, &parts.headers).filter(|_| parts.method == Method::POST)?;
+    if honoured(rule, parts).is_some_and(|wanted| wanted.no_store) {
+        return None;
+    }
+    let mut target = journey.target.clone();
+    target.keep_query(&rule.query);
+    let tags = route.tags(&target)?;
+    let known = journey.worker.shared.invalidation.position(&route.subject(&target, &tags));
+    Some(Successor { route: Arc::clone(route), target, headers: parts.headers.clone(), known })
+}
+
+impl Successor {
+    /// Sees to it that the answer is stored with its last byte, if it says for how long it is fresh and that it is what a
+    /// GET would give (RFC 9110 section 9.3.3); whether it does. It stands at the position at which its own invalidation
+    /// was `logged`, if nothing else named it meanwhile: that might be a write which the upstream took later.
+    fn keep(
+        self,
+        journey: &Journey<'_>,
+        response: &mut Response<Body>,
+        sent: WallMs,
+        took: Duration,
+        logged: Position,
+    ) -> bool {
+        let Self { route, target, headers, known } = self;
+        let names_itself = || {
+            let mut names = response.headers().get_all(CONTENT_LOCATION).iter();
+            let (Some(only), None) = (names.next(), names.next()) else { return false };
+            let named = only.to_str().ok().and_then(|reference| journey.target.refer(reference));
+            named.is_some_and(|named| named.origin_form() == journey.target.origin_form())
+        };
+        let (Some(rule), StatusCode::OK, true) = (&route.rule.cache, response.status(), names_itself()) else {
+            return false;
+        };
+        let mut fields = response.headers().clone();
+        headers::strip_hop_by_hop(&mut fields);
+        headers::append_via(&mut fields, response.version());
+        let cache = &journey.worker.shared.cache;
+        let (now, steady) = cache.times();
+        let received = Received { status: response.status(), headers: &fields, asked_at: sent, received_at: now };
+        let facts = RequestFacts::of(rule, &Method::GET, &headers);
+        let key = route.key(&target, &headers, None);
+        let Ok(plan) = policy::storable(rule, facts, &received, key::spread(key::hash(&key), sent)) else {
+            return false;
+        };
+        let is_fresh = plan.freshness.lifetime_ms > plan.freshness.initial_age_ms && !plan.freshness.no_cache;
+        // What varies does so by the fields of a GET.
+        let Some(tags) = route.tags(&target) else { return false };
+        let subject = Subject { answer_tags: &plan.tags, ..route.subject(&target, &tags) };
+        if !cache.invalidation().untouched(&subject, known, logged) {
+            return false;
+        }
+        if !(is_fresh && plan.source == Source::Upstream && plan.vary.is_empty()) {
+            return false;
+        }
+        let fill_cost_ms = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
+        let origin = Origin { key: key.clone().into(), position: logged, fence: 0, fill_cost_ms };
+        let copy = Copy {
+            worker: Arc::clone(journey.worker),
+            route,
+            primary: key.into(),
+            entry: Entry::new(origin, response.status(), &fields, plan, Bytes::new()),
+            earlier: None,
+            length: None,
+            asked: steady,
+            redis_deadline: journey.live.redis_deadline,
+        };
+        let body = std::mem::take(response.body_mut());
+        let (body, is_copied) = copy.of(body).map_or_else(|body| (body, false), |body| (body, true));
+        *response.body_mut() = body;
+        is_copied
     }
 }
 
@@ -111,7 +215,7 @@ fn named(live: &Live, target: &Target, answer: &HeaderMap) -> impl Iterator<Item
 
 /// The URL under which a GET of `target` is cached, if it is.
 fn cached_url(live: &Live, mut target: Target, headers: &HeaderMap) -> Option<String> {
-    let rule = live.cached(&target, headers)?;
+    let (_, rule) = live.cached(&target, headers)?;
     target.keep_query(&rule.query);
     Some(url(&target))
 }

@@ -14,6 +14,7 @@ mod framing;
 mod invalidation;
 mod life;
 mod limits;
+mod methods;
 mod ranges;
 mod real;
 mod redis_faults;

@@ -20,6 +20,7 @@ pub(in crate::cache) fn rule() -> CacheRule {
         status_ttl: BTreeMap::new(),
         query: QueryRule::default(),
         key_headers: Vec::new(),
+        key_body: Vec::new(),
         tags: Vec::new(),
         credentials: Credentials::Protect,
         credential_headers: vec![HeaderName::from_static("x-api-key")],

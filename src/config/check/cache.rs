@@ -13,6 +13,9 @@ use crate::config::{CacheRule, ClientDirectives, Cookies, Credentials, CutOff, Q
 use crate::syntax::pattern::Pattern;
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Methods that can read by what their body asks: the registry's safe ones that have a body, and POST.
+const READING: [&str; 5] = ["QUERY", "POST", "SEARCH", "REPORT", "PROPFIND"];
 const CREDENTIAL_HEADER: &str = "x-api-key";
 
 impl Check<'_, '_> {
@@ -27,10 +30,11 @@ impl Check<'_, '_> {
         let span = raw.span();
         let raw = &raw.value;
         let enabled = raw.enabled.as_ref().is_none_or(|at| at.value);
-        if enabled && !methods.is_empty() && !methods.iter().any(|m| *m == Method::GET || *m == Method::HEAD) {
+        let is_read = |method: &Method| *method == Method::GET || *method == Method::HEAD;
+        if enabled && raw.key_body.is_none() && !methods.is_empty() && !methods.iter().any(is_read) {
             let at = raw.ttl.as_ref().map(At::span).or_else(|| raw.enabled.as_ref().map(At::span)).unwrap_or(span);
             let text = "this route takes only methods whose answers are never stored";
-            self.error(&at, text, "add \"GET\" to `methods`, or remove every `cache` key");
+            self.error(&at, text, "add \"GET\" to `methods`, or name those that read in `cache.key_body`");
         }
         let rule = CacheRule {
             ttl: self.lifetime(&raw.ttl),
@@ -41,6 +45,7 @@ impl Check<'_, '_> {
             status_ttl: self.status_ttl(raw.status_ttl.as_ref()),
             query: raw.query.as_ref().map(|query| self.query(query)).unwrap_or_default(),
             key_headers: self.field_names(&raw.key_headers),
+            key_body: self.key_body(&raw.key_body),
             tags: self.templates(&raw.tags, path).into_iter().map(|(template, _)| template).collect(),
             credentials: raw.credentials.as_ref().map_or(Credentials::Protect, |at| at.value),
             credential_headers: match &raw.credential_headers {
@@ -87,6 +92,22 @@ impl Check<'_, '_> {
             }
         }
         lifetimes
+    }
+
+    /// Methods whose meaning may be to read; that it is so is the operator's word.
+    fn key_body(&mut self, raw: &raw::Texts<Method>) -> Vec<Method> {
+        let mut methods = Vec::new();
+        for at in raw.iter().flatten() {
+            match self.read_at(at) {
+                Some(method) if READING.contains(&method.as_str()) => methods.push(method),
+                Some(method) => {
+                    let text = format!("{method} is no method that reads by its body");
+                    self.error(&at.span(), text, format!("name only {}", READING.join(", ")));
+                }
+                None => {}
+            }
+        }
+        methods
     }
 
     fn query(&mut self, raw: &At<raw::Query>) -> QueryRule {

@@ -1,0 +1,114 @@
+//! Methods other than GET and HEAD that the cache knows what to do with.
+
+use crate::harness::{for_both, get, reply, request, upstream, weir};
+
+const READS: &str = r#"
+[[route]]
+name = "search"
+path = "/search"
+cache.ttl = "60s"
+cache.key_body = ["QUERY", "POST"]
+
+[[route]]
+name = "rest"
+path = "/{*rest}"
+cache.enabled = true
+"#;
+
+const STORED: &str = r#"weir_cache_fills_total{result="stored"}"#;
+
+#[tokio::test]
+async fn what_reads_by_its_body_is_keyed_by_it() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.on("/search", |request| reply(format!("{} {:?}", request.method, request.body)));
+        let weir = store.apply(weir(READS).to(up.url())).start().await;
+        let ask = |method: &str, kind: &str, body: &'static str| {
+            weir.send(request(method, "/search").header("content-type", kind).body(body))
+        };
+        let mut asked = 0;
+        for (method, kind, body) in [
+            ("QUERY", "text/plain", "a"),
+            ("QUERY", "text/plain", "b"),
+            ("POST", "text/plain", "a"),
+            ("POST", "application/json", "a"),
+            ("QUERY", "text/plain", ""),
+        ] {
+            let first = ask(method, kind, body).await;
+            asked += 1;
+            assert_eq!(first.text(), format!("{method} {:?}", bytes::Bytes::from(body)));
+            assert_eq!(first.cache_status(), "weir; fwd=uri-miss; stored", "{method} {kind} {body}");
+            weir.metric_reaches(STORED, f64::from(asked)).await;
+            let second = ask(method, kind, body).await;
+            assert!(second.is_hit(), "{method} {kind} {body}: {}", second.cache_status());
+            assert_eq!(second.text(), first.text());
+            assert_eq!(up.count("/search"), asked as usize);
+        }
+        // A GET of the same URL is something else, and so is an invalidation of it: that is of all of them.
+        assert!(weir.get("/search").await.is_miss());
+        weir.invalidate(r#"{"urls": ["/search"]}"#).await;
+        assert!(!ask("QUERY", "text/plain", "a").await.is_hit());
+    })
+    .await;
+}
+
+/// Reading invalidates nothing; what is too long to be a key goes past the cache, unharmed.
+#[tokio::test]
+async fn reading_by_body_changes_nothing() {
+    let up = upstream();
+    up.on("/search", |request| reply(request.body.clone()).max_age(60));
+    up.on("/a", |_| reply("a").max_age(60));
+    let weir = weir(READS).to(up.url()).start().await;
+    weir.get("/search").await;
+    weir.get("/a").await;
+    weir.metric_reaches(STORED, 2.0).await;
+    let long = "x".repeat((64 << 10) + 1);
+    for _ in 0..2 {
+        let answer = weir.send(request("POST", "/search").body(long.clone())).await;
+        assert_eq!((answer.text() == long, answer.cache_status()), (true, "weir; fwd=method"));
+    }
+    let chunked = weir.send(request("QUERY", "/search").chunked(&[b"he", b"llo"], &[])).await;
+    assert_eq!((chunked.text(), chunked.cache_status()), ("hello", "weir; fwd=uri-miss; stored"));
+    weir.metric_reaches(STORED, 3.0).await;
+    assert!(weir.send(request("QUERY", "/search").body("hello")).await.is_hit());
+    for method in ["QUERY", "PROPFIND", "REPORT", "SEARCH"] {
+        weir.send(request(method, "/a").body("x")).await;
+    }
+    assert!(weir.get("/a").await.is_hit());
+    weir.send(request("UNHEARD-OF", "/a")).await;
+    assert!(!weir.get("/a").await.is_hit(), "a method that nobody knows may change anything");
+}
+
+/// RFC 9110 section 9.3.3.
+#[tokio::test]
+async fn an_answer_to_post_that_is_what_a_get_would_give_is_stored() {
+    for_both(|store| async move {
+        let up = upstream();
+        let fresh = |body: &str| reply(body.to_owned()).max_age(60);
+        up.on("/own", move |_| fresh("new").header("content-location", "/own?x=1"));
+        up.on("/elsewhere", move |_| fresh("new").header("content-location", "/other"));
+        up.on("/silent", move |_| fresh("new"));
+        up.on("/lifeless", |_| reply("new").header("content-location", "/lifeless?x=1").header("etag", "\"a\""));
+        up.on("/created", move |_| fresh("new").status(201).header("content-location", "/created?x=1"));
+        up.on("/varies", move |_| fresh("new").header("content-location", "/varies?x=1").header("vary", "x-a"));
+        let weir = store.apply(weir(READS).to(up.url())).start().await;
+        for path in ["/elsewhere", "/silent", "/lifeless", "/created", "/varies"] {
+            let target = format!("{path}?x=1");
+            let answer = weir.send(request("POST", &target).body("x")).await;
+            assert_eq!(answer.cache_status(), "weir; fwd=method", "{path}");
+            assert!(!weir.get(&target).await.is_hit(), "{path}");
+        }
+        let before = weir.metric(STORED).await;
+        let answer = weir.send(request("POST", "/own?x=1").body("x")).await;
+        assert_eq!(answer.cache_status(), "weir; fwd=method; stored");
+        weir.metric_reaches(STORED, before + 1.0).await;
+        let got = weir.get("/own?x=1").await;
+        assert!(got.is_hit(), "{}", got.cache_status());
+        assert_eq!((got.text(), up.count("/own")), ("new", 1));
+        // The next write overtakes it.
+        up.on("/own", |_| reply("done"));
+        weir.send(request("PUT", "/own?x=1")).await;
+        assert!(!weir.send(get("/own?x=1")).await.is_hit());
+    })
+    .await;
+}
