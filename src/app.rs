@@ -30,6 +30,7 @@ use crate::invalidation::Invalidation;
 use crate::kv;
 use crate::limit::{self, Limiter};
 use crate::log;
+use crate::message::interim::Interim;
 use crate::message::{Answer, Body, Peer};
 use crate::metrics::{Metrics, Reload};
 use crate::proxy::Proxy;
@@ -436,8 +437,8 @@ impl Reloader {
 struct Front(Proxy);
 
 impl Service for Front {
-    fn call(&self, request: Request<Body>, peer: Peer) -> impl Future<Output = Answer> + Send {
-        self.0.handle(request, peer)
+    fn call(&self, request: Request<Body>, peer: Peer, interim: Interim<'_>) -> impl Future<Output = Answer> + Send {
+        self.0.handle(request, peer, interim)
     }
 
     fn refuse(&self, status: StatusCode, why: &'static str) -> Answer {

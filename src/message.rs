@@ -1,6 +1,7 @@
 //! What server, proxy and cache hand each other: one body type and one answer type.
 
 pub mod chunked;
+pub mod interim;
 
 use std::collections::VecDeque;
 use std::error::Error;

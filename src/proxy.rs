@@ -35,6 +35,7 @@ use crate::clock::Stopwatch;
 use crate::config::{AmbiguousPaths, CacheRule, ClientDirectives, Stage};
 use crate::kv::Budget;
 use crate::limit::{Charged, Denial, Facts, Verdict};
+use crate::message::interim::Interim;
 use crate::message::{Answer, Body, Peer};
 use crate::metrics::{Outcome, Tier};
 use client::Client;
@@ -63,6 +64,8 @@ pub(crate) struct Journey<'a> {
     pub(crate) target: &'a Target,
     pub(crate) client: Client,
     pub(crate) exchange: Exchange,
+    /// Where interim responses go.
+    pub(crate) interim: Interim<'a>,
     /// The body, where the request reads by it.
     pub(crate) content: Option<Content>,
     pub(crate) charged: Charged,
@@ -91,8 +94,8 @@ impl Proxy {
         respond::refused(status, why)
     }
 
-    /// Answers one request of `peer`'s.
-    pub async fn handle(&self, request: Request<Body>, peer: Peer) -> Answer {
+    /// Answers one request of `peer`'s; interim responses of the upstream's go to `interim` first.
+    pub async fn handle(&self, request: Request<Body>, peer: Peer, interim: Interim<'_>) -> Answer {
         let started = Stopwatch::start();
         let worker = &self.0;
         let live = worker.shared.live();
@@ -132,6 +135,7 @@ impl Proxy {
             target: &target,
             client,
             exchange,
+            interim,
             content: None,
             charged,
             budget,

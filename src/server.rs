@@ -29,6 +29,7 @@ use http::{Request, StatusCode};
 
 use crate::clock::Clock;
 use crate::config::ServerLimits;
+use crate::message::interim::Interim;
 use crate::message::{Answer, Body, Peer};
 use crate::metrics::Metrics;
 
@@ -37,8 +38,9 @@ pub use worker::Drained;
 
 /// What answers requests; each worker has its own, and its connections share it.
 pub trait Service: Clone + Send + Sync + 'static {
-    /// Answers `peer`'s `request`. The future is dropped when the client leaves first.
-    fn call(&self, request: Request<Body>, peer: Peer) -> impl Future<Output = Answer> + Send;
+    /// Answers `peer`'s `request`; what comes before the answer goes to `interim`. The future is dropped when the client
+    /// leaves first.
+    fn call(&self, request: Request<Body>, peer: Peer, interim: Interim<'_>) -> impl Future<Output = Answer> + Send;
 
     /// Counts a request that was never taken, and makes its answer; `why` is for people.
     fn refuse(&self, status: StatusCode, why: &'static str) -> Answer;

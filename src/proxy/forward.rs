@@ -184,6 +184,9 @@ fn outgoing(
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = journey.target.origin_form();
     *request.headers_mut() = fields;
+    if let Some(client) = journey.interim.sender() {
+        request.extensions_mut().insert(client);
+    }
     request
 }
 

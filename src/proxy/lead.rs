@@ -135,7 +135,9 @@ pub(crate) async fn lead(
 pub(crate) fn refresh(journey: &Journey<'_>, ask: &Ask<'_>, parts: &Parts, found: &Found) {
     let Some(permit) = journey.worker.shared.cache.refresh(ask) else { return };
     let previous = Previous { slot: Arc::clone(&found.slot), is_gone: false, excuses_errors: true };
-    let (fetch, _, _) = start(journey, ask, parts, permit, None, Some(previous));
+    let (mut fetch, _, _) = start(journey, ask, parts, permit, None, Some(previous));
+    // The client is answered already.
+    fetch.request.extensions_mut().clear();
     let asker = Asker {
         ip: journey.client.ip,
         host: journey.target.host().to_owned(),

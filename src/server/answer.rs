@@ -103,6 +103,13 @@ pub(super) fn encode(
     out.extend_from_slice(b"\r\n");
 }
 
+/// Appends an interim response, which has neither framing nor a date of its own.
+pub(super) fn interim(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
+    status_line(out, status);
+    fields(out, headers, false);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Appends the head of a chunk of `size` bytes; `first` is whether no chunk came before it.
 pub(super) fn chunk_head(out: &mut Vec<u8>, size: usize, first: bool) {
     const WRITTEN: &str = "a buffer takes everything";

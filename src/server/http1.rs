@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use bytes::Buf;
 use http::{HeaderMap, Request, StatusCode};
 use http_body::{Body as _, Frame};
 
+use crate::message::interim::{Interim, Interims};
 use crate::message::{Answer, Body, BodyError, Tunnel};
 
 use super::answer::{self, Asked, Extent, Persistence};
@@ -38,7 +40,8 @@ pub(super) struct Http2<T> {
 /// Serves a connection to its end, or up to HTTP/2's preface.
 pub(super) async fn serve<T: Transport, S: Service>(io: T, service: &S, context: Context) -> Option<Http2<T>> {
     let wire = Wire::new(io, context.limits);
-    let mut connection = Connection { wire, service, context, fields: HeaderMap::new(), fresh: true };
+    let mut connection =
+        Connection { wire, service, context, interims: Arc::default(), fields: HeaderMap::new(), fresh: true };
     let after = loop {
         let after = match connection.next_head().await {
             Next::Head(end) => match connection.take_head(end) {
@@ -71,6 +74,7 @@ struct Connection<'s, T, S> {
     wire: Wire<T>,
     service: &'s S,
     context: Context,
+    interims: Arc<Interims>,
     /// An empty map whose room the next head uses.
     fields: HeaderMap,
     /// Whether no request has been answered yet.
@@ -202,10 +206,24 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
         let asked = Asked::new(&parts.method, parts.version, takes_trailers);
         let (mut intake, body) = Intake::open(framing, expects_continue, &mut self.wire);
         let called = {
-            let mut call = pin!(self.service.call(Request::from_parts(parts, body), self.context.peer));
-            let wire = &mut self.wire;
+            let begun = self.interims.begin();
+            // HTTP/1.0 has none (RFC 9110 section 15.2).
+            let interim = if asked.http10 { Interim::none() } else { begun };
+            let mut call = pin!(self.service.call(Request::from_parts(parts, body), self.context.peer, interim));
+            let (wire, interims) = (&mut self.wire, &self.interims);
+            let mut was_pending = false;
             poll_fn(|cx| {
-                if let Poll::Ready(answered) = guard::poll(call.as_mut(), cx) {
+                let answered = guard::poll(call.as_mut(), cx);
+                // Who is answered at once was told nothing before.
+                if was_pending || answered.is_pending() {
+                    was_pending = true;
+                    while let Poll::Ready(responses) = interims.poll(cx) {
+                        responses.iter().for_each(|(status, fields)| {
+                            answer::interim(wire.output.buffer(), *status, fields);
+                        });
+                    }
+                }
+                if let Poll::Ready(answered) = answered {
                     return Poll::Ready(Some(answered));
                 }
                 // Answers before this one do not wait for it.

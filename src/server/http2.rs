@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::MissedTickBehavior;
 
 use crate::config::ServerLimits;
+use crate::message::interim::Interim;
 use crate::message::{Answer, Body, BodyError, BodyFault, Peer};
 
 use super::head::{self, Refusal};
@@ -131,7 +132,7 @@ async fn respond<S: Service>(
             } else {
                 Body::stream(Asked { body, idle: limits.body_idle, silence: Timer::default() })
             };
-            let mut call = pin!(service.call(Request::from_parts(parts, body), peer));
+            let mut call = pin!(service.call(Request::from_parts(parts, body), peer, Interim::none()));
             std::future::poll_fn(|cx| guard::poll(call.as_mut(), cx)).await.unwrap_or_else(guard::panicked)
         }
     };

@@ -18,6 +18,7 @@ use super::drain::Drain;
 use super::{Context, Service};
 use crate::clock::Clock;
 use crate::config::ServerLimits;
+use crate::message::interim::Interim;
 use crate::message::{Answer, Body, BodyError, BodyFault, Peer, Tunnel};
 
 pub(super) const LIMITS: ServerLimits = ServerLimits {
@@ -77,7 +78,7 @@ fn ok(body: impl Into<Body>) -> Answer {
 }
 
 impl Service for Sample {
-    async fn call(&self, request: Request<Body>, _: Peer) -> Answer {
+    async fn call(&self, request: Request<Body>, _: Peer, _: Interim<'_>) -> Answer {
         let _over = Over(Arc::clone(&self.over));
         let host = request.headers().get("host").map_or("-", |host| host.to_str().unwrap());
         let line = format!("{} {} {host}", request.method(), request.uri());

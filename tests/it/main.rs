@@ -23,5 +23,6 @@ mod routing;
 mod selftest;
 mod slow;
 mod stampede;
+mod statuses;
 mod strict;
 mod tidy;

@@ -1,6 +1,6 @@
 //! Methods other than GET and HEAD that the cache knows what to do with.
 
-use crate::harness::{for_both, get, reply, request, upstream, weir};
+use crate::harness::{Gate, for_both, get, reply, request, upstream, weir};
 
 const READS: &str = r#"
 [[route]]
@@ -109,6 +109,31 @@ async fn an_answer_to_post_that_is_what_a_get_would_give_is_stored() {
         up.on("/own", |_| reply("done"));
         weir.send(request("PUT", "/own?x=1")).await;
         assert!(!weir.send(get("/own?x=1")).await.is_hit());
+    })
+    .await;
+}
+
+/// The upstream may have taken the two writes in the other order.
+#[tokio::test]
+async fn an_answer_to_post_that_another_write_overtook_is_not_stored() {
+    for_both(|store| async move {
+        let (up, gate) = (upstream(), Gate::new());
+        let own = reply("posted").max_age(60).header("content-location", "/own");
+        let gated = own.clone().gate(&gate);
+        up.on("/own", move |request| match request.method.as_str() {
+            "POST" => gated.clone(),
+            "PUT" => reply("put"),
+            _ => own.clone(),
+        });
+        let weir = store.apply(weir(READS).to(up.url())).start().await;
+        let late = async {
+            gate.reached(1).await;
+            weir.send(request("PUT", "/own")).await;
+            gate.open();
+        };
+        let (answer, ()) = tokio::join!(weir.send(request("POST", "/own").body("x")), late);
+        assert_eq!((answer.text(), answer.cache_status()), ("posted", "weir; fwd=method"));
+        assert!(!weir.get("/own").await.is_hit());
     })
     .await;
 }
