@@ -20,7 +20,7 @@ pub mod shared;
 pub mod structured;
 pub mod tags;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -30,7 +30,7 @@ use crate::config::{CacheRule, CacheTiers, CutOff};
 use crate::invalidation::{Invalidation, Subject, Verdict};
 use crate::metrics::{Lookup, Metrics};
 use conditional::By;
-use entry::{Entry, Stored, Uncacheable, Vary};
+use entry::{Entry, Stored, Uncacheable, Variant, Vary};
 use flight::{Flights, Joined};
 use freshness::State;
 use key::KeyBuilder;
@@ -50,6 +50,8 @@ fn stale(slot: Arc<Slot>, excuses_errors: bool) -> Look {
 /// The cache of this process; all workers share it.
 pub struct Cache {
     memory: Memory,
+    /// Held while a record of variants is changed.
+    markers: Mutex<()>,
     flights: Arc<Flights>,
     invalidation: Arc<Invalidation>,
     clock: Clock,
@@ -108,8 +110,8 @@ pub struct Kept {
     pub slot: Arc<Slot>,
     /// The record that it stands behind, if it varies.
     pub marker: Option<Arc<Vary>>,
-    /// Whether there was room for one more variant; else it is stored nowhere.
-    pub is_admitted: bool,
+    /// The variant that had to leave for it.
+    pub dropped: Option<Variant>,
 }
 
 /// Why there is no answer, and what a fetch can start from.
@@ -155,6 +157,7 @@ impl Cache {
     pub fn new(settings: &CacheTiers, invalidation: Arc<Invalidation>, clock: Clock, metrics: &Metrics) -> Arc<Self> {
         let cache = Arc::new(Self {
             memory: Memory::new(settings.memory, settings.max_object, metrics),
+            markers: Mutex::default(),
             flights: Flights::new(settings.fill_memory),
             invalidation,
             clock,
@@ -181,7 +184,10 @@ impl Cache {
         let mut key = Vec::with_capacity(ask.key.len() + 128);
         ask.keys.variant(&mut key, ask.key, &vary.names, ask.headers);
         match self.memory.get(&key) {
-            Some(slot) => self.judge(slot, ask),
+            Some(slot) => {
+                vary.used(key::hash(&key));
+                self.judge(slot, ask)
+            }
             None => (Look::Nothing(Missing { other_variant: true, previous: None }), Lookup::Miss),
         }
     }
@@ -217,7 +223,7 @@ impl Cache {
         }
         let slot = Slot::new(Stored::Entry(Arc::new(part)), asked);
         self.memory.insert(slot.stored.key().clone(), Arc::clone(&slot));
-        Kept { slot, marker: None, is_admitted: true }
+        Kept { slot, marker: None, dropped: None }
     }
 
     /// Room for a copy of what passes, out of what all fetches may hold.
@@ -336,8 +342,14 @@ impl Cache {
     }
 
     /// Keeps something in the memory tier. An answer that varies stands behind a record of the fields it varies by, which
-    /// admits so many variants and no more.
-    pub fn keep(&self, primary: &[u8], stored: Stored, asked: SteadyMs) -> Kept {
+    /// has room for so many variants: the least used leaves for one more.
+    pub fn keep(&self, primary: &[u8], mut stored: Stored, asked: SteadyMs) -> Kept {
+        if let Stored::Vary(vary) = &mut stored
+            && let Some(standing) = self.memory.get(primary)
+            && let Stored::Vary(known) = &standing.stored
+        {
+            Arc::make_mut(vary).merge(known);
+        }
         let slot = Slot::new(stored, asked);
         let varying = slot.stored.entry().filter(|entry| !entry.vary.is_empty());
         let Some(entry) = varying else {
@@ -350,16 +362,23 @@ impl Cache {
                 self.memory.remove(&parts::key(primary));
             }
             self.memory.insert(key, Arc::clone(&slot));
-            return Kept { slot, marker: None, is_admitted: true };
+            return Kept { slot, marker: None, dropped: None };
         };
-        let mut marker = self.marker(primary, entry);
-        let is_admitted = marker.admit(key::hash(&entry.key));
-        let marker = Arc::new(marker);
-        if is_admitted {
+        let variant = Variant::new(entry.key.clone(), shared::name(&entry.key));
+        let (marker, dropped) = {
+            // Two variants that are stored at once are both counted.
+            let _turn = self.markers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut marker = self.marker(primary, entry);
+            let dropped = marker.admit(variant);
+            let marker = Arc::new(marker);
             self.memory.insert(marker.key.clone(), Slot::new(Stored::Vary(Arc::clone(&marker)), asked));
-            self.memory.insert(entry.key.clone(), Arc::clone(&slot));
+            (marker, dropped)
+        };
+        if let Some(dropped) = &dropped {
+            self.memory.remove(dropped.key());
         }
-        Kept { slot, marker: Some(marker), is_admitted }
+        self.memory.insert(entry.key.clone(), Arc::clone(&slot));
+        Kept { slot, marker: Some(marker), dropped }
     }
 
     /// Remembers that answers to requests with credentials are not stored under this key, whatever others get.
@@ -378,14 +397,15 @@ impl Cache {
     /// The record of the fields that a URL's answers vary by: the one that stands, if it names the same.
     fn marker(&self, primary: &[u8], entry: &Entry) -> Vary {
         let standing = self.memory.get(primary);
-        let variants = match standing.as_ref().map(|slot| &slot.stored) {
-            Some(Stored::Vary(vary)) if vary.names == entry.vary => vary.variants.clone(),
-            _ => Vec::new(),
+        let (variants, left) = match standing.as_ref().map(|slot| &slot.stored) {
+            Some(Stored::Vary(vary)) if vary.names == entry.vary => (vary.variants.clone(), vary.left),
+            _ => (Vec::new(), 0),
         };
         Vary {
             key: Bytes::copy_from_slice(primary),
             names: entry.vary.clone(),
             variants,
+            left,
             position: entry.position,
             fence: entry.fence,
             until: self.clock.now().saturating_add(entry.keep_ms(self.clock.now())),

@@ -13,12 +13,12 @@ use crate::clock::WallMs;
 use crate::invalidation::Position;
 
 pub mod codec;
+mod variants;
+
+pub use variants::{MAX_VARIANTS, Variant, Vary};
 
 /// How long an answer with a validator is kept past its last use, so that it can be confirmed instead of fetched again.
 const VALIDATOR_KEEP_MS: u64 = 5 * 60 * 1000;
-
-/// Most variants that one primary key may have.
-pub const MAX_VARIANTS: usize = 64;
 
 /// What is stored under a key; a clone shares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +94,7 @@ impl Stored {
             Self::Entry(entry) => entry.weight(),
             Self::Vary(vary) => {
                 let own = size_of::<Vary>() + vary.key.len() + names_bytes(&vary.names);
-                (own + vary.variants.len() * size_of::<u64>()) as u64
+                (own + vary.variants.len() * size_of::<Variant>()) as u64
             }
             Self::Uncacheable(verdict) => (size_of::<Uncacheable>() + verdict.key.len()) as u64,
         }
@@ -148,38 +148,6 @@ pub struct Origin {
     pub fence: u64,
     /// How long the fetch took.
     pub fill_cost_ms: u32,
-}
-
-/// The answers of a primary key are stored as variants.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Vary {
-    /// Full primary key.
-    pub key: Bytes,
-    /// Request fields that choose the variant, sorted, each once.
-    pub names: Vec<HeaderName>,
-    /// Hashes of the variants' keys, oldest first.
-    pub variants: Vec<u64>,
-    /// What the last variant's fill knew of invalidations when it began.
-    pub position: Position,
-    /// The number of the last variant's lease.
-    pub fence: u64,
-    /// After this the variants are counted anew.
-    pub until: WallMs,
-}
-
-impl Vary {
-    /// Whether a variant with this key's hash may be stored; it is counted if so. Beyond [`MAX_VARIANTS`] none is, until
-    /// the record ends: a field with endless values would push everything else out.
-    pub fn admit(&mut self, variant: u64) -> bool {
-        if self.variants.contains(&variant) {
-            return true;
-        }
-        let room = self.variants.len() < MAX_VARIANTS;
-        if room {
-            self.variants.push(variant);
-        }
-        room
-    }
 }
 
 /// The answers of a key are not stored, and nobody waits for another's.

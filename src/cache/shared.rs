@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::entry::{Stored, codec};
+use super::entry::{Stored, Variant, Vary, codec};
 use super::memory::Slot;
 use super::{Ask, Cache, Kept, parts};
 use crate::clock::WallMs;
@@ -200,7 +200,7 @@ impl SharedTier {
         let mut budget = Budget::new(deadline * STORE_DEADLINES);
         let stored = &kept.slot.stored;
         let time_to_live = stored.keep_ms(now);
-        if !kept.is_admitted || size(stored) > self.max_value || time_to_live == 0 {
+        if size(stored) > self.max_value || time_to_live == 0 {
             if let Some(lease) = lease {
                 self.release(redis, &lease, &mut budget).await;
             }
@@ -224,13 +224,36 @@ impl SharedTier {
         };
         let reply = self.write(redis, &hash, own.as_ref(), stored.position(), bytes, time_to_live, &mut budget).await;
         if let Some(marker) = &kept.marker {
-            let record = codec::encode(&Stored::Vary(Arc::clone(marker)), None);
+            let (marker, dropped) = self.known_variants(redis, marker, &mut budget).await;
+            for dropped in kept.dropped.iter().chain(&dropped) {
+                let _ = redis.run(&DROP_SCRIPT, &[&self.keys.entry(&dropped.name)], &[], &mut budget).await;
+            }
+            let record = codec::encode(&Stored::Vary(Arc::clone(&marker)), None);
             let (hash, position) = (name(&marker.key), marker.position);
             let _ = self.write(redis, &hash, other.as_ref(), position, record, time_to_live, &mut budget).await;
         } else if let Some(lease) = other {
             self.release(redis, &lease, &mut budget).await;
         }
         !matches!(reply, Ok(reply) if reply.bytes().is_some_and(|word| word == "superseded"))
+    }
+
+    /// A record of variants as it is to be stored: a pod that knows of no other variant asks for those that Redis has, of
+    /// which one may have to leave.
+    async fn known_variants(
+        &self,
+        redis: &Redis,
+        marker: &Arc<Vary>,
+        budget: &mut Budget,
+    ) -> (Arc<Vary>, Option<Variant>) {
+        if let [only] = &marker.variants[..]
+            && let Ok(Some(Stored::Vary(stored))) = self.read(redis, &marker.key, budget).await
+            && stored.names == marker.names
+        {
+            let mut all = Vary { variants: stored.variants.clone(), ..Vary::clone(marker) };
+            let dropped = all.admit(only.clone());
+            return (Arc::new(all), dropped);
+        }
+        (Arc::clone(marker), None)
     }
 
     /// Ends a lease without storing anything.
@@ -270,7 +293,7 @@ impl SharedTier {
 }
 
 /// A key's hash in Redis: 128 bits of its SHA-256, so that nobody can choose a key that collides with another.
-fn name(key: &[u8]) -> [u8; 16] {
+pub(super) fn name(key: &[u8]) -> [u8; 16] {
     let digest: [u8; 32] = Sha256::digest(key).into();
     std::array::from_fn(|at| digest[at])
 }

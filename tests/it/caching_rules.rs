@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::caching::stored;
-use crate::harness::{Weir, for_both, get, join_all, reply, request, upstream, weir};
+use crate::harness::{Store, Weir, for_both, get, join_all, reply, request, upstream, weir};
 
 /// A lifetime for all that says nothing itself.
 const TTL: &str = r#"
@@ -285,4 +285,35 @@ async fn a_new_generation_leaves_every_older_entry_behind() {
     let two = weir(TTL).to(up.url()).redis(&redis).set("cache.generation", "v2").start().await;
     assert_eq!(two.get("/a").await.text(), "new");
     assert_eq!(one.get("/a").await.text(), "old");
+}
+
+/// A field with endless values takes the room of 64 variants, in memory and in Redis, and pushes out none that is asked for.
+#[tokio::test]
+async fn endless_variants_leave_room_for_those_that_are_used() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.on("/v", |request| {
+            reply(request.header("x-kind").unwrap_or_default().to_owned()).max_age(600).header("vary", "x-kind")
+        });
+        let weir = store.apply(weir(TTL).to(up.url())).start().await;
+        let kind = |kind: &str| weir.send(get("/v").header("x-kind", kind));
+        assert_eq!(kind("used").await.text(), "used");
+        let mut fetched = 1;
+        for number in 0..150 {
+            let answer = kind(&number.to_string()).await;
+            assert_eq!((answer.text(), answer.is_hit()), (&*number.to_string(), false));
+            fetched += 1;
+            weir.metric_reaches(r#"weir_cache_fills_total{result="stored"}"#, f64::from(fetched)).await;
+            if number % 10 == 0 && number > 0 && matches!(store, Store::Memory) {
+                assert!(kind("used").await.is_hit(), "{number}");
+            }
+        }
+        assert!(weir.metric("weir_cache_entries").await <= 65.0);
+        if let Store::Redis(redis) = &store {
+            let stored = redis.cli(&["KEYS", "it:e:*"]).lines().count();
+            assert!(stored <= 65, "{stored}");
+        }
+        assert_eq!(kind("149").await.text(), "149");
+    })
+    .await;
 }

@@ -17,7 +17,8 @@
 //! initial age, lifetime, stale while revalidate, stale if error (8 each), fill cost (4), key, fields, number of vary
 //! names, the names, number of tags, the tags, the body's length when unpacked, and the body to the end; of a part, its
 //! first byte's place and the whole's length (8 each) stand behind the fill cost. A vary record:
-//! until (8), key, number of names, the names, number of variants, their hashes (8 each). Uncacheable: until (8), key.
+//! until (8), key, number of names, the names, number of variants, of each the key's hash (8) and its name in Redis (16).
+//! Uncacheable: until (8), key.
 //!
 //! [`decode`] reads this version and, where there is one, the version before, so that a rolling upgrade keeps its cache.
 //! Bytes 0 to 39 mean the same in every version.
@@ -28,7 +29,7 @@ use bytes::Bytes;
 use http::{HeaderName, StatusCode};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::{Entry, MAX_VARIANTS, Part, Stored, Uncacheable, Vary};
+use super::{Entry, MAX_VARIANTS, Part, Stored, Uncacheable, Variant, Vary};
 use crate::cache::fields::{are_lines, lines};
 use crate::cache::freshness::Freshness;
 use crate::cache::key::MAX_VARY_NAMES;
@@ -106,7 +107,8 @@ pub fn encode(stored: &Stored, compress_over: Option<usize>) -> Vec<u8> {
             put_all(&mut out, vary.names.iter().map(|name| name.as_str().as_bytes()));
             put_number(&mut out, vary.variants.len());
             for variant in &vary.variants {
-                out.extend_from_slice(&variant.to_be_bytes());
+                out.extend_from_slice(&variant.hash.to_be_bytes());
+                out.extend_from_slice(&variant.name);
             }
             seal(out)
         }
@@ -234,8 +236,10 @@ pub fn decode(bytes: &Bytes, max_body: usize) -> Result<Stored, Corrupt> {
             let until = reader.u64()?;
             let key = reader.string(MAX_KEY_BYTES)?;
             let names = reader.names()?;
-            let variants = (0..reader.number(MAX_VARIANTS)?).map(|_| reader.u64()).collect::<Result<_, _>>()?;
-            Stored::Vary(Arc::new(Vary { key, names, variants, position, fence, until }))
+            let number = reader.number(MAX_VARIANTS)?;
+            let variant = |_| Ok(Variant::elsewhere(reader.u64()?, reader.array()?));
+            let variants = (0..number).map(variant).collect::<Result<_, _>>()?;
+            Stored::Vary(Arc::new(Vary { key, names, variants, left: 0, position, fence, until }))
         }
         UNCACHEABLE => {
             let until = reader.u64()?;
