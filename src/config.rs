@@ -406,6 +406,8 @@ pub struct CacheRule {
     pub max_staleness: Duration,
     /// What happens past B without proof.
     pub cut_off: CutOff,
+    /// Whether `Cache-Status` names the key.
+    pub status_key: bool,
     /// Longest wait for somebody else's fetch.
     pub wait_timeout: Duration,
 }

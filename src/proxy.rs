@@ -30,6 +30,7 @@ use http::{Method, Request, StatusCode};
 use crate::cache::directives::RequestDirectives;
 use crate::cache::flight::{Joined, Origin};
 use crate::cache::policy::{self, Bypass};
+use crate::cache::shared;
 use crate::cache::{Ask, Found, Look, Missing, Previous};
 use crate::clock::Stopwatch;
 use crate::config::{AmbiguousPaths, CacheRule, ClientDirectives, Stage};
@@ -70,6 +71,8 @@ pub(crate) struct Journey<'a> {
     pub(crate) content: Option<Content>,
     pub(crate) charged: Charged,
     pub(crate) budget: Budget,
+    /// The key's name, where `Cache-Status` is to say it.
+    pub(crate) named: Option<[u8; 16]>,
     /// Whether the limits on misses were taken: a request that joins anew is still one miss.
     pub(crate) missed: bool,
 }
@@ -139,6 +142,7 @@ impl Proxy {
             content: None,
             charged,
             budget,
+            named: None,
             missed: false,
         };
 
@@ -158,6 +162,9 @@ impl Proxy {
                 }
             },
         };
+        if let Some(name) = journey.named {
+            respond::name_key(&mut answer, name);
+        }
         journey.charged.append_fields(&mut answer.fields);
         forward::edit(&mut answer, &route.rule.response);
         body::settle(answer, journey.exchange, idle)
@@ -238,6 +245,7 @@ impl Journey<'_> {
         let content = self.content.clone();
         let keyed = content.as_ref().map(Content::keyed);
         let key = self.route.key(self.target, &parts.headers, keyed.as_ref());
+        self.named = rule.status_key.then(|| shared::name(&key));
         // A tag that no invalidation could name: the answer would be out of reach.
         let Some(tags) = self.route.tags(self.target) else {
             return self.pass(&mut parts, body, Forward::Bypass).await;

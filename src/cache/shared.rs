@@ -292,8 +292,8 @@ impl SharedTier {
     }
 }
 
-/// A key's hash in Redis: 128 bits of its SHA-256, so that nobody can choose a key that collides with another.
-pub(super) fn name(key: &[u8]) -> [u8; 16] {
+/// A key's name in Redis, without what stands around it: 128 bits of its SHA-256, so that nobody can choose a key that collides with another.
+pub fn name(key: &[u8]) -> [u8; 16] {
     let digest: [u8; 32] = Sha256::digest(key).into();
     std::array::from_fn(|at| digest[at])
 }

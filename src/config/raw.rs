@@ -468,6 +468,8 @@ pub(super) struct CacheRule {
     pub(super) max_staleness: MaybeText<Duration>,
     /// What happens past `max_staleness` without proof.
     pub(super) cut_off: Maybe<CutOff>,
+    /// Whether `Cache-Status` names the key.
+    pub(super) status_key: Maybe<bool>,
     /// Longest wait for somebody else's fetch.
     pub(super) wait_timeout: MaybeText<Duration>,
 }

@@ -149,6 +149,26 @@ pub fn append_status(fields: &mut HeaderMap, member: &str) {
     }
 }
 
+/// Adds the key's name to our member (RFC 9211 section 2.7), which is the last.
+pub fn name_key(answer: &mut Answer, name: [u8; 16]) {
+    const FIELD: &[u8] = b"cache-status: ";
+    let parameter = format!("; key=\"{:032x}\"", u128::from_be_bytes(name));
+    let is_ours = |line: &[u8]| line.starts_with(FIELD);
+    let ours = answer.lines.as_bytes().split_inclusive(|byte| *byte == b'\n').find(|line| is_ours(line));
+    if let Some(line) = ours.map(|line| line.trim_ascii_end().to_vec()) {
+        answer.lines.retain(|line| !is_ours(line));
+        answer.lines.push(&[&line, parameter.as_bytes(), b"\r\n"].concat());
+        return;
+    }
+    let mut members: Vec<HeaderValue> = answer.fields.get_all(CACHE_STATUS).iter().cloned().collect();
+    let Some(ours) = members.pop() else { return };
+    answer.fields.remove(CACHE_STATUS);
+    members.extend(HeaderValue::from_bytes(&[ours.as_bytes(), parameter.as_bytes()].concat()));
+    for member in members {
+        answer.fields.append(CACHE_STATUS, member);
+    }
+}
+
 /// A refusal of ours, before the cache was asked.
 pub fn refused(status: StatusCode, detail: impl Display) -> Answer {
     let mut answer = own(status, detail);

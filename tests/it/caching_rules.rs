@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::caching::stored;
-use crate::harness::{Store, Weir, for_both, get, join_all, reply, request, upstream, weir};
+use crate::harness::{Store, Weir, for_both, get, join_all, redis, reply, request, upstream, weir};
 
 /// A lifetime for all that says nothing itself.
 const TTL: &str = r#"
@@ -316,4 +316,22 @@ async fn endless_variants_leave_room_for_those_that_are_used() {
         assert_eq!(kind("149").await.text(), "149");
     })
     .await;
+}
+
+/// RFC 9211 section 2.7, by option: the name under which Redis has it.
+#[tokio::test]
+async fn the_key_is_named_where_that_is_wanted() {
+    let (up, redis) = (upstream(), redis());
+    up.on("/a", |_| reply("a").header("cache-status", "other; fwd=miss"));
+    let weir = weir(&format!("{TTL}cache.status_key = true\n")).to(up.url()).redis(&redis).start().await;
+    let first = weir.get("/a").await;
+    let statuses = first.headers("cache-status");
+    let name = statuses[1].strip_prefix("weir; fwd=uri-miss; stored; key=\"").and_then(|rest| rest.strip_suffix('"'));
+    assert_eq!((statuses[0], name.map(str::len)), ("other; fwd=miss", Some(32)));
+    weir.metric_reaches(r#"weir_cache_fills_total{result="stored"}"#, 1.0).await;
+    let key = format!("it:e:{{{}}}", name.unwrap_or_default());
+    assert_eq!(redis.cli(&["EXISTS", &key]), "1");
+    let hit = weir.get("/a").await;
+    let said = hit.headers("cache-status")[1];
+    assert!(said.starts_with("weir; hit; ttl=") && said.ends_with(statuses[1].rsplit_once("; ").unwrap_or_default().1));
 }

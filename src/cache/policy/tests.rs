@@ -21,6 +21,7 @@ pub(in crate::cache) fn rule() -> CacheRule {
         query: QueryRule::default(),
         key_headers: Vec::new(),
         key_body: Vec::new(),
+        status_key: false,
         tags: Vec::new(),
         credentials: Credentials::Protect,
         credential_headers: vec![HeaderName::from_static("x-api-key")],

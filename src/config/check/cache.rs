@@ -56,6 +56,7 @@ impl Check<'_, '_> {
             client_directives: raw.client_directives.as_ref().map_or(ClientDirectives::Ignore, |at| at.value),
             max_staleness: self.duration(&raw.max_staleness, SHORTEST_BOUND).unwrap_or(defaults.max_staleness),
             cut_off: raw.cut_off.as_ref().map_or(CutOff::Bound, |at| at.value),
+            status_key: raw.status_key.as_ref().is_some_and(|at| at.value),
             wait_timeout: self.lifetime(&raw.wait_timeout).unwrap_or(WAIT_TIMEOUT),
         };
         if let (Some(at), UpstreamTtl::Ignore, None, true) =
