@@ -253,9 +253,11 @@ impl Entry {
     pub fn keep_ms(&self, now: WallMs) -> u64 {
         let freshness = &self.freshness;
         let window_ms = freshness.stale_while_revalidate_ms.max(freshness.stale_if_error_ms);
-        let confirmable_ms = if self.has_validator() { VALIDATOR_KEEP_MS } else { 0 };
-        let past_ms = window_ms.max(confirmable_ms);
-        freshness.lifetime_ms.saturating_add(past_ms).saturating_sub(freshness.age_ms(now))
+        let usable_ms = freshness.lifetime_ms.saturating_add(window_ms);
+        // What came stale is confirmed as well as what became so.
+        let stale_from_ms = freshness.lifetime_ms.max(freshness.initial_age_ms);
+        let confirmable_ms = if self.has_validator() { stale_from_ms.saturating_add(VALIDATOR_KEEP_MS) } else { 0 };
+        usable_ms.max(confirmable_ms).saturating_sub(freshness.age_ms(now))
     }
 
     /// Whether a 304 with these fields is about this entry (RFC 9111 section 4.3.4): a strong entity tag is the same, a

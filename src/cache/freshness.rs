@@ -134,10 +134,15 @@ pub fn initial_age_ms(headers: &HeaderMap, asked_at: WallMs, received_at: WallMs
     apparent_ms.max(corrected_ms)
 }
 
-/// Seconds in `Age`: its first member; what is not a number counts for nothing (RFC 9111 section 5.1).
+/// Seconds in `Age`. One that is not exactly one number is as old as an answer can be, and so stale on arrival, as RFC
+/// 9111 section 4.2.1 encourages: some cache on the way has lost count. Section 5.1 would permit the first member.
 fn age_field_s(headers: &HeaderMap) -> u64 {
-    let first = headers.get(header::AGE).and_then(|value| value.as_bytes().split(|byte| *byte == b',').next());
-    first.and_then(|text| delta_seconds(text.trim_ascii())).map_or(0, u64::from)
+    let mut lines = headers.get_all(header::AGE).iter();
+    match (lines.next(), lines.next()) {
+        (None, _) => 0,
+        (Some(only), None) => u64::from(delta_seconds(only.as_bytes().trim_ascii()).unwrap_or(MAX_SECONDS)),
+        (Some(_), Some(_)) => u64::from(MAX_SECONDS),
+    }
 }
 
 /// The date in a field (RFC 9110 section 5.6.7), if there is exactly one and it can be read.
@@ -204,17 +209,27 @@ mod tests {
 
     #[test]
     fn initial_age_takes_the_greater_of_age_and_date() {
+        const OLDEST_MS: u64 = MAX_SECONDS as u64 * 1000 + 500;
         let date = "Sun, 06 Nov 1994 08:49:37 GMT";
         for (fields, expected_ms) in [
             (&[("date", date)][..], 500),
             (&[("date", date), ("age", "10")], 10_500),
             (&[("date", "Sun, 06 Nov 1994 08:49:07 GMT"), ("age", "10")], 30_000),
             (&[("date", "Sun, 06 Nov 1994 09:49:37 GMT")], 500),
-            (&[("date", "yesterday"), ("age", "7, 100")], 7_500),
-            (&[("age", "-7")], 500),
-            (&[("age", "7s")], 500),
-            (&[("age", "7"), ("age", "100")], 7_500),
-            (&[("age", "99999999999999999999")], u64::from(MAX_SECONDS) * 1000 + 500),
+            (&[("date", "yesterday"), ("age", "7")], 7_500),
+            (&[("age", "007 ")], 7_500),
+            (&[("age", "0")], 500),
+            (&[("age", "99999999999999999999")], OLDEST_MS),
+            (&[("age", "7, 100")], OLDEST_MS),
+            (&[("age", "0, 0")], OLDEST_MS),
+            (&[("age", "7"), ("age", "7")], OLDEST_MS),
+            (&[("age", "-7")], OLDEST_MS),
+            (&[("age", "+7")], OLDEST_MS),
+            (&[("age", "7s")], OLDEST_MS),
+            (&[("age", "7;a=1")], OLDEST_MS),
+            (&[("age", "7.0")], OLDEST_MS),
+            (&[("age", "\"7\"")], OLDEST_MS),
+            (&[("age", "")], OLDEST_MS),
             (&[], 500),
         ] {
             assert_eq!(initial_age_ms(&headers(fields), DATE_MS, DATE_MS + 500), expected_ms, "{fields:?}");

@@ -231,7 +231,8 @@ fn worth_storing(facts: RequestFacts, headers: &HeaderMap, freshness: &Freshness
     if facts.credentials {
         return Err(Refusal::Credentials);
     }
-    let stale_use = freshness.stale_while_revalidate_ms.max(freshness.stale_if_error_ms) > 0;
+    let window_ms = freshness.stale_while_revalidate_ms.max(freshness.stale_if_error_ms);
+    let stale_use = window_ms > 0 && freshness.lifetime_ms.saturating_add(window_ms) > freshness.initial_age_ms;
     let validator = headers.contains_key(header::ETAG) || date_ms(headers, header::LAST_MODIFIED).is_some();
     if stale_use || validator { Ok(()) } else { Err(Refusal::NoFreshness) }
 }

@@ -49,6 +49,8 @@ fn what_is_kept_for_how_long() {
     let mut windowed = entry(200, &[("etag", "\"a\"")], "");
     windowed.freshness.stale_if_error_ms = 600_000;
     assert_eq!(windowed.keep_ms(1_010_000), 650_000);
+    windowed.freshness.initial_age_ms = 1_000_000;
+    assert_eq!(windowed.keep_ms(1_010_000), VALIDATOR_KEEP_MS - 10_000, "it came stale, and may be confirmed");
     let verdict = Uncacheable { key: Bytes::new(), position: Position::default(), fence: 0, until: 5 };
     assert_eq!(Stored::Uncacheable(verdict.into()).keep_ms(3), 2);
 }

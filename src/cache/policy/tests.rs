@@ -4,7 +4,8 @@ use http::HeaderValue;
 use proptest::prelude::*;
 
 use super::*;
-use crate::cache::freshness::http_date;
+use crate::cache::entry::tests::entry;
+use crate::cache::freshness::{State, http_date};
 use crate::config::{ClientDirectives, CutOff, QueryRule};
 
 const NOW: WallMs = 1_700_000_000_000;
@@ -125,6 +126,8 @@ fn the_upstream_lifetime_wins() {
         (&[("cache-control", "max-age=x")], Err(Refusal::NoFreshness)),
         (&[("cache-control", "max-age=5"), ("age", "5")], Err(Refusal::NoFreshness)),
         (&[("cache-control", "max-age=5"), ("age", "5"), etag], upstream(5)),
+        (&[("cache-control", "max-age=5, stale-if-error=9"), ("age", "13")], upstream(5)),
+        (&[("cache-control", "max-age=5, stale-if-error=9"), ("age", "14")], Err(Refusal::NoFreshness)),
         (&[("cache-control", "public")], Ok((7, Source::StatusTtl))),
     ] {
         assert_eq!(life(&rule, ANYONE, 200, fields), expected, "{fields:?}");
@@ -287,6 +290,38 @@ fn stale_windows() {
     let revalidated_behind =
         plan(&super::tests::rule(), ANYONE, 200, &[("cache-control", "max-age=0, stale-while-revalidate=60")]);
     assert_eq!(revalidated_behind.unwrap().freshness.stale_while_revalidate_ms, 60_000);
+}
+
+#[test]
+fn who_cannot_tell_an_age_tells_of_a_stale_answer() {
+    let etag = ("etag", "\"a\"");
+    let said = ("cache-control", "max-age=2147483648, stale-while-revalidate=9, stale-if-error=9");
+    for age in [&["x"][..], &["-1"], &["1.0"], &["0, 0"], &["0", "0"], &[""]] {
+        let ages = || age.iter().map(|age| ("age", *age));
+        let service: Vec<_> = ages().chain([("cache-control", "max-age=60, stale-if-error=9")]).collect();
+        assert_eq!(life(&rule(), ANYONE, 200, &service), Err(Refusal::NoFreshness), "{age:?}");
+        for further in [said, ("cache-control", "max-age=60")] {
+            let stored = plan(&rule(), ANYONE, 200, &ages().chain([further, etag]).collect::<Vec<_>>()).unwrap();
+            let state = stored.freshness.evaluate(NOW, None, false);
+            assert!(!matches!(state, State::Fresh { .. }), "{age:?}: {state:?}");
+        }
+        let heuristic = [("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT")];
+        let guessed = plan(&rule(), ANYONE, 200, &ages().chain(heuristic).collect::<Vec<_>>()).unwrap();
+        assert_eq!(guessed.freshness.evaluate(NOW, None, false), State::MustRevalidate, "{age:?}");
+        let configured = plan(&ttl(), ANYONE, 200, &ages().collect::<Vec<_>>()).unwrap().freshness;
+        assert!(matches!(configured.evaluate(NOW, None, false), State::Fresh { ttl_left_ms: 60_000, .. }), "{age:?}");
+    }
+}
+
+#[test]
+fn a_304_tells_the_age_anew() {
+    let stored = entry(200, &[("cache-control", "max-age=60"), ("age", "0, 0"), ("etag", "\"a\"")], "body");
+    for (update, expected_s) in [(&[][..], 0), (&[("age", "7")], 7), (&[("age", "7"), ("age", "7")], 1 << 31)] {
+        let merged = stored.merged(&headers(update));
+        let received = Received { status: StatusCode::OK, headers: &merged, asked_at: NOW, received_at: NOW };
+        let plan = storable(&rule(), ANYONE, &received, 0.5).unwrap();
+        assert_eq!(plan.freshness.initial_age_ms, expected_s * 1000, "{update:?}");
+    }
 }
 
 #[test]
