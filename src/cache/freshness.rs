@@ -33,7 +33,7 @@ pub struct Freshness {
     pub stale_while_revalidate_ms: u64,
     /// Time past the lifetime in which it may be used if the upstream fails.
     pub stale_if_error_ms: u64,
-    /// Never used stale, not even by a client's `max-stale` (section 5.2.2.2).
+    /// Used stale by nobody's word but the upstream's, not even by a client's `max-stale` (sections 5.2.2.2 and 5.2.2.10).
     pub must_revalidate: bool,
     /// Never used without validation (section 5.2.2.4).
     pub no_cache: bool,
@@ -95,15 +95,14 @@ impl Freshness {
         if ttl_left_ms > 0 && !too_old && fresh_enough {
             return State::Fresh { age_s, ttl_left_ms };
         }
-        if self.must_revalidate {
-            return State::MustRevalidate;
-        }
         let asked_for_newer = too_old || !fresh_enough;
-        let accepted = wanted.max_stale.is_some_and(|most| !marked_stale && stale_ms <= seconds_ms(most));
+        let may_accept = !self.must_revalidate && !marked_stale;
+        let accepted = wanted.max_stale.is_some_and(|most| may_accept && stale_ms <= seconds_ms(most));
         if !asked_for_newer && (stale_ms < self.stale_while_revalidate_ms || accepted) {
             return State::StaleWhileRevalidate { age_s, stale_ms };
         }
-        let if_error_ms = self.stale_if_error_ms.max(wanted.stale_if_error.map_or(0, seconds_ms));
+        let accepted_ms = wanted.stale_if_error.filter(|_| !self.must_revalidate).map_or(0, seconds_ms);
+        let if_error_ms = self.stale_if_error_ms.max(accepted_ms);
         if stale_ms < if_error_ms {
             return State::StaleIfError { age_s, stale_ms };
         }
@@ -256,11 +255,15 @@ mod tests {
 
     #[test]
     fn what_forbids_stale_use() {
-        let strict = Freshness { must_revalidate: true, ..freshness() };
+        let own = Freshness { must_revalidate: true, ..freshness() };
+        let strict = Freshness { stale_while_revalidate_ms: 0, stale_if_error_ms: 0, ..own };
         assert!(matches!(strict.evaluate(1_000_000, None, false), State::Fresh { .. }));
         assert_eq!(strict.evaluate(1_058_000, None, false), State::MustRevalidate);
-        let any = RequestDirectives { max_stale: Some(u32::MAX), ..Default::default() };
+        let any = RequestDirectives { max_stale: Some(u32::MAX), stale_if_error: Some(60), ..Default::default() };
         assert_eq!(strict.evaluate(1_058_000, Some(&any), false), State::MustRevalidate);
+        assert!(matches!(own.evaluate(1_058_000, Some(&any), false), State::StaleWhileRevalidate { .. }));
+        assert!(matches!(own.evaluate(1_068_000, Some(&any), false), State::StaleIfError { .. }));
+        assert_eq!(own.evaluate(1_088_000, Some(&any), false), State::MustRevalidate);
         let always = Freshness { no_cache: true, ..freshness() };
         assert_eq!(always.evaluate(1_000_000, None, false), State::MustRevalidate);
     }

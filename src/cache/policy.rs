@@ -158,11 +158,15 @@ pub fn storable(rule: &CacheRule, facts: RequestFacts, answer: &Received<'_>, sp
 
     let respected = rule.upstream_ttl == UpstreamTtl::Respect;
     let no_cache = respected && said.no_cache;
-    let must_revalidate = said.must_revalidate || said.proxy_revalidate;
-    let window_ms = |own: Option<u32>, configured: Duration| match own {
-        _ if must_revalidate || no_cache => 0,
-        Some(seconds) if respected => seconds_ms(seconds),
-        _ => millis(configured),
+    let never_stale = said.must_revalidate || said.proxy_revalidate;
+    // s-maxage forbids stale use too (section 5.2.2.10). Who says beside it for how long (RFC 5861) means that; nobody
+    // else may.
+    let must_revalidate = never_stale || (respected && said.s_maxage.is_some());
+    let window_ms = |own: Option<u32>, configured: Duration| match own.filter(|_| respected) {
+        _ if never_stale || no_cache => 0,
+        Some(seconds) => seconds_ms(seconds),
+        None if must_revalidate => 0,
+        None => millis(configured),
     };
     let freshness = Freshness {
         received_at: answer.received_at,

@@ -276,17 +276,30 @@ fn stale_windows() {
         stale_if_error: Duration::from_secs(600),
         ..ttl()
     };
+    let etag = ("etag", "\"a\"");
     for (said, expected) in [
         ("max-age=5", (30, 600)),
-        ("s-maxage=5", (30, 600)),
+        ("s-maxage=5", (0, 0)),
+        ("s-maxage=x", (0, 0)),
+        ("s-maxage=5, stale-if-error=9", (0, 9)),
+        ("s-maxage=5, stale-while-revalidate=1, stale-if-error=9", (1, 9)),
+        ("s-maxage=5, stale-if-error=9, proxy-revalidate", (0, 0)),
         ("max-age=5, stale-while-revalidate=1, stale-if-error=0", (1, 0)),
         ("max-age=5, must-revalidate, stale-if-error=9", (0, 0)),
         ("max-age=5, proxy-revalidate", (0, 0)),
     ] {
-        let freshness = plan(&rule, ANYONE, 200, &[("cache-control", said)]).unwrap().freshness;
+        let freshness = plan(&rule, ANYONE, 200, &[("cache-control", said), etag]).unwrap().freshness;
         let windows = (freshness.stale_while_revalidate_ms / 1000, freshness.stale_if_error_ms / 1000);
         assert_eq!(windows, expected, "{said}");
     }
+    let ignoring = CacheRule { upstream_ttl: UpstreamTtl::Ignore, ..rule };
+    let freshness =
+        plan(&ignoring, ANYONE, 200, &[("cache-control", "s-maxage=5, stale-if-error=9")]).unwrap().freshness;
+    assert_eq!(
+        (freshness.stale_if_error_ms, freshness.must_revalidate),
+        (600_000, false),
+        "a lifetime is ignored whole"
+    );
     let revalidated_behind =
         plan(&super::tests::rule(), ANYONE, 200, &[("cache-control", "max-age=0, stale-while-revalidate=60")]);
     assert_eq!(revalidated_behind.unwrap().freshness.stale_while_revalidate_ms, 60_000);
