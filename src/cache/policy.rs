@@ -273,7 +273,8 @@ fn lifetime(rule: &CacheRule, answer: &Received<'_>, said: &ResponseDirectives) 
     })
 }
 
-/// RFC 9111 section 4.2.1; `None` is silence. `no-cache` is no silence: it says that there is no lifetime.
+/// RFC 9111 section 4.2.1; `None` is silence. `no-cache` is no silence: it says that there is no lifetime. But by itself
+/// it makes nothing storable (section 3).
 fn upstream_lifetime_ms(answer: &Received<'_>, said: &ResponseDirectives) -> Option<u64> {
     if let Some(seconds) = said.shared_max_age() {
         return Some(seconds_ms(seconds));
@@ -284,12 +285,17 @@ fn upstream_lifetime_ms(answer: &Received<'_>, said: &ResponseDirectives) -> Opt
         let date = date_ms(answer.headers, header::DATE).unwrap_or(answer.received_at);
         return Some(expires.saturating_sub(date));
     }
-    said.no_cache.then_some(0)
+    (said.no_cache && storable_unasked(answer.status, said)).then_some(0)
+}
+
+/// What may be stored, and its lifetime guessed, although the answer says nothing of one (RFC 9111 sections 3 and 4.2.2).
+fn storable_unasked(status: StatusCode, said: &ResponseDirectives) -> bool {
+    heuristically_cacheable(status) || said.public
 }
 
 /// RFC 9111 section 4.2.2.
 fn heuristic_ms(answer: &Received<'_>, said: &ResponseDirectives) -> Option<u64> {
-    if !heuristically_cacheable(answer.status) && !said.public {
+    if !storable_unasked(answer.status, said) {
         return None;
     }
     let modified = date_ms(answer.headers, header::LAST_MODIFIED)?;

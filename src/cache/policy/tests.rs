@@ -245,6 +245,20 @@ fn guesses() {
 }
 
 #[test]
+fn no_cache_makes_nothing_storable() {
+    let etag = ("etag", "\"a\"");
+    let of = |status, said| life(&rule(), ANYONE, status, &[("cache-control", said), etag]);
+    for status in [200, 301, 404, 501] {
+        assert_eq!(of(status, "no-cache"), Ok((0, Source::Upstream)), "{status}");
+    }
+    for (status, refusal) in [(302, Refusal::NoFreshness), (403, Refusal::Status), (503, Refusal::ServerError)] {
+        assert_eq!(of(status, "no-cache"), Err(refusal), "{status}");
+        assert_eq!(of(status, "no-cache, public"), Ok((0, Source::Upstream)), "{status}");
+        assert_eq!(of(status, "no-cache, max-age=5"), Ok((5, Source::Upstream)), "{status}");
+    }
+}
+
+#[test]
 fn what_is_meant_for_this_cache_counts() {
     let long_ago = ("expires", "Sun, 06 Nov 1994 08:49:37 GMT");
     for (fields, expected) in [
