@@ -205,23 +205,22 @@ impl Entry {
 
     /// Its entity tag, as it came; none if it had several.
     pub fn etag(&self) -> Option<&[u8]> {
-        let mut tags = self.values(b"etag");
-        tags.next().filter(|_| tags.next().is_none())
+        self.only(b"etag")
     }
 
-    /// Its `Last-Modified`, as it came, if it is a date.
+    /// Its `Last-Modified`, as it came, if there is one and it is a date.
     pub fn last_modified(&self) -> Option<&[u8]> {
-        self.values(b"last-modified").last().filter(|date| http_date_ms(date).is_some())
+        self.only(b"last-modified").filter(|date| http_date_ms(date).is_some())
     }
 
     /// Its `Last-Modified` as a time.
     pub fn modified_at(&self) -> Option<WallMs> {
-        self.values(b"last-modified").last().and_then(http_date_ms)
+        self.only(b"last-modified").and_then(http_date_ms)
     }
 
     /// Its `Date`, or when it was received.
     pub fn date_at(&self) -> WallMs {
-        self.values(b"date").last().and_then(http_date_ms).unwrap_or(self.freshness.received_at)
+        self.only(b"date").and_then(http_date_ms).unwrap_or(self.freshness.received_at)
     }
 
     /// Whether it has a field of this name, which is in lower case.
@@ -232,6 +231,12 @@ impl Entry {
     /// Whether the upstream can be asked to confirm it.
     pub fn has_validator(&self) -> bool {
         self.etag().is_some() || self.last_modified().is_some()
+    }
+
+    /// The value of the one line of this name; of several nobody knows which is meant.
+    fn only(&self, name: &'static [u8]) -> Option<&[u8]> {
+        let mut values = self.values(name);
+        values.next().filter(|_| values.next().is_none())
     }
 
     /// The values of the lines of this name, which is in lower case. Searched for when a conditional request comes, so

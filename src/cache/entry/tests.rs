@@ -38,6 +38,8 @@ fn validators_are_parts_of_the_fields() {
     let neither = entry(200, &[("etag", "\"a\""), ("etag", "\"b\""), ("last-modified", "x")], "");
     assert!(!neither.has_validator());
     assert_eq!(neither.date_at(), 1_000_000);
+    let twice = entry(200, &[("last-modified", date), ("last-modified", date), ("date", date), ("date", date)], "");
+    assert_eq!((twice.last_modified(), twice.modified_at(), twice.date_at()), (None, None, 1_000_000));
 }
 
 #[test]
