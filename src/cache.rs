@@ -12,6 +12,8 @@ pub mod flight;
 pub mod freshness;
 pub mod key;
 pub mod memory;
+#[cfg(test)]
+mod model;
 pub mod negotiation;
 pub mod parts;
 pub mod policy;
