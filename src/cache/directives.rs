@@ -54,6 +54,9 @@ static TARGETED: [HeaderName; 2] =
 /// those.
 static SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
 
+/// The field that is meant for every cache.
+static FOR_EVERY_CACHE: HeaderName = CACHE_CONTROL;
+
 /// By what name a `Surrogate-Control` directive is addressed to this cache alone, and how it says so to the upstream.
 const SURROGATE: &[u8] = b"weir";
 
@@ -64,13 +67,18 @@ impl ResponseDirectives {
     /// What an answer says to this cache: the first targeted field that can be read and is not empty, else its
     /// `Cache-Control`.
     pub fn of(headers: &HeaderMap) -> Self {
+        Self::heard(headers).0
+    }
+
+    /// [`ResponseDirectives::of`], and the field that it was read from.
+    pub fn heard(headers: &HeaderMap) -> (Self, &'static HeaderName) {
         let lines = |name| headers.get_all(name).iter().map(http::HeaderValue::as_bytes);
         let targeted = TARGETED.iter().filter(|name| headers.contains_key(*name));
         targeted
-            .filter_map(|name| Self::dictionary(lines(name)))
+            .filter_map(|name| Some((Self::dictionary(lines(name))?, name)))
             .next()
-            .or_else(|| Self::surrogate(lines(&SURROGATE_CONTROL)))
-            .unwrap_or_else(|| Self::parse(lines(&CACHE_CONTROL)))
+            .or_else(|| Some((Self::surrogate(lines(&SURROGATE_CONTROL))?, &SURROGATE_CONTROL)))
+            .unwrap_or_else(|| (Self::parse(lines(&FOR_EVERY_CACHE)), &FOR_EVERY_CACHE))
     }
 
     /// What a targeted field says (RFC 9213 section 2.1); nothing if it is empty or no dictionary.

@@ -113,24 +113,62 @@ impl Freshness {
     /// `max(10% of the time it was received for, 1 s + the fill's cost)`, but never in more than its second half, and
     /// never if it was received for less than five seconds, where every other read would refresh.
     pub fn refreshes_early(&self, ttl_left_ms: u64, fill_cost_ms: u64) -> bool {
+        self.early_window_ms(fill_cost_ms).is_some_and(|window_ms| ttl_left_ms <= window_ms)
+    }
+
+    /// The last part of the lifetime, in which a read refreshes; `None` if none does.
+    pub fn early_window_ms(&self, fill_cost_ms: u64) -> Option<u64> {
         let received_for_ms = self.lifetime_ms.saturating_sub(self.initial_age_ms);
         if received_for_ms < EARLY_MIN_LIFETIME_MS {
-            return false;
+            return None;
         }
         let window_ms = (received_for_ms / 10).max(EARLY_FLOOR_MS.saturating_add(fill_cost_ms));
-        ttl_left_ms <= window_ms.min(received_for_ms / 2)
+        Some(window_ms.min(received_for_ms / 2))
+    }
+}
+
+/// The terms of an answer's age at its receipt (RFC 9111 section 4.2.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InitialAge {
+    /// `age_value`.
+    pub age_field_ms: u64,
+    /// `date_value`; `None` if it is absent or unreadable.
+    pub date: Option<WallMs>,
+    /// `apparent_age`: what `Date` shows.
+    pub apparent_ms: u64,
+    /// `response_delay`.
+    pub delay_ms: u64,
+}
+
+impl InitialAge {
+    /// The terms for an answer with these fields.
+    pub fn of(headers: &HeaderMap, asked_at: WallMs, received_at: WallMs) -> Self {
+        let date = date_ms(headers, header::DATE);
+        // Date has whole seconds; measured in anything finer, every answer would arrive up to a second old.
+        let whole_seconds_ms = received_at / 1000 * 1000;
+        Self {
+            age_field_ms: age_field_s(headers).saturating_mul(1000),
+            date,
+            apparent_ms: date.map_or(0, |date| whole_seconds_ms.saturating_sub(date)),
+            delay_ms: received_at.saturating_sub(asked_at),
+        }
+    }
+
+    /// `corrected_age_value`: what `Age` says, with the time that the answer took.
+    pub fn corrected_ms(&self) -> u64 {
+        self.age_field_ms.saturating_add(self.delay_ms)
+    }
+
+    /// `corrected_initial_age`: the greater of the two.
+    pub fn ms(&self) -> u64 {
+        self.apparent_ms.max(self.corrected_ms())
     }
 }
 
 /// `corrected_initial_age` (RFC 9111 section 4.2.3): the greater of what `Age` says, with the time the answer took, and
 /// what `Date` shows. A `Date` that is absent or unreadable shows nothing.
 pub fn initial_age_ms(headers: &HeaderMap, asked_at: WallMs, received_at: WallMs) -> u64 {
-    let delay_ms = received_at.saturating_sub(asked_at);
-    let corrected_ms = age_field_s(headers).saturating_mul(1000).saturating_add(delay_ms);
-    // Date has whole seconds; measured in anything finer, every answer would arrive up to a second old.
-    let whole_seconds_ms = received_at / 1000 * 1000;
-    let apparent_ms = date_ms(headers, header::DATE).map_or(0, |date| whole_seconds_ms.saturating_sub(date));
-    apparent_ms.max(corrected_ms)
+    InitialAge::of(headers, asked_at, received_at).ms()
 }
 
 /// Seconds in `Age`. One that is not exactly one number is as old as an answer can be, and so stale on arrival, as RFC

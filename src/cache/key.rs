@@ -22,6 +22,8 @@ use sha2::Sha256;
 use super::negotiation::{normalise_accept_encoding, normalise_accept_language};
 use crate::config::CacheRule;
 
+pub mod shown;
+
 /// First byte of every key; another layout takes another.
 const FORMAT: u8 = 1;
 const PRIMARY: u8 = b'P';
@@ -137,7 +139,7 @@ impl KeyBuilder {
             } else if *name == ACCEPT_LANGUAGE {
                 count(out, 1);
                 sized(out, |out| normalise_accept_language(headers, out));
-            } else if self.credential_fields.contains(name) {
+            } else if self.hides(name) {
                 self.credential(out, name, headers);
             } else {
                 // Several lines are one line with commas (RFC 9110 section 5.3), and are forwarded as one.
@@ -156,6 +158,11 @@ impl KeyBuilder {
                 });
             }
         }
+    }
+
+    /// Whether a field stands in the keys as an HMAC only.
+    pub fn hides(&self, name: &HeaderName) -> bool {
+        self.credential_fields.contains(name)
     }
 
     /// An absent credential is told from an empty one; all values of the field are in one HMAC.

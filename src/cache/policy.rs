@@ -182,6 +182,13 @@ pub fn storable(rule: &CacheRule, facts: RequestFacts, answer: &Received<'_>, sp
     Ok(Plan { freshness, source, vary, tags })
 }
 
+/// The request fields that choose the variant of a failure which goes to all who wait for its fetch, and is kept for
+/// nobody; `None` where it is its client's alone: one that credentials brought about, or of which no key can be made.
+pub fn shared_failure(refusal: Refusal, facts: RequestFacts, headers: &HeaderMap) -> Option<Vec<HeaderName>> {
+    let is_shared = refusal == Refusal::ServerError && !facts.credentials;
+    if is_shared { vary_names(headers).ok() } else { None }
+}
+
 /// What forbids storing, whatever the lifetime (RFC 9111 sections 3 and 3.5).
 fn permitted(
     rule: &CacheRule,
@@ -251,7 +258,7 @@ enum Lifetime {
 fn lifetime(rule: &CacheRule, answer: &Received<'_>, said: &ResponseDirectives) -> Result<Lifetime, Refusal> {
     let status = answer.status;
     let respected = rule.upstream_ttl == UpstreamTtl::Respect;
-    if respected && let Some(ms) = upstream_lifetime_ms(answer, said) {
+    if respected && let Some((ms, _)) = upstream_lifetime(answer, said) {
         return Ok(Lifetime::Upstream(ms));
     }
     // Whoever is told to slow down is told for himself, unless the upstream says otherwise.
@@ -273,19 +280,44 @@ fn lifetime(rule: &CacheRule, answer: &Received<'_>, said: &ResponseDirectives) 
     })
 }
 
-/// RFC 9111 section 4.2.1; `None` is silence. `no-cache` is no silence: it says that there is no lifetime. But by itself
-/// it makes nothing storable (section 3).
-fn upstream_lifetime_ms(answer: &Received<'_>, said: &ResponseDirectives) -> Option<u64> {
+/// What of an answer gives its lifetime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Given {
+    /// `s-maxage`.
+    SMaxage,
+    /// `max-age`.
+    MaxAge,
+    /// `Expires`, less `Date`.
+    Expires,
+    /// `no-cache`: none.
+    NoCache,
+}
+
+impl Given {
+    /// The name of the directive or field.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SMaxage => "s-maxage",
+            Self::MaxAge => "max-age",
+            Self::Expires => "Expires",
+            Self::NoCache => "no-cache",
+        }
+    }
+}
+
+/// The lifetime in milliseconds that the upstream gave, and by what (RFC 9111 section 4.2.1); `None` is silence.
+/// `no-cache` is no silence: it says that there is no lifetime. But by itself it makes nothing storable (section 3).
+pub fn upstream_lifetime(answer: &Received<'_>, said: &ResponseDirectives) -> Option<(u64, Given)> {
     if let Some(seconds) = said.shared_max_age() {
-        return Some(seconds_ms(seconds));
+        return Some((seconds_ms(seconds), if said.s_maxage.is_some() { Given::SMaxage } else { Given::MaxAge }));
     }
     if !said.targeted && answer.headers.contains_key(header::EXPIRES) {
         // An Expires that cannot be read, or comes twice, has passed (section 5.3).
         let expires = date_ms(answer.headers, header::EXPIRES).unwrap_or(0);
         let date = date_ms(answer.headers, header::DATE).unwrap_or(answer.received_at);
-        return Some(expires.saturating_sub(date));
+        return Some((expires.saturating_sub(date), Given::Expires));
     }
-    (said.no_cache && storable_unasked(answer.status, said)).then_some(0)
+    (said.no_cache && storable_unasked(answer.status, said)).then_some((0, Given::NoCache))
 }
 
 /// What may be stored, and its lifetime guessed, although the answer says nothing of one (RFC 9111 sections 3 and 4.2.2).

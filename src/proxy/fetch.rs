@@ -200,10 +200,7 @@ impl Fetch {
         match self.plan(&received) {
             // A failure is shared by all who waited, and kept for nobody: they would all meet it at once.
             // But one that a client's credentials brought about is that client's own.
-            Err(Refusal::ServerError)
-                if !self.facts().credentials
-                    && let Ok(vary) = key::vary_names(received.headers) =>
-            {
+            Err(refusal) if let Some(vary) = policy::shared_failure(refusal, self.facts(), received.headers) => {
                 let freshness = Freshness { received_at: now, ..Freshness::default() };
                 let plan = Plan { freshness, source: policy::Source::Upstream, vary, tags: Vec::new() };
                 let entry = self.entry(plan, &received, Bytes::new());

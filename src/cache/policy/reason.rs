@@ -33,6 +33,17 @@ impl Bypass {
             Self::NoStore => "request-no-store",
         }
     }
+
+    /// Where it is laid down: a section of a standard, or of this project's documentation.
+    pub fn clause(self) -> &'static str {
+        match self {
+            Self::Method => "RFC 9111, 4 (the method allows its use)",
+            Self::Body => "RFC 9110, 9.3.1 (the content of a GET has no meaning that all agree on)",
+            Self::MethodOverride | Self::Upgrade => "docs/caching.md: which requests",
+            Self::Precondition => "RFC 9111, 4.3.2 (only the origin evaluates it)",
+            Self::NoStore => "RFC 9111, 5.2.1.5 (client_directives = \"honor\")",
+        }
+    }
 }
 
 /// Why an answer is not stored.
@@ -104,6 +115,26 @@ impl Refusal {
             Self::TooManyTags => "too-many-tags",
             Self::ServerError => "server-error",
             Self::NoFreshness => "no-freshness",
+        }
+    }
+
+    /// Where it is laid down: a section of a standard, or of this project's documentation.
+    pub fn clause(self) -> &'static str {
+        match self {
+            Self::Method => "RFC 9111, 3 (the method is understood to be cacheable)",
+            Self::Status => "docs/caching.md: what is stored (it answers what one client sent)",
+            Self::Partial => "RFC 9111, 3.3 (a part must not become a whole)",
+            Self::NotUnderstood => "RFC 9111, 5.2.2.3 (must-understand)",
+            Self::NoStore => "RFC 9111, 5.2.2.5 (no-store)",
+            Self::Private => "RFC 9111, 5.2.2.7 (private)",
+            Self::SetCookie => "docs/caching.md: cookies (RFC 9111, 7.3)",
+            Self::Authorization => "RFC 9111, 3.5 (needs public, must-revalidate or s-maxage)",
+            Self::Credentials => "docs/caching.md: credentials",
+            Self::VaryStar => "RFC 9111, 4.1 (Vary: * matches no request)",
+            Self::Vary => "docs/caching.md: vary (16 fields that can be read)",
+            Self::TooManyTags => "docs/caching.md: what is stored (128 tags of 256 bytes)",
+            Self::ServerError => "docs/caching.md: what is stored (a failure is not the page)",
+            Self::NoFreshness => "RFC 9111, 3 (a lifetime, or something that makes it useful without one)",
         }
     }
 
