@@ -10,6 +10,7 @@ pub mod entry;
 pub mod fields;
 pub mod flight;
 pub mod freshness;
+pub mod inspect;
 pub mod key;
 pub mod memory;
 #[cfg(test)]
@@ -181,13 +182,23 @@ impl Cache {
 
     /// Looks into the memory tier.
     pub fn look(&self, ask: &Ask<'_>) -> (Look, Lookup) {
-        let Some(slot) = self.memory.get(ask.key) else { return (Look::Nothing(Missing::default()), Lookup::Miss) };
+        self.look_by(ask, |key| self.memory.get(key), |vary, variant| vary.used(key::hash(variant)))
+    }
+
+    /// [`Cache::look`], by this way of reading the memory tier; `used` is told of a variant that is there.
+    fn look_by(
+        &self,
+        ask: &Ask<'_>,
+        get: impl Fn(&[u8]) -> Option<Arc<Slot>>,
+        used: impl FnOnce(&Vary, &[u8]),
+    ) -> (Look, Lookup) {
+        let Some(slot) = get(ask.key) else { return (Look::Nothing(Missing::default()), Lookup::Miss) };
         let Stored::Vary(vary) = &slot.stored else { return self.judge(slot, ask) };
         let mut key = Vec::with_capacity(ask.key.len() + 128);
         ask.keys.variant(&mut key, ask.key, &vary.names, ask.headers);
-        match self.memory.get(&key) {
+        match get(&key) {
             Some(slot) => {
-                vary.used(key::hash(&key));
+                used(vary, &key);
                 self.judge(slot, ask)
             }
             None => (Look::Nothing(Missing { other_variant: true, previous: None }), Lookup::Miss),

@@ -196,6 +196,11 @@ impl Invalidation {
         self.mirror.read().expect("no panic while held").untouched(subject, after, before)
     }
 
+    /// The selectors that have named an answer, each with the numbers of its last invalidations.
+    pub fn epochs(&self, position: Position, subject: &Subject<'_>) -> Vec<(String, epochs::Epoch)> {
+        self.mirror.read().expect("no panic while held").epochs(position, subject)
+    }
+
     /// Whether entries may be used at `now`: currency was proven within `bound`, or this pod asked the upstream for the
     /// entry at `asked` (0: never), less than `bound` ago. `spread` (0.0 to 1.0, from the key) spreads the end.
     pub fn trusted(&self, now: SteadyMs, asked: SteadyMs, bound: Duration, spread: f64) -> bool {

@@ -159,6 +159,11 @@ impl RouteLimits {
         self.stage(stage).bounds.is_empty()
     }
 
+    /// Every limit, stage by stage, as it is taken.
+    pub fn all(&self) -> impl Iterator<Item = &config::Limit> {
+        self.stages.iter().flat_map(|stage| &stage.bounds).map(|bound| &*bound.limit)
+    }
+
     fn stage(&self, stage: Stage) -> &StageLimits {
         &self.stages[stage as usize]
     }

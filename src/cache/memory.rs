@@ -107,6 +107,11 @@ impl Memory {
         self.slots.as_ref()?.get(key)
     }
 
+    /// What is stored under `key`, by a look that does not count as use.
+    pub fn peek(&self, key: &[u8]) -> Option<Arc<Slot>> {
+        self.slots.as_ref()?.peek(key)
+    }
+
     /// Stores, unless what stands there is newer.
     pub fn insert(&self, key: Bytes, slot: Arc<Slot>) {
         let Some(slots) = &self.slots else { return };

@@ -70,6 +70,15 @@ pub struct Read<'k> {
     pub slot: Option<Arc<Slot>>,
 }
 
+/// Why it is not known what stands under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unseen {
+    /// Redis gave no answer.
+    Unavailable(Unavailable),
+    /// What stands there does not decode; who reads it removes it.
+    Corrupt,
+}
+
 /// What asking for a lease gave.
 pub enum Leased {
     /// This pod fetches.
@@ -126,13 +135,12 @@ impl SharedTier {
     }
 
     async fn read(&self, redis: &Redis, key: &[u8], budget: &mut Budget) -> Result<Option<Stored>, Lookup> {
-        let name = self.keys.entry(&name(key));
+        let name = self.entry_name(key);
         match redis.get(&name, budget).await {
             Ok(None) => Ok(None),
             Err(_) => Err(Lookup::Unavailable),
-            Ok(Some(bytes)) => match codec::decode(&bytes, self.max_object) {
-                Ok(stored) if *stored.key() == *key => Ok(Some(stored)),
-                Ok(_) => Ok(None),
+            Ok(Some(bytes)) => match self.decode(key, &bytes) {
+                Ok(stored) => Ok(stored),
                 Err(_) => {
                     let front = &bytes[..bytes.len().min(CORRUPT_FRONT_BYTES)];
                     let _ = redis.run(&DROP_SCRIPT, &[&name], &[front], budget).await;
@@ -140,6 +148,29 @@ impl SharedTier {
                 }
             },
         }
+    }
+
+    /// What stands under a key, left as it is: not kept in memory, and not removed if it does not decode.
+    ///
+    /// # Errors
+    /// See [`Unseen`].
+    pub async fn peek(&self, redis: &Redis, key: &[u8], budget: &mut Budget) -> Result<Option<Stored>, Unseen> {
+        match redis.get(&self.entry_name(key), budget).await {
+            Ok(None) => Ok(None),
+            Ok(Some(bytes)) => self.decode(key, &bytes).map_err(|_| Unseen::Corrupt),
+            Err(unavailable) => Err(Unseen::Unavailable(unavailable)),
+        }
+    }
+
+    /// Name under which a key's entry stands in Redis.
+    pub fn entry_name(&self, key: &[u8]) -> Vec<u8> {
+        self.keys.entry(&name(key))
+    }
+
+    /// What an entry's bytes say; nothing if they are another key's.
+    fn decode(&self, key: &[u8], bytes: &Bytes) -> Result<Option<Stored>, codec::Corrupt> {
+        let stored = codec::decode(bytes, self.max_object)?;
+        Ok(Some(stored).filter(|stored| *stored.key() == *key))
     }
 
     /// Completes when somebody's fetch for `key` has ended; perhaps never, so poll as well.

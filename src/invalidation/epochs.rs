@@ -2,6 +2,7 @@
 //! does not fit is folded into floors that name more than was meant.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::hash::Hash;
 
 use ahash::RandomState;
@@ -91,12 +92,46 @@ impl Default for Epochs {
     }
 }
 
-/// What a selector is hashed as. Host and query are `None` where the selector means any.
-#[derive(Hash)]
-enum Name<'a> {
-    Url { host: Option<&'a str>, path: &'a str, query: Option<Option<&'a str>> },
+/// A selector that names a subject; what it is hashed as. Host and query are `None` where the selector means any.
+#[derive(Debug, Hash)]
+pub enum Name<'a> {
+    /// A URL.
+    Url {
+        /// Host, or any.
+        host: Option<&'a str>,
+        /// Path.
+        path: &'a str,
+        /// Query, or any.
+        query: Option<Option<&'a str>>,
+    },
+    /// A tag.
     Tag(&'a str),
+    /// A route.
     Route(&'a str),
+    /// A path prefix; kept by its text, not by its hash.
+    Prefix(&'a str),
+    /// Everything; likewise.
+    All,
+}
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url { host, path, query } => {
+                let scheme = if host.is_some() { "http://" } else { "" };
+                write!(f, "url {scheme}{}{path}", host.unwrap_or_default())?;
+                match query {
+                    Some(None) => Ok(()),
+                    Some(Some(query)) => write!(f, "?{query}"),
+                    None => f.write_str("?*"),
+                }
+            }
+            Self::Tag(tag) => write!(f, "tag {tag}"),
+            Self::Route(route) => write!(f, "route {route}"),
+            Self::Prefix(prefix) => write!(f, "prefix {prefix}"),
+            Self::All => f.write_str("all"),
+        }
+    }
 }
 
 impl Epochs {
@@ -119,22 +154,37 @@ impl Epochs {
 
     /// The latest epochs of all selectors that name `subject`. Allocates nothing.
     pub fn of(&self, subject: &Subject<'_>) -> Stamp {
-        let mut latest = self.all;
-        for host in [Some(subject.host), None] {
-            for query in [Some(subject.query), None] {
-                self.look(&Name::Url { host, path: subject.path, query }, &mut latest);
+        let mut latest = Stamp::default();
+        self.each(subject, |_, stamp| latest.raise(stamp));
+        latest
+    }
+
+    /// Hands `to` the epochs of every selector that names `subject`, those that were never named left out.
+    pub fn each(&self, subject: &Subject<'_>, mut to: impl FnMut(&Name<'_>, Stamp)) {
+        let mut to = |name: &Name<'_>, stamp: Stamp| {
+            if stamp != Stamp::default() {
+                to(name, stamp);
             }
+        };
+        to(&Name::All, self.all);
+        if !self.exact.is_empty() || !self.floors.is_empty() {
+            for host in [Some(subject.host), None] {
+                for query in [Some(subject.query), None] {
+                    let url = Name::Url { host, path: subject.path, query };
+                    to(&url, self.look(&url));
+                }
+            }
+            for tag in subject.tags.iter().chain(subject.answer_tags) {
+                to(&Name::Tag(tag), self.look(&Name::Tag(tag)));
+            }
+            let route = Name::Route(subject.route);
+            to(&route, self.look(&route));
         }
-        for tag in subject.tags.iter().chain(subject.answer_tags) {
-            self.look(&Name::Tag(tag), &mut latest);
-        }
-        self.look(&Name::Route(subject.route), &mut latest);
         for (prefix, epoch) in &self.prefixes {
             if covers(prefix, subject.path) {
-                latest.raise(*epoch);
+                to(&Name::Prefix(prefix), *epoch);
             }
         }
-        latest
     }
 
     fn raise_exact(&mut self, name: &Name<'_>, epoch: Stamp) {
@@ -177,17 +227,13 @@ impl Epochs {
         });
     }
 
-    fn look(&self, name: &Name<'_>, latest: &mut Stamp) {
-        if self.exact.is_empty() && self.floors.is_empty() {
-            return;
-        }
+    fn look(&self, name: &Name<'_>) -> Stamp {
         let hash = self.hasher.hash_one(name);
-        if let Some(epoch) = self.exact.get(&hash) {
-            latest.raise(*epoch);
-        }
+        let mut stamp = self.exact.get(&hash).copied().unwrap_or_default();
         if let Some(floor) = self.floors.get(hash as usize % FLOORS) {
-            latest.raise(*floor);
+            stamp.raise(*floor);
         }
+        stamp
     }
 }
 

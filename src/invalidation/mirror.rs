@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::epochs::{Epochs, Stamp};
+use super::epochs::{Epoch, Epochs, Stamp};
 use super::{Position, Subject, Verdict};
 use crate::syntax::selector::Selector;
 
@@ -134,6 +134,20 @@ impl Mirror {
             }
         }
         seen.len() as u64 == between.end - between.start && named.of(subject) == Stamp::default()
+    }
+
+    /// The selectors that have named `subject`, each with its last numbers in the numbering of `position`; none where that
+    /// is unknown here, so that whatever carries it is refused.
+    pub fn epochs(&self, position: Position, subject: &Subject<'_>) -> Vec<(String, Epoch)> {
+        let is_own = position.incarnation == self.own.incarnation;
+        let is_log = self.log.as_ref().is_some_and(|log| log.incarnation == position.incarnation);
+        let mut found = Vec::new();
+        if is_own || is_log {
+            self.epochs.each(subject, |name, stamp| {
+                found.push((name.to_string(), if is_own { stamp.own } else { stamp.log }));
+            });
+        }
+        found
     }
 
     /// Begins to follow a log that stands at `head`: all of it is still to be read. If another was followed before, every
