@@ -29,7 +29,7 @@ use http::{Method, Request, StatusCode};
 
 use crate::cache::directives::RequestDirectives;
 use crate::cache::flight::{Joined, Origin};
-use crate::cache::policy::{self, Bypass};
+use crate::cache::policy;
 use crate::cache::shared;
 use crate::cache::{Ask, Found, Look, Missing, Previous};
 use crate::clock::Stopwatch;
@@ -45,7 +45,7 @@ use exchange::Exchange;
 use follow::Followed;
 use lead::Led;
 use respond::Forward;
-use state::{Live, RouteState, Worker};
+use state::{Live, Past, RouteState, Worker};
 use target::Target;
 use upstream::Failure;
 
@@ -174,19 +174,8 @@ impl Proxy {
 impl Journey<'_> {
     /// Whether the request may be answered from the cache at all.
     fn caching(&self, parts: &Parts, body: &Body) -> Result<(), Forward> {
-        let Some(rule) = self.route.rule.cache.as_ref().filter(|_| self.target.ambiguity().is_none()) else {
-            return Err(Forward::Bypass);
-        };
         let has_body = self.content.is_none() && !matches!(body, Body::Empty);
-        let honoured = honoured(rule, parts);
-        let method = self.reads_as(parts);
-        let allowed = policy::request_may_use_cache(method, &parts.headers, has_body, honoured.as_ref());
-        allowed.map_err(|why| match why {
-            Bypass::Method => Forward::Method,
-            Bypass::Body | Bypass::MethodOverride | Bypass::Precondition | Bypass::Upgrade | Bypass::NoStore => {
-                Forward::Bypass
-            }
-        })
+        self.route.may_use_cache(self.target, self.reads_as(parts), parts, has_body).map_err(Past::forward)
     }
 
     /// What the request is to the cache.
@@ -230,7 +219,7 @@ impl Journey<'_> {
         if let Err(denial) = self.limited(Stage::Origin, parts).await {
             return self.denied(&denial);
         }
-        if write::changes_state(self, parts) {
+        if write::changes_state(self.live, self.route, self.target, parts, self.content.is_some()) {
             return write::forward(self, parts, body, why).await;
         }
         forward::pass(self, parts, body, why).await

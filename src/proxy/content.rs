@@ -27,6 +27,12 @@ pub(crate) struct Content {
 }
 
 impl Content {
+    /// A body, where the route keys a request with this method by it.
+    pub(crate) fn keying(rule: Option<&CacheRule>, method: &Method, bytes: Bytes) -> Option<Self> {
+        let is_keyed = keys(rule, method) && bytes.len() <= MAX_CONTENT_BYTES;
+        is_keyed.then(|| Self { digest: Sha256::digest(&bytes).into(), bytes, method: method.clone() })
+    }
+
     /// What of it is part of the key.
     pub(crate) fn keyed(&self) -> key::Content<'_> {
         key::Content { method: self.method.as_str(), digest: &self.digest }
@@ -48,8 +54,7 @@ pub(crate) async fn read(
     mut body: Body,
 ) -> Result<(Option<Content>, Body), BodyError> {
     let exact = body.size_hint().exact();
-    let is_keyed = rule.is_some_and(|rule| rule.key_body.contains(method));
-    if !is_keyed || exact.is_some_and(|length| length > MAX_CONTENT_BYTES as u64) {
+    if !keys(rule, method) || exact.is_some_and(|length| length > MAX_CONTENT_BYTES as u64) {
         return Ok((None, body));
     }
     let mut frames = VecDeque::new();
@@ -64,10 +69,11 @@ pub(crate) async fn read(
         }
     }
     let bytes = bytes.freeze();
-    let digest = Sha256::digest(&bytes).into();
-    let content = Content { bytes, method: method.clone(), digest };
-    let body = content.body();
-    Ok((Some(content), body))
+    Ok((Content::keying(rule, method, bytes.clone()), bytes.into()))
+}
+
+fn keys(rule: Option<&CacheRule>, method: &Method) -> bool {
+    rule.is_some_and(|rule| rule.key_body.contains(method))
 }
 
 /// A body of which some was read already.

@@ -16,9 +16,10 @@ use super::respond::{Forward, Forwarded};
 use super::{Journey, headers};
 use crate::cache::entry::{Entry, Origin};
 use crate::cache::memory::Slot;
-use crate::cache::policy::{self, Received, RequestFacts};
+use crate::cache::policy::{self, Plan, Received, RequestFacts};
 use crate::cache::{Ask, Found, key, parts};
 use crate::clock::{Stopwatch, WallMs};
+use crate::config::CacheRule;
 use crate::message::{Answer, Body, BodyError};
 use crate::metrics::{Lookup, Outcome, Tier};
 
@@ -116,19 +117,25 @@ pub(crate) async fn pass(
     forward::answer(response, &forwarded)
 }
 
-/// The entry that an answer with one part makes. It is judged as the whole would be (RFC 9110 section 15.3.7); what varies
-/// is not kept in parts.
+/// How an answer with one part may be kept, if it may. It is judged as the whole would be (RFC 9110 section 15.3.7); what
+/// varies is not kept in parts. `key` is the part's.
+pub(crate) fn plan(ask: &HeaderMap, rule: &CacheRule, key: &[u8], answer: &Received<'_>) -> Option<Plan> {
+    if answer.status != StatusCode::PARTIAL_CONTENT {
+        return None;
+    }
+    parts::described(answer.headers)?;
+    let whole = Received { status: StatusCode::OK, ..*answer };
+    let facts = RequestFacts::of(rule, &Method::GET, ask);
+    let plan = policy::storable(rule, facts, &whole, key::spread(key::hash(key), answer.asked_at)).ok()?;
+    plan.vary.is_empty().then_some(plan)
+}
+
+/// The entry that an answer with one part makes.
 fn storable(ask: &Ask<'_>, response: &Response<Body>, origin: Origin, sent: WallMs, now: WallMs) -> Option<Entry> {
-    if response.status() != StatusCode::PARTIAL_CONTENT {
-        return None;
-    }
+    let received =
+        Received { status: response.status(), headers: response.headers(), asked_at: sent, received_at: now };
+    let plan = plan(ask.headers, ask.rule, &origin.key, &received)?;
     let (range, complete) = parts::described(response.headers())?;
-    let received = Received { status: StatusCode::OK, headers: response.headers(), asked_at: sent, received_at: now };
-    let facts = RequestFacts::of(ask.rule, &Method::GET, ask.headers);
-    let plan = policy::storable(ask.rule, facts, &received, key::spread(key::hash(&origin.key), sent)).ok()?;
-    if !plan.vary.is_empty() {
-        return None;
-    }
     let mut kept: HeaderMap = response.headers().clone();
     kept.remove(CONTENT_RANGE);
     let entry = Entry::new(origin, StatusCode::PARTIAL_CONTENT, &kept, plan, Bytes::new());

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::config::Route;
 use crate::syntax::pattern::{Segment, split_first};
@@ -110,13 +110,56 @@ fn precedence(route: &Route, index: usize) -> impl Ord + use<> {
     (route.methods.is_empty(), std::cmp::Reverse(route.headers.len()), index)
 }
 
+/// Why a route does not take a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misfit<'r> {
+    /// It is for other hosts.
+    Host,
+    /// Its pattern does not fit the path.
+    Path,
+    /// It is for other methods.
+    Method,
+    /// It asks for this field, or for another value of it.
+    Field(&'r HeaderName),
+}
+
+/// Why `route` by itself does not take a request, whatever other routes do; as [`Router::find`] has it.
+pub fn misfit<'r>(
+    route: &'r Route,
+    host: &str,
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+) -> Option<Misfit<'r>> {
+    let host = bare(host);
+    let is_host = |own: &String| match own.strip_prefix("*.") {
+        Some(suffix) => host.strip_suffix(bare(suffix)).is_some_and(|front| front.ends_with('.')),
+        None => bare(own) == host,
+    };
+    if !route.hosts.is_empty() && !route.hosts.iter().any(is_host) {
+        return Some(Misfit::Host);
+    }
+    if route.path.capture(path).is_none() {
+        return Some(Misfit::Path);
+    }
+    unmet(route, method, headers)
+}
+
 /// Whether `route` takes the method and fields.
 fn takes(route: &Route, method: &Method, headers: &HeaderMap) -> bool {
-    (route.methods.is_empty() || route.methods.contains(method))
-        && route.headers.iter().all(|(name, value)| match value {
-            None => headers.contains_key(name),
-            Some(value) => headers.get_all(name).iter().any(|found| found == value),
-        })
+    unmet(route, method, headers).is_none()
+}
+
+/// What `route` asks for that the request does not have.
+fn unmet<'r>(route: &'r Route, method: &Method, headers: &HeaderMap) -> Option<Misfit<'r>> {
+    if !route.methods.is_empty() && !route.methods.contains(method) {
+        return Some(Misfit::Method);
+    }
+    let lacks = |(name, value): &&(HeaderName, Option<HeaderValue>)| match value {
+        None => !headers.contains_key(name),
+        Some(value) => !headers.get_all(name).iter().any(|found| found == value),
+    };
+    route.headers.iter().find(lacks).map(|(name, _)| Misfit::Field(name))
 }
 
 /// A host without its port and the dot that may end a full name.

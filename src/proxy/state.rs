@@ -9,11 +9,13 @@ use http::{HeaderMap, Method};
 use tokio_util::task::TaskTracker;
 
 use super::exchange::Books;
+use super::respond::Forward;
 use super::route::Router;
 use super::target::Target;
 use super::upstream::Upstream;
 use crate::cache::Cache;
 use crate::cache::key::{self, KeyBuilder};
+use crate::cache::policy::{self, Bypass};
 use crate::cache::shared::SharedTier;
 use crate::config::{CacheRule, Config, FieldEdits, Route, Secret, Unmatched};
 use crate::invalidation::{Invalidation, Subject};
@@ -157,7 +159,41 @@ impl Live {
     }
 }
 
+/// Why a request goes past the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    /// The route stores nothing.
+    NoCache,
+    /// The path has no one form, and so no key.
+    Ambiguous,
+    /// Something about the request.
+    Request(Bypass),
+}
+
+impl Past {
+    /// What `Cache-Status` says of it.
+    pub fn forward(self) -> Forward {
+        match self {
+            Self::Request(Bypass::Method) => Forward::Method,
+            Self::NoCache | Self::Ambiguous | Self::Request(_) => Forward::Bypass,
+        }
+    }
+}
+
 impl RouteState {
+    /// Whether a request may be answered from the cache at all, where it is of this method to the cache.
+    ///
+    /// # Errors
+    /// Why it goes past it.
+    pub fn may_use_cache(&self, target: &Target, method: &Method, parts: &Parts, has_body: bool) -> Result<(), Past> {
+        let rule = self.rule.cache.as_ref().ok_or(Past::NoCache)?;
+        if target.ambiguity().is_some() {
+            return Err(Past::Ambiguous);
+        }
+        let honoured = super::honoured(rule, parts);
+        policy::request_may_use_cache(method, &parts.headers, has_body, honoured.as_ref()).map_err(Past::Request)
+    }
+
     /// The primary key of a request, by its `content` if it reads by that.
     pub fn key(&self, target: &Target, headers: &HeaderMap, content: Option<&key::Content<'_>>) -> Vec<u8> {
         let mut key = Vec::with_capacity(USUAL_KEY_BYTES);

@@ -15,9 +15,10 @@ use super::target::Target;
 use super::{Journey, forward, headers, honoured};
 use crate::cache::entry::{Entry, Origin};
 use crate::cache::key;
-use crate::cache::policy::{self, Received, RequestFacts, Source};
+use crate::cache::policy::{self, Plan, Received, RequestFacts, Source};
 use crate::cache::tags::changed_groups;
 use crate::clock::{Stopwatch, WallMs};
+use crate::config::CacheRule;
 use crate::invalidation::{Position, Subject};
 use crate::message::{Answer, Body};
 use crate::metrics::{Door, Outcome};
@@ -29,15 +30,21 @@ const SAFE: [&str; 8] = ["GET", "HEAD", "OPTIONS", "TRACE", "QUERY", "SEARCH", "
 
 /// Whether a request may change what is stored: by the route's `invalidates`, or as an unsafe method on a URL whose GET
 /// is cached (RFC 9111 section 4.4).
-pub(crate) fn changes_state(journey: &Journey<'_>, parts: &Parts) -> bool {
-    let is_safe = SAFE.contains(&parts.method.as_str()) || journey.content.is_some();
-    let names = journey.route.rule.invalidates.is_some();
-    !is_safe && (names || journey.live.cached(journey.target, &parts.headers).is_some())
+pub(crate) fn changes_state(
+    live: &Live,
+    route: &RouteState,
+    target: &Target,
+    parts: &Parts,
+    reads_by_content: bool,
+) -> bool {
+    let is_safe = SAFE.contains(&parts.method.as_str()) || reads_by_content;
+    let names = route.rule.invalidates.is_some();
+    !is_safe && (names || live.cached(target, &parts.headers).is_some())
 }
 
 /// Forwards a write. The exchange is finished even if the client leaves: what the upstream did must be known.
 pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: Body, why: Forward) -> Answer {
-    let mut order = order(journey, parts);
+    let mut order = order(journey.live, journey.route, journey.target, &parts.headers);
     let successor = successor(journey, parts);
     let (live, target) = (Arc::clone(journey.live), journey.target.clone());
     let request = forward::pass_request(journey, parts, body);
@@ -104,15 +111,21 @@ struct Successor {
 
 /// Whether the answer to a write may be stored, and what for.
 fn successor(journey: &Journey<'_>, parts: &Parts) -> Option<Successor> {
-    let (route, rule) = journey.live.cached(journey.target, &parts.headers).filter(|_| parts.method == Method::POST)?;
-    if honoured(rule, parts).is_some_and(|wanted| wanted.no_store) {
-        return None;
-    }
-    let mut target = journey.target.clone();
-    target.keep_query(&rule.query);
+    let (route, target) = read_of(journey.live, journey.target, parts)?;
     let tags = route.tags(&target)?;
     let known = journey.worker.shared.invalidation.position(&route.subject(&target, &tags));
     Some(Successor { route: Arc::clone(route), target, headers: parts.headers.clone(), known })
+}
+
+/// The cached GET of the same URL that the answer to a POST may answer from then on.
+pub(crate) fn read_of<'l>(live: &'l Live, target: &Target, parts: &Parts) -> Option<(&'l Arc<RouteState>, Target)> {
+    let (route, rule) = live.cached(target, &parts.headers).filter(|_| parts.method == Method::POST)?;
+    if honoured(rule, parts).is_some_and(|wanted| wanted.no_store) {
+        return None;
+    }
+    let mut target = target.clone();
+    target.keep_query(&rule.query);
+    Some((route, target))
 }
 
 impl Successor {
@@ -128,34 +141,18 @@ impl Successor {
         logged: Position,
     ) -> bool {
         let Self { route, target, headers, known } = self;
-        let names_itself = || {
-            let mut names = response.headers().get_all(CONTENT_LOCATION).iter();
-            let (Some(only), None) = (names.next(), names.next()) else { return false };
-            let named = only.to_str().ok().and_then(|reference| journey.target.refer(reference));
-            named.is_some_and(|named| named.origin_form() == journey.target.origin_form())
-        };
-        let (Some(rule), StatusCode::OK, true) = (&route.rule.cache, response.status(), names_itself()) else {
-            return false;
-        };
+        let Some(rule) = &route.rule.cache else { return false };
         let mut fields = response.headers().clone();
         headers::strip_hop_by_hop(&mut fields);
         headers::append_via(&mut fields, response.version());
         let cache = &journey.worker.shared.cache;
         let (now, steady) = cache.times();
         let received = Received { status: response.status(), headers: &fields, asked_at: sent, received_at: now };
-        let facts = RequestFacts::of(rule, &Method::GET, &headers);
         let key = route.key(&target, &headers, None);
-        let Ok(plan) = policy::storable(rule, facts, &received, key::spread(key::hash(&key), sent)) else {
-            return false;
-        };
-        let is_fresh = plan.freshness.lifetime_ms > plan.freshness.initial_age_ms && !plan.freshness.no_cache;
-        // What varies does so by the fields of a GET.
+        let Some(plan) = succession(journey.target, rule, &key, &headers, &received) else { return false };
         let Some(tags) = route.tags(&target) else { return false };
         let subject = Subject { answer_tags: &plan.tags, ..route.subject(&target, &tags) };
         if !cache.invalidation().untouched(&subject, known, logged) {
-            return false;
-        }
-        if !(is_fresh && plan.source == Source::Upstream && plan.vary.is_empty()) {
             return false;
         }
         let fill_cost_ms = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
@@ -177,6 +174,28 @@ impl Successor {
     }
 }
 
+/// How the answer to a POST of `asked` may be stored for a GET of the same URL, if it says that it is what that would give
+/// and for how long (RFC 9110 section 9.3.3). `key` and `ask` are the GET's.
+pub(crate) fn succession(
+    asked: &Target,
+    rule: &CacheRule,
+    key: &[u8],
+    ask: &HeaderMap,
+    answer: &Received<'_>,
+) -> Option<Plan> {
+    let mut names = answer.headers.get_all(CONTENT_LOCATION).iter();
+    let (Some(only), None, StatusCode::OK) = (names.next(), names.next(), answer.status) else { return None };
+    let named = asked.refer(only.to_str().ok()?)?;
+    if named.origin_form() != asked.origin_form() {
+        return None;
+    }
+    let facts = RequestFacts::of(rule, &Method::GET, ask);
+    let plan = policy::storable(rule, facts, answer, key::spread(key::hash(key), answer.asked_at)).ok()?;
+    let is_fresh = plan.freshness.lifetime_ms > plan.freshness.initial_age_ms && !plan.freshness.no_cache;
+    // What varies does so by the fields of a GET.
+    (is_fresh && plan.source == Source::Upstream && plan.vary.is_empty()).then_some(plan)
+}
+
 /// `PURGE`: invalidates the URL with all its variants.
 pub(crate) async fn purge(journey: &mut Journey<'_>) -> Answer {
     let order = Order { urls: vec![url(journey.target)], ..Order::default() };
@@ -189,10 +208,11 @@ pub(crate) async fn purge(journey: &mut Journey<'_>) -> Answer {
     respond::own(status, detail)
 }
 
-fn order(journey: &Journey<'_>, parts: &Parts) -> Order {
+/// What a write invalidates by its route and its URL, whatever its answer adds.
+pub(crate) fn order(live: &Live, route: &RouteState, target: &Target, headers: &HeaderMap) -> Order {
     let mut order = Order::default();
-    if let Some(invalidates) = &journey.route.rule.invalidates {
-        let captures = journey.route.captures(journey.target);
+    if let Some(invalidates) = &route.rule.invalidates {
+        let captures = route.captures(target);
         order.tags = invalidates.tags.iter().map(|template| template.render(&captures)).collect();
         order.urls = invalidates.urls.iter().map(|template| template.render(&captures)).collect();
         order.prefixes = invalidates.prefixes.iter().map(|template| template.render(&captures)).collect();
@@ -201,7 +221,7 @@ fn order(journey: &Journey<'_>, parts: &Parts) -> Order {
         order.tags.retain(|tag| readable(&check_tag(tag)));
         order.prefixes.retain(|prefix| readable(&parse_prefix(prefix)));
     }
-    order.urls.extend(cached_url(journey.live, journey.target.clone(), &parts.headers));
+    order.urls.extend(cached_url(live, target.clone(), headers));
     order
 }
 
@@ -228,7 +248,7 @@ fn readable<T>(read: &Result<T, SyntaxError>) -> bool {
 }
 
 /// A target as an absolute selector; on any host where the target's is none that a selector can name.
-fn url(target: &Target) -> String {
+pub(crate) fn url(target: &Target) -> String {
     let query = target.query().map(|query| format!("?{query}")).unwrap_or_default();
     let path = format!("{}{query}", target.path());
     let absolute = format!("http://{}{path}", target.host());

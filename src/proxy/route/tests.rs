@@ -225,6 +225,9 @@ proptest! {
             let (path, headers) = (path::normalise(&path).unwrap(), fields(&headers));
             let found = router.find(host, &method, &path, &headers);
             prop_assert_eq!(found, naive(&routes, host, &method, &path, &headers), "{} {} {}", host, method, path);
+            let fits = |route: &Route| misfit(route, host, &method, &path, &headers).is_none();
+            prop_assert!(found.is_none_or(|found| fits(&routes[found])), "{} {} {}", host, method, path);
+            prop_assert!(found.is_some() || !routes.iter().any(fits), "{} {} {}", host, method, path);
         }
     }
 
