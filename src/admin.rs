@@ -7,6 +7,7 @@
 mod access;
 mod api;
 pub mod client;
+mod explain;
 pub mod readiness;
 
 use std::cell::Cell;
@@ -34,6 +35,7 @@ pub use self::readiness::Readiness;
 use crate::clock::Clock;
 use crate::config::Secret;
 use crate::invalidation::{Invalidation, Receipt};
+use crate::message::question::Question;
 use crate::metrics::{Door, Metrics};
 use crate::syntax::SyntaxError;
 use crate::syntax::selector::Order;
@@ -71,6 +73,15 @@ impl Invalidate for Invalidation {
     }
 }
 
+/// What explaining a request comes to, in time.
+pub type Explanation<'a> = Pin<Box<dyn Future<Output = Result<String, SyntaxError>> + 'a>>;
+
+/// Explains requests.
+pub trait Explain: Send + Sync {
+    /// What would be done with a request and why, as text or as JSON. Nothing is changed by it.
+    fn explain<'a>(&'a self, question: &'a Question, json: bool) -> Explanation<'a>;
+}
+
 /// What the port shows and moves.
 pub struct AdminState {
     /// Shown at `/metrics`.
@@ -79,6 +90,8 @@ pub struct AdminState {
     pub clock: Clock,
     /// Behind `POST /invalidate`.
     pub invalidation: Arc<dyn Invalidate>,
+    /// Behind `GET /explain`.
+    pub explain: Arc<dyn Explain>,
     /// Whether other processes share the invalidations, so that waiting for all of them means something.
     pub fleet: bool,
     /// What changes need.

@@ -1,6 +1,8 @@
 //! The composition root: builds every part, binds every listener, runs, reloads and drains. Nothing else constructs what
 //! it depends on.
 
+mod explain;
+
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -17,6 +19,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
+
+pub use explain::explain;
 
 use crate::admin::readiness::Readiness;
 use crate::admin::{self, AdminState};
@@ -173,6 +177,7 @@ impl App {
                 metrics: Arc::clone(&parts.metrics),
                 clock: parts.clock.clone(),
                 invalidation: Arc::clone(&parts.shared.invalidation) as Arc<dyn admin::Invalidate>,
+                explain: Arc::new(explain::Door::new(&parts, &loaded.config)?),
                 fleet: loaded.config.redis.is_some(),
                 token: Arc::clone(&parts.token),
                 readiness: parts.readiness.clone(),

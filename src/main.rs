@@ -8,6 +8,7 @@ use weir::admin::client::{Client, ClientError, Wait};
 use weir::app::{self, App, Source};
 use weir::config::{self, Config, Overrides, Secret};
 use weir::demo;
+use weir::message::question::Question;
 use weir::syntax::selector::Order;
 
 /// A full cache takes a fifth less memory with it than with the C library's, and what is freed can be used again.
@@ -46,6 +47,8 @@ enum Command {
         #[arg(long = "set", value_name = "KEY=VALUE")]
         set: Vec<String>,
     },
+    /// Say which route, key, limits and cache rule a request meets, and whether an answer to it would be stored
+    Explain(Explain),
     /// Invalidate stored answers through a Weir's admin port; its whole fleet follows
     Invalidate(Invalidate),
     /// Make a Weir unready while it goes on serving: for a pod's preStop
@@ -65,6 +68,41 @@ struct Run {
     /// Override a setting, such as server.listen=127.0.0.1:8081
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+}
+
+#[derive(Args)]
+struct Explain {
+    /// The configuration
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Instead of a configuration: as `weir run --upstream URL` has it
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Override a setting
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// The request's method
+    method: String,
+    /// Its URL, or a path with -H 'Host: name'
+    url: String,
+    /// A field of the request
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// The request's body
+    #[arg(short = 'd', long, value_name = "TEXT")]
+    body: Option<String>,
+    /// Address that the request comes from
+    #[arg(long, value_name = "ADDRESS")]
+    client: Option<String>,
+    /// Suppose an answer with this status
+    #[arg(long, value_name = "N")]
+    status: Option<String>,
+    /// Suppose an answer with this field
+    #[arg(long, value_name = "NAME: VALUE")]
+    response: Vec<String>,
+    /// JSON instead of text
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -109,6 +147,7 @@ fn main() -> ExitCode {
         Command::Run(run) => start_run(run),
         Command::Demo { set } => start_demo(set),
         Command::Check { file, set } => check(&file, set),
+        Command::Explain(explain) => print_explanation(explain),
         Command::Invalidate(invalidate) => send_invalidation(invalidate),
         Command::Drain(port) => send_drain(&port),
         Command::Schema => {
@@ -174,6 +213,30 @@ fn check(file: &Path, set: Vec<String>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(report) => fail(WRONG, &report.to_string()),
+    }
+}
+
+fn print_explanation(explain: Explain) -> ExitCode {
+    let Explain { config, upstream, set, method, url, headers, body, client, status, response, json } = explain;
+    let source = match (config, upstream) {
+        (Some(path), None) => Source::File(path),
+        (None, Some(url)) => Source::Upstream(url),
+        (given, _) => {
+            let problem =
+                if given.is_some() { "both --config and --upstream are given" } else { "no configuration is given" };
+            return fail(WRONG, &format!("error: {problem}\nhelp: name one: --config FILE, or --upstream URL"));
+        }
+    };
+    let loaded = match source.load(&overrides(set)) {
+        Ok(loaded) => loaded,
+        Err(report) => return fail(WRONG, &report.to_string()),
+    };
+    match app::explain(&loaded.config, &Question { method, url, headers, body, status, response, client }, json) {
+        Ok(page) => {
+            print!("{page}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(WRONG, &format!("error: {}\nhelp: {}", error.problem, error.remedy)),
     }
 }
 

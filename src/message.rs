@@ -2,6 +2,7 @@
 
 pub mod chunked;
 pub mod interim;
+pub mod question;
 
 use std::collections::VecDeque;
 use std::error::Error;

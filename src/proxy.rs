@@ -5,6 +5,7 @@ pub mod client;
 pub mod content;
 pub mod copy;
 pub mod exchange;
+pub mod explain;
 pub mod fetch;
 pub mod follow;
 pub mod forward;

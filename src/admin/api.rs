@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::access::{self, Refusal};
-use super::{AdminState, CONNECTIONS};
+use super::{AdminState, CONNECTIONS, explain};
 use crate::invalidation::Receipt;
 use crate::syntax::selector::Order;
 use crate::syntax::{SyntaxError, scalar};
@@ -27,7 +27,7 @@ const SUBMISSIONS: usize = CONNECTIONS;
 
 /// What there is, for whoever asks for something else.
 const PATHS: &[&str] =
-    &["GET /metrics", "GET /livez", "GET /readyz", "GET /version", "POST /drain", "POST /invalidate"];
+    &["GET /metrics", "GET /livez", "GET /readyz", "GET /version", "GET /explain", "POST /drain", "POST /invalidate"];
 
 type Reply = Response<Full<Bytes>>;
 
@@ -52,12 +52,15 @@ impl Api {
             "/readyz" if read => self.ready(head.uri.query()),
             "/version" if read => self.version(),
             "/metrics" | "/livez" | "/readyz" | "/version" => only("GET, HEAD"),
+            "/explain" if !read => only("GET, HEAD"),
             // A kubelet's httpGet hook can only GET; reading /drain is as guarded as writing it.
             "/drain" if !read && head.method != Method::POST => only("POST, GET"),
             "/invalidate" if head.method != Method::POST => only("POST"),
-            path @ ("/drain" | "/invalidate") => match self.admit(&head, peer) {
+            // It changes nothing, but says much of what is stored and for whom.
+            path @ ("/drain" | "/invalidate" | "/explain") => match self.admit(&head, peer) {
                 Err(refusal) => refused(refusal),
                 Ok(()) if path == "/drain" => self.drain(),
+                Ok(()) if path == "/explain" => self.explain(&head).await,
                 Ok(()) => self.invalidate(body).await,
             },
             _ => json_reply(
@@ -113,6 +116,18 @@ impl Api {
             tracing::info!("draining: unready from now on, still serving");
         }
         json_reply(StatusCode::OK, &json!({ "draining": true }))
+    }
+
+    async fn explain(&self, head: &Parts) -> Reply {
+        let explained = match explain::read(head) {
+            Ok((question, json)) => self.state.explain.explain(&question, json).await.map(|page| (page, json)),
+            Err(problem) => Err(problem),
+        };
+        match explained {
+            Ok((page, true)) => reply(StatusCode::OK, "application/json", page),
+            Ok((page, false)) => text(StatusCode::OK, page),
+            Err(problem) => error(StatusCode::BAD_REQUEST, &problem.problem, &problem.remedy),
+        }
     }
 
     async fn invalidate(&self, body: Incoming) -> Reply {

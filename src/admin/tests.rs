@@ -33,6 +33,20 @@ impl Invalidate for Doors {
     }
 }
 
+/// Says what it was asked.
+struct Echo;
+
+impl Explain for Echo {
+    fn explain<'a>(&'a self, question: &'a Question, json: bool) -> Explanation<'a> {
+        Box::pin(async move {
+            if question.url == "?" {
+                return Err(SyntaxError::new("url: it is none", "write one"));
+            }
+            Ok(format!("{} {} {json}\n", question.method, question.url))
+        })
+    }
+}
+
 struct Port {
     address: SocketAddr,
     doors: Arc<Doors>,
@@ -52,6 +66,7 @@ impl Port {
             metrics: Metrics::new(Registry::new()),
             clock: Clock::fixed(1_000_000),
             invalidation: Arc::clone(&doors) as Arc<dyn Invalidate>,
+            explain: Arc::new(Echo),
             fleet,
             token: Arc::clone(&token),
             readiness: readiness.clone(),

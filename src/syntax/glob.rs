@@ -1,5 +1,7 @@
 //! Names with one `*` at the end: `utm_*`.
 
+use std::fmt;
+
 use super::SyntaxError;
 
 /// A parameter name, or a prefix of names ending in `*`.
@@ -7,6 +9,12 @@ use super::SyntaxError;
 pub struct Glob {
     text: String,
     open: bool,
+}
+
+impl fmt::Display for Glob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.text, if self.open { "*" } else { "" })
+    }
 }
 
 impl Glob {

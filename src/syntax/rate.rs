@@ -1,5 +1,7 @@
 //! Rates: `100/s`, `5000/m`, `10/h`.
 
+use std::fmt;
+
 use super::SyntaxError;
 
 /// A sustained rate.
@@ -9,6 +11,18 @@ pub struct Rate {
     pub amount: u32,
     /// Length of the period in milliseconds: 1000, 60000, 3600000 or 86400000.
     pub period_ms: u32,
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.period_ms {
+            1_000 => "s",
+            60_000 => "m",
+            3_600_000 => "h",
+            _ => "d",
+        };
+        write!(f, "{}/{unit}", self.amount)
+    }
 }
 
 impl Rate {

@@ -85,10 +85,19 @@ impl KeyBuilder {
         let value = match field.value {
             None => "(absent)".to_owned(),
             Some(_) if is_hidden => "HMAC".to_owned(),
+            Some(_) if sounds_secret(&name) => "(hidden)".to_owned(),
+            Some(b"") => "(empty)".to_owned(),
             Some(value) => String::from_utf8_lossy(value).into_owned(),
         };
         (name, value)
     }
+}
+
+/// Whether a field that no configuration calls a credential may be one all the same.
+fn sounds_secret(name: &str) -> bool {
+    ["auth", "cookie", "cred", "key", "pass", "secret", "session", "signature", "token"]
+        .iter()
+        .any(|word| name.contains(word))
 }
 
 /// What is still to be read of a key.
