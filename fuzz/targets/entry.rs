@@ -6,6 +6,8 @@ use http::HeaderMap;
 use libfuzzer_sys::fuzz_target;
 use weir::cache::conditional;
 use weir::cache::entry::{Entry, Stored, codec};
+use weir::cache::parts;
+use weir::cache::ranges::Selection;
 use weir_fuzz::NOW;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -52,4 +54,12 @@ fn use_entry(entry: &Entry) {
     let _ = conditional::evaluate(&conditions, entry);
     let _ = conditional::not_modified_fields(entry);
     let _ = entry.merged(&HeaderMap::new());
+    let _ = (parts::rest(entry), parts::whole(entry, b"key"), parts::joined(entry, entry, MAX_BODY));
+    conditions.insert(http::header::RANGE, http::HeaderValue::from_static("bytes=0-5, -3"));
+    let selected = match parts::select(&conditions, entry) {
+        Some(Selection::One(range)) => vec![range],
+        Some(Selection::Several(ranges)) => ranges,
+        _ => Vec::new(),
+    };
+    selected.into_iter().for_each(|range| drop(entry.slice(range)));
 }
