@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::serving::{self, Reply, Stored};
 use super::storing::{self, Kept, Use, Wanted};
-use super::text::spell;
+use super::text::{lines, spell};
 use super::{Choice, Fields, History, Route};
 use crate::cache::conditional::{self, By};
 use crate::cache::directives::RequestDirectives;
@@ -251,13 +251,22 @@ impl Tape<'_> {
         age.saturating_add_signed(self.one(&[0, -1, 1, -1000, 1000, 86_400_000])).saturating_sub(kept.age)
     }
 
-    fn conditional(&mut self) -> Fields {
+    fn conditional(&mut self, stored: &Fields) -> Fields {
         let count = self.pick(4);
         let mut fields = Fields::new();
+        let own = |name| lines(stored, name).first().map(|value| (*value).to_owned());
+        let (own_tag, own_date) = (own("etag"), own("last-modified"));
         for _ in 0..count {
             let (name, value) = match self.pick(5) {
-                0 => ("if-modified-since", self.date()),
-                1 => ("if-range", if self.is(2) { self.date() } else { self.entity_tag() }),
+                0 => {
+                    let date = self.date();
+                    ("if-modified-since", own_date.clone().filter(|_| self.is(3)).unwrap_or(date))
+                }
+                1 => {
+                    let condition = if self.is(2) { self.date() } else { self.entity_tag() };
+                    let own = if self.is(2) { own_date.clone() } else { own_tag.clone() };
+                    ("if-range", own.filter(|_| !self.is(3)).unwrap_or(condition))
+                }
                 2 => {
                     let tags = (0..=self.pick(3)).map(|_| self.entity_tag()).collect::<Vec<_>>();
                     let tags = tags.join(self.one(&[", ", ",", " ,, "]));
@@ -434,7 +443,7 @@ proptest! {
             received_at: NOW + tape.one(&[0, 999]),
             fields: tape.answer(),
         };
-        let request = tape.conditional();
+        let request = tape.conditional(&stored.fields);
         prop_assert_eq!(weir_replies(&request, &stored), serving::reply(&request, &stored), "{:?} {:?}", &request, &stored);
     }
 
