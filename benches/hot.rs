@@ -12,10 +12,11 @@ use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use prometheus::Registry;
+use weir::cache::conditional::{self, Reply};
 use weir::cache::entry::{Entry, Origin, Stored, codec};
 use weir::cache::key::{self, KeyBuilder, Target};
 use weir::cache::policy::{self, Received, RequestFacts};
-use weir::cache::{Ask, Cache, Look};
+use weir::cache::{Ask, Cache, Found, Look};
 use weir::clock::{Clock, WallMs};
 use weir::config::{CacheRule, Config, Overrides, Route, Secret, Stage};
 use weir::invalidation::{Invalidation, Subject};
@@ -66,6 +67,7 @@ fn main() {
     routes(&mut criterion);
     keys(&mut criterion);
     looks(&mut criterion);
+    decisions(&mut criterion);
     entries(&mut criterion);
     limits(&mut criterion);
     chunks(&mut criterion);
@@ -138,6 +140,72 @@ fn looks(criterion: &mut Criterion) {
     });
     group.finish();
 }
+
+/// From a request's parsed head to what it is answered with from memory, and from an answer's head to what is stored.
+fn decisions(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decision");
+    let shop = Shop::new();
+    let paths: Vec<String> = (0..KEYS).map(|n| format!("/catalog/{n}")).collect();
+    for path in &paths {
+        let key = shop.key(path);
+        shop.cache.keep(&key, Stored::Entry(Arc::new(shop.entry(&key, 1024))), shop.clock.steady());
+        assert!(matches!(shop.cache.look(&shop.ask(path, &key, &request_fields())).0, Look::Fresh(_)));
+    }
+    let fields = request_fields();
+    let mut at = 0;
+    group.bench_function("hit", |b| {
+        b.iter(|| {
+            at = (at + 1) % KEYS;
+            shop.decide(&paths[at], black_box(&fields)).expect("it is stored and valid")
+        });
+    });
+    let plain = [
+        ("content-type", "application/json"),
+        ("cache-control", "public, max-age=60, stale-while-revalidate=30"),
+        ("etag", "\"4711-1\""),
+        ("date", "Fri, 15 Jan 2027 08:00:00 GMT"),
+        ("last-modified", "Fri, 15 Jan 2027 07:59:59 GMT"),
+    ];
+    let further = (0..20).map(|n| (OTHER_FIELDS[n], "some value of the usual length")).collect::<Vec<_>>();
+    let with = |extra: &[(&'static str, &'static str)]| self::fields(&[&plain, extra].concat());
+    let targeted = ("cdn-cache-control", "max-age=600, stale-if-error=86400");
+    let varying = [("vary", "Accept, X-Currency"), ("surrogate-key", "product:4711 catalog brand:17")];
+    for (name, answer) in [
+        ("store, 5 fields", with(&[])),
+        ("store, 12 fields", with(&further[..7])),
+        ("store, 25 fields", with(&further)),
+        ("store, 12 fields, CDN-Cache-Control", with(&[&further[..6], &[targeted]].concat())),
+        ("store, 12 fields, Vary and tags", with(&[&further[..5], &varying].concat())),
+    ] {
+        let key = shop.key(&paths[0]);
+        group.bench_function(name, |b| b.iter(|| shop.planned(black_box(&key), &fields, black_box(&answer))));
+    }
+    group.finish();
+}
+
+/// Names of fields that no cache minds.
+const OTHER_FIELDS: [&str; 20] = [
+    "server",
+    "x-request-id",
+    "x-frame-options",
+    "x-content-type-options",
+    "referrer-policy",
+    "permissions-policy",
+    "strict-transport-security",
+    "content-security-policy",
+    "content-language",
+    "link",
+    "x-powered-by",
+    "x-runtime",
+    "x-served-by",
+    "x-region",
+    "x-version",
+    "accept-ranges",
+    "alt-svc",
+    "nel",
+    "report-to",
+    "server-timing",
+];
 
 /// What an entry costs on its way to Redis and back.
 fn entries(criterion: &mut Criterion) {
@@ -284,6 +352,36 @@ impl Shop {
         let position = self.cache.invalidation().position(&subject("/catalog"));
         let origin = Origin { key: Bytes::copy_from_slice(key), position, fence: 1, fill_cost_ms: 5 };
         Entry::new(origin, StatusCode::OK, &fields, plan, Bytes::from(vec![b'x'; size]))
+    }
+
+    /// What is decided on a hit, in the proxy's order.
+    fn decide(&self, path: &str, request: &HeaderMap) -> Option<(Found, Reply)> {
+        policy::request_may_use_cache(&Method::GET, request, false, None).ok()?;
+        let found = key::with_buffer(|key| {
+            self.keys.primary(key, &target(path), request);
+            let credentials = RequestFacts::of(rule(&self.route), &Method::GET, request).credentials;
+            self.cache.glance(&Ask { credentials, ..self.ask(path, key, request) })
+        })?;
+        let reply = conditional::evaluate(request, found.slot.stored.entry()?);
+        Some((found, reply))
+    }
+
+    /// What is decided on an answer, and made of its head.
+    fn planned(&self, primary: &[u8], request: &HeaderMap, answer: &HeaderMap) -> Entry {
+        let received = Received { status: StatusCode::OK, headers: answer, asked_at: NOW - 20, received_at: NOW };
+        let facts = RequestFacts::of(rule(&self.route), &Method::GET, request);
+        let spread = key::spread(key::hash(primary), NOW);
+        let plan = policy::storable(rule(&self.route), facts, &received, spread).expect("it may be stored");
+        let mut key = Vec::new();
+        let key = if plan.vary.is_empty() {
+            primary
+        } else {
+            self.keys.variant(&mut key, primary, &plan.vary, request);
+            &key[..]
+        };
+        let position = self.cache.invalidation().position(&subject("/catalog"));
+        let origin = Origin { key: Bytes::copy_from_slice(key), position, fence: 1, fill_cost_ms: 20 };
+        Entry::new(origin, StatusCode::OK, answer, plan, Bytes::new())
     }
 
     fn ask<'a>(&'a self, path: &'a str, key: &'a [u8], headers: &'a HeaderMap) -> Ask<'a> {

@@ -180,6 +180,18 @@ impl Cache {
         &self.settings
     }
 
+    /// A fresh answer of the memory tier that nothing was invalidated since somebody found it valid: it can be had without
+    /// the request's tags, and without allocating. Nothing is no verdict; [`Cache::look`] has that.
+    pub fn glance(&self, ask: &Ask<'_>) -> Option<Found> {
+        let version = self.invalidation.version();
+        let used = |vary: &Vary, variant: &[u8]| vary.used(key::hash(variant));
+        let slot = self.find(ask, |key| self.memory.get(key), used).ok().filter(|slot| slot.is_checked(version))?;
+        match self.weigh(slot, ask, |_, _| Verdict::Valid) {
+            (Look::Fresh(found), _) if !found.is_early => Some(found),
+            _ => None,
+        }
+    }
+
     /// Looks into the memory tier.
     pub fn look(&self, ask: &Ask<'_>) -> (Look, Lookup) {
         self.look_by(ask, |key| self.memory.get(key), |vary, variant| vary.used(key::hash(variant)))
@@ -192,17 +204,26 @@ impl Cache {
         get: impl Fn(&[u8]) -> Option<Arc<Slot>>,
         used: impl FnOnce(&Vary, &[u8]),
     ) -> (Look, Lookup) {
-        let Some(slot) = get(ask.key) else { return (Look::Nothing(Missing::default()), Lookup::Miss) };
-        let Stored::Vary(vary) = &slot.stored else { return self.judge(slot, ask) };
-        let mut key = Vec::with_capacity(ask.key.len() + 128);
-        ask.keys.variant(&mut key, ask.key, &vary.names, ask.headers);
-        match get(&key) {
-            Some(slot) => {
-                used(vary, &key);
-                self.judge(slot, ask)
-            }
-            None => (Look::Nothing(Missing { other_variant: true, previous: None }), Lookup::Miss),
+        match self.find(ask, get, used) {
+            Ok(slot) => self.judge(slot, ask),
+            Err(missing) => (Look::Nothing(missing), Lookup::Miss),
         }
+    }
+
+    /// What the memory tier has for a request.
+    fn find(
+        &self,
+        ask: &Ask<'_>,
+        get: impl Fn(&[u8]) -> Option<Arc<Slot>>,
+        used: impl FnOnce(&Vary, &[u8]),
+    ) -> Result<Arc<Slot>, Missing> {
+        let slot = get(ask.key).ok_or_else(Missing::default)?;
+        let Stored::Vary(vary) = &slot.stored else { return Ok(slot) };
+        let found = key::with_buffer(|key| {
+            ask.keys.variant(key, ask.key, &vary.names, ask.headers);
+            get(key).inspect(|_| used(vary, key))
+        });
+        found.ok_or(Missing { other_variant: true, previous: None })
     }
 
     /// The part of what is not stored whole that this pod has.
@@ -246,10 +267,19 @@ impl Cache {
 
     /// Whether what a slot holds may be used.
     pub fn judge(&self, slot: Arc<Slot>, ask: &Ask<'_>) -> (Look, Lookup) {
+        self.weigh(slot, ask, |slot, tags| self.verdict(slot, tags, ask))
+    }
+
+    fn weigh(
+        &self,
+        slot: Arc<Slot>,
+        ask: &Ask<'_>,
+        verdict_on: impl Fn(&Slot, &[String]) -> Verdict,
+    ) -> (Look, Lookup) {
         let entry = match &slot.stored {
             Stored::Entry(entry) => entry,
             Stored::Uncacheable(verdict) => {
-                let holds = verdict.until > ask.now && self.verdict(&slot, &[], ask) == Verdict::Valid;
+                let holds = verdict.until > ask.now && verdict_on(&slot, &[]) == Verdict::Valid;
                 return if holds {
                     (Look::Uncacheable, Lookup::Miss)
                 } else {
@@ -262,7 +292,7 @@ impl Cache {
         if ask.credentials && entry.freshness.by_rule {
             return (Look::Uncacheable, Lookup::Miss);
         }
-        let verdict = self.verdict(&slot, &entry.tags, ask);
+        let verdict = verdict_on(&slot, &entry.tags);
         if verdict == Verdict::Gone || !self.is_trusted(&slot, ask) {
             let previous = Previous { slot, is_gone: true, excuses_errors: false };
             return (Look::Nothing(Missing { other_variant: false, previous: Some(previous) }), Lookup::Invalidated);
@@ -324,9 +354,10 @@ impl Cache {
         if let Some(slot) = self.memory.get(ask.key)
             && let Stored::Vary(vary) = &slot.stored
         {
-            let mut key = Vec::with_capacity(ask.key.len() + 128);
-            ask.keys.variant(&mut key, ask.key, &vary.names, ask.headers);
-            return self.flights.join(&key, known, usable);
+            return key::with_buffer(|key| {
+                ask.keys.variant(key, ask.key, &vary.names, ask.headers);
+                self.flights.join(key, known, usable)
+            });
         }
         self.flights.join(ask.key, known, usable)
     }
@@ -345,9 +376,10 @@ impl Cache {
         let same = if entry.vary.is_empty() {
             *entry.key == *ask.key
         } else {
-            let mut key = Vec::with_capacity(entry.key.len());
-            ask.keys.variant(&mut key, ask.key, &entry.vary, ask.headers);
-            *entry.key == *key
+            key::with_buffer(|key| {
+                ask.keys.variant(key, ask.key, &entry.vary, ask.headers);
+                *entry.key == **key
+            })
         };
         let subject = Subject { answer_tags: &entry.tags, ..ask.subject };
         let is_for_others = ask.credentials && entry.freshness.by_rule;

@@ -30,16 +30,16 @@ use http::{Method, Request, StatusCode};
 
 use crate::cache::directives::RequestDirectives;
 use crate::cache::flight::{Joined, Origin};
-use crate::cache::policy;
+use crate::cache::key;
 use crate::cache::shared;
-use crate::cache::{Ask, Found, Look, Missing, Previous};
+use crate::cache::{Ask, Cache, Found, Look, Missing, Previous};
 use crate::clock::Stopwatch;
 use crate::config::{AmbiguousPaths, CacheRule, ClientDirectives, Stage};
 use crate::kv::Budget;
 use crate::limit::{Charged, Denial, Facts, Verdict};
 use crate::message::interim::Interim;
 use crate::message::{Answer, Body, Peer};
-use crate::metrics::{Outcome, Tier};
+use crate::metrics::{Lookup, Outcome, Tier};
 use client::Client;
 use content::Content;
 use exchange::Exchange;
@@ -229,33 +229,18 @@ impl Journey<'_> {
     /// Memory, then the fetch in flight, then a fetch of its own.
     async fn through_cache(&mut self, mut parts: Parts, body: Body) -> Answer {
         let cache = Arc::clone(&self.worker.shared.cache);
-        let (Some(rule), Some(keys)) = (&self.route.rule.cache, &self.route.keys) else {
-            return self.pass(&mut parts, body, Forward::Bypass).await;
+        let key = match self.glance(&cache, &parts) {
+            Ok(answer) => return answer,
+            Err(key) => key,
         };
-        let content = self.content.clone();
-        let keyed = content.as_ref().map(Content::keyed);
-        let key = self.route.key(self.target, &parts.headers, keyed.as_ref());
-        self.named = rule.status_key.then(|| shared::name(&key));
         // A tag that no invalidation could name: the answer would be out of reach.
         let Some(tags) = self.route.tags(self.target) else {
             return self.pass(&mut parts, body, Forward::Bypass).await;
         };
         let mut why = Forward::UriMiss;
         for _ in 0..REJOINS {
-            let (now, steady) = cache.times();
-            let ask = Ask {
-                keys,
-                credentials: policy::RequestFacts::of(rule, self.reads_as(&parts), &parts.headers).credentials,
-                key: &key,
-                headers: &parts.headers,
-                rule,
-                subject: self.route.subject(self.target, &tags),
-                directives: honoured(rule, &parts),
-                now,
-                steady,
-            };
-
-            // Memory first: it costs nothing, and is right as long as nothing has overtaken it.
+            let (route, target, method) = (self.route, self.target, self.reads_as(&parts));
+            let Some(ask) = route.ask(&cache, target, &key, &tags, &parts, method) else { break };
             let (look, result) = cache.look(&ask);
             self.route.metrics.lookup(Tier::Memory, result);
             let mut missing = match look {
@@ -339,6 +324,25 @@ impl Journey<'_> {
             }
         }
         self.pass(&mut parts, body, why).await
+    }
+
+    /// The hit that most hits are: fresh, and found valid since the last invalidation, so that it needs no tags. Nothing
+    /// is allocated for it; else the key is, for what comes next waits.
+    fn glance(&mut self, cache: &Cache, parts: &Parts) -> Result<Answer, Vec<u8>> {
+        let (route, target) = (self.route, self.target);
+        let names_it = route.rule.cache.as_ref().is_some_and(|rule| rule.status_key);
+        let (found, named) = key::with_buffer(|key| {
+            let content = self.content.as_ref().map(Content::keyed);
+            route.append_key(key, target, &parts.headers, content.as_ref());
+            let ask = route.ask(cache, target, key, &[], parts, self.reads_as(parts));
+            let found = ask.and_then(|ask| cache.glance(&ask));
+            (found.ok_or_else(|| key.clone()), names_it.then(|| shared::name(key)))
+        });
+        self.named = named;
+        let found = found?;
+        self.route.metrics.lookup(Tier::Memory, Lookup::Hit);
+        self.exchange.from_tier(Tier::Memory);
+        Ok(self.hit(&found, parts, Outcome::Hit))
     }
 
     /// A part of what is not stored whole: another part may hold it.

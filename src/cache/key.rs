@@ -11,6 +11,8 @@
 //! bytes. `'G'` is the class of GET and HEAD. That of requests that read by their body is `'B'`, and behind such a key
 //! stand the method, the fields that say what the body is, and its SHA-256.
 
+use std::cell::RefCell;
+
 use hmac::{Hmac, Mac};
 use http::header::{
     ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_TYPE, COOKIE,
@@ -42,6 +44,32 @@ const CREDENTIAL_BYTES: usize = 16;
 
 /// Most fields that `Vary` may name; each is a part of every variant's key. One more may be implied.
 pub const MAX_VARY_NAMES: usize = 16;
+
+/// Buffers that a thread keeps: as many as are in use at once, a primary key's and a variant's.
+const BUFFERS: usize = 2;
+
+/// Largest buffer that is kept: most keys are a tenth of it.
+const BUFFER_BYTES: usize = 4096;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Gives `work` an empty buffer that the thread keeps, so that a key that is needed for a moment only, as a hit's, costs
+/// no allocation.
+pub fn with_buffer<R>(work: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+    let mut buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    let result = work(&mut buffer);
+    if buffer.capacity() <= BUFFER_BYTES {
+        buffer.clear();
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < BUFFERS {
+                spare.push(buffer);
+            }
+        });
+    }
+    result
+}
 
 /// What a request is looked up by, beside its fields.
 #[derive(Debug, Clone, Copy)]

@@ -13,10 +13,10 @@ use super::respond::Forward;
 use super::route::Router;
 use super::target::Target;
 use super::upstream::Upstream;
-use crate::cache::Cache;
 use crate::cache::key::{self, KeyBuilder};
 use crate::cache::policy::{self, Bypass};
 use crate::cache::shared::SharedTier;
+use crate::cache::{Ask, Cache};
 use crate::config::{CacheRule, Config, FieldEdits, Route, Secret, Unmatched};
 use crate::invalidation::{Invalidation, Subject};
 use crate::kv;
@@ -197,6 +197,18 @@ impl RouteState {
     /// The primary key of a request, by its `content` if it reads by that.
     pub fn key(&self, target: &Target, headers: &HeaderMap, content: Option<&key::Content<'_>>) -> Vec<u8> {
         let mut key = Vec::with_capacity(USUAL_KEY_BYTES);
+        self.append_key(&mut key, target, headers, content);
+        key
+    }
+
+    /// Appends [`RouteState::key`].
+    pub fn append_key(
+        &self,
+        key: &mut Vec<u8>,
+        target: &Target,
+        headers: &HeaderMap,
+        content: Option<&key::Content<'_>>,
+    ) {
         let asked = key::Target {
             scheme: target.scheme().as_str(),
             host: target.host(),
@@ -205,10 +217,34 @@ impl RouteState {
         };
         match (&self.keys, content) {
             (None, _) => {}
-            (Some(keys), None) => keys.primary(&mut key, &asked, headers),
-            (Some(keys), Some(content)) => keys.primary_by_content(&mut key, &asked, headers, content),
+            (Some(keys), None) => keys.primary(key, &asked, headers),
+            (Some(keys), Some(content)) => keys.primary_by_content(key, &asked, headers, content),
         }
-        key
+    }
+
+    /// A request that is of this method to the cache, as it is asked at this moment; none where the route does not cache.
+    pub fn ask<'r>(
+        &'r self,
+        cache: &Cache,
+        target: &'r Target,
+        key: &'r [u8],
+        tags: &'r [String],
+        parts: &'r Parts,
+        method: &Method,
+    ) -> Option<Ask<'r>> {
+        let rule = self.rule.cache.as_ref()?;
+        let (now, steady) = cache.times();
+        Some(Ask {
+            keys: self.keys.as_ref()?,
+            credentials: policy::RequestFacts::of(rule, method, &parts.headers).credentials,
+            key,
+            headers: &parts.headers,
+            rule,
+            subject: self.subject(target, tags),
+            directives: super::honoured(rule, parts),
+            now,
+            steady,
+        })
     }
 
     /// Tags from the configuration; none if one of them can be no tag.
