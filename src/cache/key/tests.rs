@@ -159,4 +159,42 @@ proptest! {
         let same = one == other && query == other_query && values == other_values;
         prop_assert_eq!(key(&one, &query, &values) == key(&other, &other_query, &other_values), same);
     }
+
+    #[test]
+    fn variants_keys_are_injective(
+        one in prop::collection::vec(("x-[ab]", prop::option::of("[ax,:\\- ]{0,4}")), 0..3),
+        other in prop::collection::vec(("x-[ab]", prop::option::of("[ax,:\\- ]{0,4}")), 0..3),
+        path in "/[ab\\x00]{0,2}", other_path in "/[ab\\x00]{0,2}",
+    ) {
+        // What a request is told apart by: the path, and for each field that `Vary` names whether it is there, and as what.
+        let told = |fields: &[(String, Option<String>)]| {
+            let mut told: Vec<(String, Option<String>)> = Vec::new();
+            for (name, value) in fields {
+                if !told.iter().any(|(known, _)| known == name) {
+                    told.push((name.clone(), value.clone()));
+                }
+            }
+            told.sort();
+            told
+        };
+        let key = |path: &str, fields: &[(String, Option<String>)]| {
+            let builder = builder("v1", "all", &[]);
+            let mut primary = Vec::new();
+            builder.primary(&mut primary, &Target { path, ..TARGET }, &HeaderMap::new());
+            let mut request = HeaderMap::new();
+            for (name, value) in fields {
+                if let Some(value) = value {
+                    request.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+                }
+            }
+            let names: Vec<_> = fields.iter().map(|(name, _)| HeaderName::from_bytes(name.as_bytes()).unwrap()).collect();
+            let mut out = Vec::new();
+            builder.variant(&mut out, &primary, &names, &request);
+            prop_assert!(out.len() > primary.len() && !out.starts_with(&primary));
+            Ok(out)
+        };
+        let (one, other) = (told(&one), told(&other));
+        let same = one == other && path == other_path;
+        prop_assert_eq!(key(&path, &one)? == key(&other_path, &other)?, same);
+    }
 }
