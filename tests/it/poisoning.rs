@@ -131,7 +131,8 @@ async fn bodies_and_overridden_methods_are_past_the_cache_both_ways() {
             reply(format!("{method} {}", String::from_utf8_lossy(&request.body)))
         });
         let weir = store.apply(weir(TTL).to(up.url())).start().await;
-        let kinds: [(&str, fn(Request) -> Request); 8] = [
+        type Make = fn(Request) -> Request;
+        let kinds: [(&str, Make); 8] = [
             ("body", |get| get.body("evil")),
             ("one byte", |get| get.body("e")),
             ("chunks", |get| get.chunked(&[b"ev", b"il"], &[])),

@@ -89,7 +89,7 @@ fn part(request: &Fields, stored: &Stored) -> Reply {
         _ => return Reply::Whole,
     }
     let Some((unit, specs)) = range.split_once('=') else { return Reply::Whole };
-    if unit.to_ascii_lowercase() != "bytes" {
+    if !unit.eq_ignore_ascii_case("bytes") {
         return Reply::Whole;
     }
     let specs: Vec<&str> = specs.split(',').map(str::trim).filter(|spec| !spec.is_empty()).collect();
