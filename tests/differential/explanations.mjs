@@ -1,6 +1,6 @@
 // Why Weir and a peer may differ. Each: a name, what it says with its clause, and for which differences it holds. What
 // Weir serves from its cache has passed rules.mjs besides; nothing here excuses that.
-import { directives, firstAge, invalidatedBetween, lifetime, mayReuse, said, seconds, storedAt, values } from './rules.mjs'
+import { directives, firstAge, invalidatedBetween, lifetime, mayReuse, said, seconds, storedAnswer, storedAt, values } from './rules.mjs'
 
 const has = (fields, name) => values(fields, name).length > 0
 const one = (fields, name) => values(fields, name)[0]
@@ -8,10 +8,7 @@ const ats = ({ name }) => name === 'ats'
 const squid = ({ name }) => name === 'squid'
 
 /** The answer that a side uses, with the request it was made for. */
-const usedBy = (seen, { history, at }) => {
-  const from = storedAt(seen, at)
-  return from === null ? null : history.steps[from]
-}
+const usedBy = (seen, { history, at }) => storedAnswer(history.steps, seen, at)
 const credentials = fields => has(fields, 'authorization') || has(fields, 'cookie')
 
 /** Weir answers from its cache and the peer does not: `r` is what Weir uses, `now` the request. */
@@ -67,6 +64,13 @@ export const explanations = [
   named('squid-must-revalidate', 'Squid validates what is fresh if it says must-revalidate, proxy-revalidate or no lifetime of its own; 5.2.2.2: only once stale',
     hit(d => squid(d) && (said(d.r.fields, 'must-revalidate') || said(d.r.fields, 'proxy-revalidate')))),
   named('no-stale-while-revalidate', 'the peer has no stale-while-revalidate (RFC 5861, 3)', hit(({ r }) => said(r.fields, 'stale-while-revalidate'))),
+  named('must-understand', 'the peer does not know must-understand; 5.2.2.3: who knows it and the status stores in spite of no-store',
+    hit(({ r }) => said(r.fields, 'must-understand') && said(r.fields, 'no-store'))),
+  named('ats-encoding', 'Traffic Server looks at Accept-Encoding as soon as an answer varies by anything; 4.1: only at what Vary names',
+    hit(d => ats(d) && has(d.now.fields, 'accept-encoding') && has(d.r.fields, 'vary'))),
+  named('ats-alternates', 'Traffic Server takes one of several stored variants, and not the one that is fresh; 4: any that matches and is usable',
+    hit(d => ats(d) && d.history.steps.slice(0, d.at).some(({ response }) => has(response.fields, 'vary')) && d.weir.filter((seen, nth) => nth < d.at && seen.contacts.length > 0).length > 1)),
+  named('range-filled', 'Weir validated or fetched the whole for a Range, and stored it; the peer did not', hit(({ first }) => has(first.fields, 'range'))),
   named('max-stale', "the peer does not go by a request's max-stale; 5.2.1.2 lets a cache", hit(d => said(d.now.fields, 'max-stale'))),
   named('min-fresh', 'Traffic Server fetches whatever min-fresh asks for; 5.2.1.3: what stays fresh for so long may be used', hit(d => ats(d) && said(d.now.fields, 'min-fresh'))),
   named('range-unknown', 'the peer forwards a Range that has no known unit or makes no sense; RFC 9110, 14.2: ignored, so the whole is the answer',
@@ -80,6 +84,8 @@ export const explanations = [
   named('if-none-match-of-2xx', 'Squid forwards a conditional request for what it has; 4.3.2 lets the cache answer', hit(d => squid(d) && conditional(d.now))),
   named('date', 'the peer takes an answer without a Date that it can read for stale; RFC 9110, 6.6.1: the time of receipt stands in',
     hit(({ r }) => !has(r.fields, 'date') || typeof one(r.fields, 'date') === 'string')),
+  named('age-of-no-number', 'the peer makes something of an Age that is no number; 5.1: it is ignored',
+    hit(({ r }) => values(r.fields, 'age').some(text => !/^\d+$/.test(text)))),
   named('date-ahead', 'the peer takes an answer from the future for stale; 4.2.3: its age is 0', hit(({ r }) => one(r.fields, 'date').at > 0)),
   named('failed-write', 'the peer forgets what a write named though it failed; 4.4: only a success invalidates',
     hit(d => d.history.steps.some(({ request }, nth) => nth < d.at && !['GET', 'HEAD', 'OPTIONS'].includes(request.method) && d.peer[nth].status >= 400))),
@@ -131,12 +137,17 @@ export const explanations = [
     same(d => has(d.now.fields, 'range') && [206, 416].includes(d.w.status) && d.p.status === 200)),
   named('squid-empty', 'Squid answers a Range that it cannot meet with the status of the whole, and nothing',
     same(d => squid(d) && has(d.now.fields, 'range') && success(d.p.status) && d.p.body === '' && d.w.body !== '')),
+  named('other-stored', 'each uses what it stored last; the peer stored, or dropped, what Weir passed on',
+    d => d.weir[d.at].cached && d.peer[d.at].cached && d.weir[d.at].made !== d.peer[d.at].made && mayReuse(d.history.steps, d.weir, d.at) === null &&
+      d.weir.some((seen, nth) => nth < d.at && nth > storedAt(d.weir, d.at) && seen.contacts.length > 0)),
   named('old-for-new', 'the peer asked, was sent a whole answer, and gives its old one; 4.3.3: the new one must be used',
     same(d => !d.w.cached && d.w.made === d.at && d.p.made !== null && d.p.made < d.at && d.p.contacts.every(({ status }) => status !== 304))),
-  named('date-as-validator', 'Squid makes a validator of Date where there is no Last-Modified, and the origin\'s 304 says nothing of that; 4.3.1',
-    same(d => squid(d) && d.p.contacts.some(({ status, foreign }) => status === 304 && foreign))),
-  named('star-confirms', "the peer takes the 304 to a client's If-None-Match: * for a confirmation of what it stores; 4.3.3",
-    same(d => d.p.contacts.some(({ status, conditional: by }) => status === 304 && by === '*'))),
+  named('confirmed-other', 'the peer takes a 304 for a confirmation of what it stores, though the validator (a Date, another Last-Modified, a client\'s tag or *) named the new content; 4.3.3',
+    same(d => d.w.made === d.at && d.p.contacts.some(({ status }) => status === 304) && d.p.made !== null && d.p.body !== d.w.body && d.w.status === 200 && d.p.status !== 304)),
+  named('ats-both-conditions', 'Traffic Server heeds If-Modified-Since beside If-None-Match; RFC 9110, 13.1.3: it must not',
+    same(d => ats(d) && d.p.status === 304 && d.w.status === 200 && has(d.now.fields, 'if-none-match') && has(d.now.fields, 'if-modified-since'))),
+  named('range-of-not-stored', 'Weir passes on the whole that the origin sent for a Range, and does not cut it (RFC 9110, 14.2: optional)',
+    same(d => has(d.now.fields, 'range') && d.w.status === 200 && d.w.made === d.at && d.p.status === 206)),
   named('head-304', "Traffic Server takes the 304 to a client's HEAD for its own", same(d => ats(d) && d.now.method === 'HEAD' && d.w.status === 304)),
   named('squid-vary-star', 'Squid keeps Vary: * and lets it be confirmed by the client\'s tag; 4.1: it matches nothing',
     same(d => squid(d) && d.history.steps.slice(0, d.at).some(({ response }) => values(response.fields, 'vary').some(value => value.includes('*'))))),

@@ -93,7 +93,8 @@ function response (random, like) {
     [1, [['Vary', 'Foo'], ['Vary', 'Accept-Language']]], [2, [['Vary', '*']]], [0.5, [['Vary', 'Foo, *']]], [1, [['Vary', 'Accept-Encoding']]]
   ]))
   if (random.chance(0.03)) fields.push(['Pragma', 'no-cache'])
-  return { status, fields, content: like && random.chance(0.5) ? like.content : (like ? like.content + 1 : 0), ranges: random.chance(0.5) }
+  const isSame = like && like.status === status && random.chance(0.5)
+  return { status, fields, content: isSame ? like.content : like ? like.content + 1 : 0, ranges: random.chance(0.5) }
 }
 
 function requestDirectives (random) {

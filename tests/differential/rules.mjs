@@ -72,6 +72,20 @@ export function storedAt (seen, at) {
   return null
 }
 
+/**
+ * The answer that is used at `at`, with the request that it came for. What a 304 did not say is as it was before (4.3.4).
+ */
+export function storedAnswer (steps, seen, at) {
+  const from = storedAt(seen, at)
+  if (from === null) return null
+  const { request, response } = steps[from]
+  const before = seen[from].contacts.some(({ status }) => status === 304) ? storedAnswer(steps, seen, from) : null
+  if (!before) return { from, request, response }
+  const renewed = new Set(response.fields.map(([name]) => name))
+  const fields = [...before.response.fields.filter(([name]) => !renewed.has(name)), ...response.fields]
+  return { from, request, response: { ...response, status: before.response.status, fields } }
+}
+
 /** Whether an unsafe method, or one of unknown safety, succeeded between two requests (4.4). */
 export function invalidatedBetween (steps, seen, from, to) {
   return steps.some(({ request }, nth) => nth > from && nth < to && !SAFE.has(request.method) && seen[nth].status >= 200 && seen[nth].status < 400)
@@ -81,9 +95,9 @@ export function invalidatedBetween (steps, seen, from, to) {
 export function mayReuse (steps, seen, at) {
   const { request } = steps[at]
   if (seen[at].status === 504 && said(request.fields, 'only-if-cached')) return null
-  const from = storedAt(seen, at)
-  if (from === null) return 'nothing was stored'
-  const { response, request: first } = steps[from]
+  const used = storedAnswer(steps, seen, at)
+  if (used === null) return 'nothing was stored'
+  const { from, response, request: first } = used
   const { fields } = response
   if (!['GET', 'HEAD'].includes(request.method)) return 'method'
   const understood = ![299, 599].includes(response.status)
@@ -104,8 +118,7 @@ export function mayReuse (steps, seen, at) {
 
 /** Null if an old answer in place of the origin's failure at `at` is allowed, else the rule that forbids it (4.2.4). */
 export function mayServeOnError (steps, seen, at) {
-  const from = seen[at].made
-  const { response } = steps[from]
+  const { from, response } = storedAnswer(steps, seen, at)
   const { fields } = response
   if (!seen[at].contacts.some(({ status }) => status >= 500)) return 'the origin did not fail (4.2.4)'
   const strict = ['no-cache', 'must-revalidate', 'proxy-revalidate', 's-maxage'].find(name => said(fields, name))
@@ -123,7 +136,7 @@ function notFreshEnough (request, response, since) {
   const age = firstAge(response) + since
   const left = lifetime(response).is - age
   const wanted = seconds(request.fields, 'max-age')
-  if (wanted !== null && age > wanted + 1) return "the request's max-age (5.2.1.1)"
+  if (wanted !== null && age > (wanted && wanted + 1)) return "the request's max-age (5.2.1.1)"
   const least = seconds(request.fields, 'min-fresh')
   if (least !== null && left < least - 1) return "the request's min-fresh (5.2.1.3)"
   // What never had a lifetime was never fresh; everything else is far from its end.

@@ -7,7 +7,7 @@ import { resolve } from 'node:path'
 import { beside, pause, which } from '../lib/servers.mjs'
 import { Client, serve } from '../lib/http.mjs'
 import { Random } from '../lib/random.mjs'
-import { mayReuse, mayServeOnError } from './rules.mjs'
+import { mayReuse, mayServeOnError, said } from './rules.mjs'
 import { explain, explanations } from './explanations.mjs'
 import { history, line, written } from './histories.mjs'
 
@@ -69,20 +69,16 @@ async function play (played, proxy) {
   const begin = proxy.begin
   const seen = steps.map(() => ({ contacts: [] }))
   const at = { step: 0 }
-  const modified = new Set()
   proxy.origin.set(played.number, async request => {
     const nth = at.step
     const [tag, since] = ['if-none-match', 'if-modified-since'].map(name => request.fields.get(name))
     const contact = {
       method: request.method,
       conditional: tag || since || null,
-      // A date that the origin never gave as Last-Modified.
-      foreign: !tag && Boolean(since) && !modified.has(since),
       answered: null
     }
     seen[nth].contacts.push(contact)
     const made = originAnswer(request, steps[nth], begin)
-    made.lines.forEach(([name, value]) => { if (name === 'Last-Modified') modified.add(value) })
     made.lines.push(['X-Made', String(nth)])
     await pause(THINK_MS)
     contact.status = made.status
@@ -130,6 +126,10 @@ function forbidden (played, weir) {
     const waited = contacts.filter(({ answered }) => answered !== null && answered <= weir[at].ended)
     if (waited.length > CONTACTS_MOST) {
       return { history: played, at, weir, peer: weir, name: 'weir', reason: `asked the origin ${waited.length} times`, why: null }
+    }
+    const { method, fields } = played.steps[at].request
+    if (waited.length > 0 && said(fields, 'only-if-cached') && ['GET', 'HEAD'].includes(method)) {
+      return { history: played, at, weir, peer: weir, name: 'weir', reason: 'only-if-cached: asked the origin (5.2.1.7)', why: null }
     }
     if (!cached && !old) continue
     const why = old ? mayServeOnError(played.steps, weir, at) : mayReuse(played.steps, weir, at)
@@ -207,7 +207,7 @@ async function main () {
 
 async function run (proxies, numbers, seed) {
   const [, ...peers] = proxies
-  const counts = { exchanges: 0, hits: 0, forbidden: 0, peers: new Map(peers.map(({ name }) => [name, { agreed: 0, explained: new Map(), unexplained: 0 }])) }
+  const counts = { exchanges: 0, hits: 0, forbidden: 0, reasons: new Map(), peers: new Map(peers.map(({ name }) => [name, { agreed: 0, explained: new Map(), unexplained: 0 }])) }
   const mutants = { made: 0, found: 0 }
   for (let from = 0; from < numbers.length; from += Number(options.group)) {
     const group = numbers.slice(from, from + Number(options.group)).map(number => history(seed, number))
@@ -224,6 +224,7 @@ async function run (proxies, numbers, seed) {
       const wrong = forbidden(group[nth], weir)
       if (wrong) {
         counts.forbidden++
+        counts.reasons.set(wrong.reason, (counts.reasons.get(wrong.reason) || 0) + 1)
         print(wrong, seed)
       }
       const before = options.mutant ? structuredClone(weir) : weir
@@ -249,8 +250,10 @@ async function run (proxies, numbers, seed) {
   return summary(counts, numbers.length, seed, mutants)
 }
 
-function summary ({ exchanges, hits, forbidden, peers }, cases, seed, mutants) {
-  console.log(`\ndifferential: seed ${seed}, ${cases} histories, ${exchanges} exchanges; ${hits} answers from Weir's cache, ${forbidden} histories with what is forbidden`)
+function summary ({ exchanges, hits, forbidden, reasons, peers }, cases, seed, mutants) {
+  console.log(`\ndifferential: seed ${seed}, ${cases} histories, ${exchanges} exchanges; ${hits} answers from Weir's cache`)
+  console.log(`weir: ${forbidden} histories with what is forbidden`)
+  ;[...reasons].forEach(([reason, times]) => console.log(`  ${String(times).padStart(5)}  ${reason}`))
   let unexplained = 0
   for (const [name, count] of peers) {
     const explained = [...count.explained.values()].reduce((sum, one) => sum + one, 0)
