@@ -62,6 +62,25 @@ conformance: redis ## The public caching test suite: from memory, from Redis, th
 	cargo build --locked
 	node tests/conformance/run.mjs target/debug/weir $(SUITE_AT)/node_modules/http-cache-tests
 
+# The binary that the checkers below look at; one of your own is not built.
+WEIR ?= target/release/weir
+BUILD_WEIR = $(if $(filter target/release/weir,$(WEIR)),cargo build --release --locked --bin weir)
+# More of it: `make differential ARGS='--cases 10000 --seed 7'`.
+ARGS =
+
+.PHONY: differential
+differential: ## Random histories beside Apache Traffic Server and Squid, if they are installed
+	$(call install,node,nodejs)
+	$(BUILD_WEIR)
+	node tests/differential/run.mjs $(WEIR) $(ARGS)
+
+.PHONY: exchanges
+exchanges: redis ## Random exchanges through a fleet, and an observer that knows what may not be
+	$(call install,node,nodejs)
+	$(BUILD_WEIR)
+	node tests/exchanges/run.mjs $(WEIR) $(ARGS)
+	node tests/exchanges/run.mjs $(WEIR) --mode memory $(ARGS)
+
 .PHONY: lint
 lint: ## Formatting, clippy, documentation, dependency policy, scripts
 	cargo fmt --check
