@@ -42,6 +42,8 @@ const QUOTED = /(max-age|s-maxage)="/i
 const named = (name, says, holds) => ({ name, says, holds })
 
 export const explanations = [
+  named('no-answer', 'the peer gave no answer that can be read', d => d.peer[d.at].status === 0 && d.weir[d.at].status !== 0),
+
   // Weir answers from its cache, as it may; the peer is more careful, or cannot.
   named('ats-only-if-cached', 'Traffic Server asks the origin, where 5.2.1.7 wants 504',
     d => ats(d) && said(d.step.request.fields, 'only-if-cached') && d.weir[d.at].status === 504 && d.peer[d.at].contacts.length > 0),
@@ -110,6 +112,12 @@ export const explanations = [
   named('request-unreadable', "of a request's max-age that cannot be read Weir makes zero", miss(({ now }) => Number.isNaN(seconds(now.fields, 'max-age')))),
   named('verdict', 'what was found not to be storable is not looked up or stored for 5 s (docs/caching.md); a cache may always ask', miss(d => d.weir[d.at].says.includes('fwd=bypass') && verdict(d))),
   named('verdict-before', 'while a key was held to be uncacheable, Weir stored nothing that the peer did', miss(d => d.weir.some((seen, nth) => nth < d.at && seen.says.includes('fwd=bypass')))),
+  named('error-for-error-before', 'Weir kept an old error by its stale-if-error, and not the new one that the peer stored (RFC 5861, 4: a cache may)',
+    miss(d => d.r.status >= 500 && d.weir.some(seen => /detail=stale-if-error/.test(seen.says)))),
+  named('vary-changed', 'where Vary has changed, Weir knows the variants by its newest form; a cache may always ask',
+    miss(d => /vary-miss/.test(d.weir[d.at].says) && new Set(d.history.steps.slice(0, d.at).map(({ response }) => values(response.fields, 'vary').join())).size > 1)),
+  named('credentials-apart', 'what was not storable for one request with credentials lets the others go by themselves for 5 s, and nothing of theirs is stored',
+    miss(d => credentials(d.first.fields) && !/stored/.test(d.weir[storedAt(d.peer, d.at)].says) && verdict({ weir: d.weir, at: storedAt(d.peer, d.at) }))),
   named('range-not-stored', 'a fetch for a Range does not fill Weir\'s cache; storing is optional (3)', miss(({ first }) => has(first.fields, 'range'))),
   named('head-not-stored', 'the answer to a HEAD does not fill Weir\'s cache; storing is optional (3)', miss(({ first }) => first.method === 'HEAD')),
   named('no-store-request-not-stored', 'the request\'s no-store: nothing of it is stored (5.2.1.5)', miss(({ first }) => said(first.fields, 'no-store'))),
@@ -123,6 +131,10 @@ export const explanations = [
     d => said(d.step.request.fields, 'only-if-cached') && !['GET', 'HEAD'].includes(d.step.request.method) && d.peer[d.at].status === 504),
   named('only-if-cached', 'the peer has nothing that it may use',
     same(({ w, p, now }) => said(now.fields, 'only-if-cached') && p.status === 504 && w.cached && w.status !== 504)),
+  named('only-if-cached-forbidden', 'the peer answers only-if-cached with what it may not use',
+    same(d => said(d.now.fields, 'only-if-cached') && d.w.status === 504 && d.p.cached && mayReuse(d.history.steps, d.peer, d.at) !== null)),
+  named('error-for-error', 'Weir serves an old error by its stale-if-error where the origin sent a new one (RFC 5861, 4: a cache may)',
+    same(d => /detail=stale-if-error/.test(d.w.says) && d.w.status >= 500 && d.p.status >= 500)),
   named('ats-lenient-tag', 'Traffic Server takes e for the entity tag "e"; RFC 9110, 8.8.3: no tag without quotes',
     same(d => ats(d) && d.p.status === 304 && /(^|, )[^"W*]/.test(one(d.now.fields, 'if-none-match') || '') && d.w.status !== 304)),
   named('condition-of-no-2xx', 'the peer answers 304 for what is no success; RFC 9110, 13.2.1: the condition is ignored there',
@@ -136,7 +148,7 @@ export const explanations = [
   named('range-served', 'Weir gives a part of what it stores, or says that there is none; the peer the whole (RFC 9110, 14.2: optional)',
     same(d => has(d.now.fields, 'range') && [206, 416].includes(d.w.status) && d.p.status === 200)),
   named('squid-empty', 'Squid answers a Range that it cannot meet with the status of the whole, and nothing',
-    same(d => squid(d) && has(d.now.fields, 'range') && success(d.p.status) && d.p.body === '' && d.w.body !== '')),
+    same(d => squid(d) && has(d.now.fields, 'range') && d.p.body === '' && d.w.body !== '' && (d.p.status === d.w.status || success(d.p.status)))),
   named('other-stored', 'each uses what it stored last; the peer stored, or dropped, what Weir passed on',
     d => d.weir[d.at].cached && d.peer[d.at].cached && d.weir[d.at].made !== d.peer[d.at].made && mayReuse(d.history.steps, d.weir, d.at) === null &&
       d.weir.some((seen, nth) => nth < d.at && nth > storedAt(d.weir, d.at) && seen.contacts.length > 0)),

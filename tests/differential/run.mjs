@@ -14,6 +14,9 @@ import { history, line, written } from './histories.mjs'
 /** How long the origin thinks: what came back sooner did not wait for it. */
 const THINK_MS = 12
 
+/** Longest that an answer may take. */
+const ANSWER_MS = 5000
+
 /** A validation, and a fetch where that confirmed nothing. */
 const CONTACTS_MOST = 2
 
@@ -95,6 +98,7 @@ async function play (played, proxy) {
     const lines = step.request.fields.map(([name, value]) => [name, written(value, Date.now(), begin)])
     const target = `/${proxy.name}/${played.number}`
     const body = ['POST', 'PUT', 'PATCH'].includes(step.request.method) ? 'x' : ''
+    const timer = setTimeout(() => client.socket?.destroy(new Error(`no answer within ${ANSWER_MS} ms`)), ANSWER_MS)
     try {
       const answer = await client.request(step.request.method, target, [['Host', 'origin.example'], ...lines], body)
       const ended = performance.now()
@@ -111,8 +115,10 @@ async function play (played, proxy) {
         says: answer.fields.get('cache-status') || answer.fields.get('x-cache') || ''
       })
     } catch (error) {
-      Object.assign(seen[nth], { cached: false, status: 0, body: '', age: null, says: String(error.message) })
+      client.close()
+      Object.assign(seen[nth], { cached: false, ended: performance.now(), status: 0, body: '', age: null, made: null, at: Date.now() - begin, says: error.message })
     }
+    clearTimeout(timer)
   }
   client.close()
   proxy.origin.delete(played.number)
@@ -126,6 +132,7 @@ function forbidden (played, weir) {
   for (let at = 0; at < weir.length; at++) {
     const { cached, made, contacts } = weir[at]
     const old = !cached && made !== null && made < at && !contacts.some(({ status }) => status === 304)
+    if (weir[at].status === 0) return { history: played, at, weir, peer: weir, name: 'weir', reason: weir[at].says, why: null }
     const waited = contacts.filter(({ answered }) => answered !== null && answered <= weir[at].ended)
     if (waited.length > CONTACTS_MOST) {
       return { history: played, at, weir, peer: weir, name: 'weir', reason: `asked the origin ${waited.length} times`, why: null }

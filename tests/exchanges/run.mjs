@@ -142,8 +142,9 @@ class Run {
     }
     let why
     for (const answer of answers) {
-      why = malformed(request, answer, seen, this.counts) || against(request, answer, seen, this.counts)
+      why = malformed(request, answer, seen) || against(request, answer, seen, this.counts)
       if (!why) {
+        if (seen.status in this.counts) this.counts[seen.status]++
         if (seen.status === 200) page.seen = [answer, ...page.seen.slice(0, 5)]
         return null
       }
