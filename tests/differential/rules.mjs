@@ -121,7 +121,9 @@ export function mayServeOnError (steps, seen, at) {
   const { from, response } = storedAnswer(steps, seen, at)
   const { fields } = response
   if (!seen[at].contacts.some(({ status }) => status >= 500)) return 'the origin did not fail (4.2.4)'
-  const strict = ['no-cache', 'must-revalidate', 'proxy-revalidate', 's-maxage'].find(name => said(fields, name))
+  // The origin's own stale-if-error beside its s-maxage is taken at its word.
+  const allowed = said(fields, 'stale-if-error') ? [] : ['s-maxage']
+  const strict = ['no-cache', 'must-revalidate', 'proxy-revalidate', ...allowed].find(name => said(fields, name))
   if (strict) return `${strict}: not stale, whatever fails (4.2.4)`
   if (invalidatedBetween(steps, seen, from, at)) return 'invalidated (4.4)'
   const stale = firstAge(response) + (seen[at].at - seen[from].at) / 1000 - lifetime(response).is
@@ -141,9 +143,11 @@ function notFreshEnough (request, response, since) {
   if (least !== null && left < least - 1) return "the request's min-fresh (5.2.1.3)"
   // What never had a lifetime was never fresh; everything else is far from its end.
   if (left > -1 && lifetime(response).is > firstAge(response)) return null
-  if (['must-revalidate', 'proxy-revalidate', 's-maxage'].some(name => said(fields, name))) return 'stale and must be validated (4.2.4)'
+  if (['must-revalidate', 'proxy-revalidate'].some(name => said(fields, name))) return 'stale and must be validated (4.2.4)'
+  // s-maxage forbids stale use as proxy-revalidate does (5.2.2.10), but for what the origin itself allows beside it.
   const behind = seconds(fields, 'stale-while-revalidate')
   if (behind > 0 && -left <= behind + 1) return null
+  if (said(fields, 's-maxage')) return 'stale in spite of s-maxage (5.2.2.10)'
   const accepted = directives(request.fields).find(([name]) => name === 'max-stale')
   if (accepted && (accepted[1] === null || -left <= Number(accepted[1]) + 1)) return null
   return 'stale (4.2.4)'

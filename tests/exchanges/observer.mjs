@@ -51,15 +51,17 @@ function notUsable (request, answer, event) {
   if (says['no-cache']) return { why: 'no-cache (5.2.2.4)', stale: 0 }
   if (wants['no-cache']) return { why: "the request's no-cache (5.2.1.4)", stale: 0 }
   const failed = answer.page.failures.some(({ from, to }) => from <= request.end && to >= request.start)
-  const strict = ['must-revalidate', 'proxy-revalidate', 's-maxage'].find(name => says[name] !== undefined)
+  const strict = ['must-revalidate', 'proxy-revalidate'].find(name => says[name] !== undefined)
   // "Regardless of other freshness information" (RFC 5861, 4).
   if (failed && !strict && -left <= (says['stale-if-error'] ?? -Infinity) + TOLERANCE_S) return { why: null, stale: Math.max(0, -left) }
   if (wants['max-age'] !== undefined && age > wants['max-age'] + TOLERANCE_S) return { why: "the request's max-age (5.2.1.1)", stale: 0 }
   if (wants['min-fresh'] !== undefined && left < wants['min-fresh'] - TOLERANCE_S) return { why: "the request's min-fresh (5.2.1.3)", stale: 0 }
   if (left > -TOLERANCE_S) return { why: null, stale: Math.max(0, -left) }
   if (strict) return { why: `stale in spite of ${strict} (4.2.4)`, stale: -left }
-  const most = Math.max(says['stale-while-revalidate'] || 0, wants['max-stale'] ?? 0)
-  return { why: -left <= most + TOLERANCE_S ? null : 'stale (4.2.4)', stale: -left }
+  if (-left <= (says['stale-while-revalidate'] || 0) + TOLERANCE_S) return { why: null, stale: -left }
+  // It forbids stale use as proxy-revalidate does (5.2.2.10), but for what the origin itself allows beside it.
+  if (says['s-maxage'] !== undefined) return { why: 'stale in spite of s-maxage (5.2.2.10)', stale: -left }
+  return { why: -left <= (wants['max-stale'] ?? 0) + TOLERANCE_S ? null : 'stale (4.2.4)', stale: -left }
 }
 
 /** The first reason against giving `answer` to `request`; null if there is none. `seen` is what the client got. */
