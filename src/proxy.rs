@@ -265,15 +265,11 @@ impl Journey<'_> {
             if ask.credentials && cache.is_apart(&ask) {
                 break;
             }
-            if ask.directives.is_some_and(|wanted| wanted.only_if_cached) {
-                self.exchange.decide(Outcome::Refused, StatusCode::GATEWAY_TIMEOUT);
-                return respond::refused(StatusCode::GATEWAY_TIMEOUT, "nothing usable is stored (only-if-cached)");
-            }
             why = forward_reason(&missing);
 
-            // Neither a HEAD nor a part can fill the cache, and nobody should wait for one.
+            // Neither a HEAD nor a part can fill the cache, nor may who wants nothing else; and nobody should wait for one.
             let is_part = parts.method == Method::GET && parts.headers.contains_key(RANGE);
-            if parts.method == Method::HEAD || is_part {
+            if parts.method == Method::HEAD || is_part || wants_stored_only(&ask) {
                 match lead::look(self, &ask).await {
                     Look::Fresh(found) => {
                         self.exchange.from_tier(Tier::Redis);
@@ -287,7 +283,7 @@ impl Journey<'_> {
                     Look::Uncacheable => break,
                     Look::Nothing(found) => missing.previous = found.previous.or(missing.previous),
                 }
-                if parts.method == Method::HEAD {
+                if parts.method == Method::HEAD || wants_stored_only(&ask) {
                     break;
                 }
                 why = forward_reason(&missing);
@@ -322,6 +318,12 @@ impl Journey<'_> {
                 Followed::Alone => break,
                 Followed::Again => {}
             }
+        }
+        // However it came to this: RFC 9111 section 5.2.1.7.
+        let honoured = self.route.rule.cache.as_ref().and_then(|rule| honoured(rule, &parts));
+        if honoured.is_some_and(|wanted| wanted.only_if_cached) {
+            self.exchange.decide(Outcome::Refused, StatusCode::GATEWAY_TIMEOUT);
+            return respond::refused(StatusCode::GATEWAY_TIMEOUT, "nothing usable is stored (only-if-cached)");
         }
         self.pass(&mut parts, body, why).await
     }
@@ -378,4 +380,9 @@ fn forward_reason(missing: &Missing) -> Forward {
         None if missing.other_variant => Forward::VaryMiss,
         None => Forward::UriMiss,
     }
+}
+
+/// Whether the request is to be answered from the cache or not at all.
+fn wants_stored_only(ask: &Ask<'_>) -> bool {
+    ask.directives.is_some_and(|wanted| wanted.only_if_cached)
 }

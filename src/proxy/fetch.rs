@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::body::Patient;
 use super::state::{RouteState, Worker};
-use super::upstream::{Failure, Patience, Reply};
+use super::upstream::{Failure, Patience};
 use super::{headers, part, respond};
 use crate::cache::entry::{self, Entry, Stored, Uncacheable};
 use crate::cache::flight::{Arrival, End, Failed, Origin, Permit};
@@ -110,46 +110,49 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
 /// Fetches, and ends the flight whatever happens.
 pub(crate) async fn run(mut fetch: Fetch) {
     let watch = Stopwatch::start();
-    let (reply, sent) = ask(&mut fetch).await;
+    let said = fetch.ask().await;
     let took = watch.elapsed();
-    let status = reply.as_ref().ok().map(|reply| reply.response.status());
+    let status = match &said {
+        Ok(Said::Confirmed(_)) => Some(StatusCode::NOT_MODIFIED),
+        Ok(Said::Answer(response, _)) => Some(response.status()),
+        Err(_) => None,
+    };
     let report = std::mem::replace(&mut fetch.report, oneshot::channel().0);
     if report.send((status, took)).is_err() {
         // Nobody accounts for a refresh but the route itself.
         fetch.route.metrics.upstream(status, took);
     }
-    match reply {
-        Err(failure) => {
-            fetch.failed(respond::failed(&failure)).await;
+    match said {
+        Err(failure) => fetch.failed(respond::failed(&failure)).await,
+        Ok(Said::Confirmed(entry)) => {
+            fetch.store(Stored::Entry(Arc::new(*entry)), Fill::Revalidated, Origin::Confirmed).await;
         }
-        Ok(reply) => {
-            let mut response = reply.response;
-            let version = response.version();
-            headers::strip_hop_by_hop(response.headers_mut());
-            headers::append_via(response.headers_mut(), version);
-            fetch.received(response, sent).await;
-        }
+        Ok(Said::Answer(response, sent)) => fetch.received(response, sent).await,
     }
 }
 
-/// Asks for what a stored part lacks of the whole, where there is one, and for the whole where something else comes.
-async fn ask(fetch: &mut Fetch) -> (Result<Reply, Failure>, WallMs) {
-    let worker = Arc::clone(&fetch.worker);
-    let now = || worker.shared.cache.times().0;
-    if let Some(Rest { part, request }) = fetch.rest.take() {
-        let sent = now();
-        match worker.upstream.send(request, fetch.patience).await {
-            Ok(reply) if parts::completes(&reply.response, &part) => {
-                let response = part::completed(reply.response, &part);
-                return (Ok(Reply { response, ..reply }), sent);
-            }
-            Ok(reply) if is_about_ranges(reply.response.status()) => {}
-            other => return (other, sent),
-        }
-    }
-    let request = std::mem::take(&mut fetch.request);
-    let sent = now();
-    (worker.upstream.send(request, fetch.patience).await, sent)
+/// What the upstream said.
+enum Said {
+    /// What is stored is still right.
+    Confirmed(Box<Entry>),
+    /// Something else, and when it was asked for it.
+    Answer(Response<Body>, WallMs),
+}
+
+/// A request without its conditions; nothing if its body cannot be sent twice.
+fn unconditional(request: &Request<Body>) -> Option<Request<Body>> {
+    let body = match request.body() {
+        Body::Empty => Body::Empty,
+        Body::Full(bytes) => Body::Full(bytes.clone()),
+        Body::Hyper(_) | Body::Stream(_) => return None,
+    };
+    let mut plain = Request::new(body);
+    *plain.method_mut() = request.method().clone();
+    *plain.uri_mut() = request.uri().clone();
+    *plain.headers_mut() = request.headers().clone();
+    *plain.extensions_mut() = request.extensions().clone();
+    conditional::strip_conditions(plain.headers_mut());
+    Some(plain)
 }
 
 fn is_about_ranges(status: StatusCode) -> bool {
@@ -182,14 +185,57 @@ async fn is_denied(
 }
 
 impl Fetch {
+    /// Asks the upstream: for what a stored part lacks, or to confirm what is stored, where that may do; and for the whole
+    /// where it does not.
+    async fn ask(&mut self) -> Result<Said, Failure> {
+        if let Some(Rest { part, request }) = self.rest.take() {
+            let (answer, sent) = self.send(request).await;
+            let response = answer?;
+            if parts::completes(&response, &part) {
+                return Ok(Said::Answer(part::completed(response, &part), sent));
+            }
+            if !is_about_ranges(response.status()) {
+                return Ok(Said::Answer(response, sent));
+            }
+            self.asked_in_vain(response.status(), sent);
+        }
+        let request = std::mem::take(&mut self.request);
+        let plain = self.previous.is_some().then(|| unconditional(&request)).flatten();
+        let (answer, sent) = self.send(request).await;
+        let response = answer?;
+        let Some(plain) = plain.filter(|_| response.status() == StatusCode::NOT_MODIFIED) else {
+            return Ok(Said::Answer(response, sent));
+        };
+        if let Some(entry) = self.confirmed_entry(&response, sent) {
+            return Ok(Said::Confirmed(Box::new(entry)));
+        }
+        // It is about something else, or confirms what may not be kept for this request: only the whole will do.
+        self.asked_in_vain(response.status(), sent);
+        let (answer, sent) = self.send(plain).await;
+        Ok(Said::Answer(answer?, sent))
+    }
+
+    /// Sends a request and takes off the answer what is for one hop; when it was sent comes along.
+    async fn send(&mut self, request: Request<Body>) -> (Result<Response<Body>, Failure>, WallMs) {
+        let sent = self.worker.shared.cache.times().0;
+        let answer = self.worker.upstream.send(request, self.patience).await.map(|reply| {
+            let mut response = reply.response;
+            let version = response.version();
+            headers::strip_hop_by_hop(response.headers_mut());
+            headers::append_via(response.headers_mut(), version);
+            response
+        });
+        (answer, sent)
+    }
+
+    /// Accounts for an answer after which another is needed.
+    fn asked_in_vain(&self, status: StatusCode, sent: WallMs) {
+        let took = self.worker.shared.cache.times().0.saturating_sub(sent);
+        self.route.metrics.upstream(Some(status), Duration::from_millis(took));
+    }
+
     async fn received(self, response: Response<Body>, sent: WallMs) {
         let (now, _) = self.worker.shared.cache.times();
-        if response.status() == StatusCode::NOT_MODIFIED
-            && let Some(previous) = &self.previous
-        {
-            let confirmed = self.confirmed_entry(previous, &response, sent, now);
-            return self.confirmed(confirmed).await;
-        }
         if response.status().is_server_error()
             && let Some(previous) = self.previous.clone().filter(|previous| previous.excuses_errors)
         {
@@ -245,14 +291,10 @@ impl Fetch {
 
     /// The stored answer as the upstream confirmed it (RFC 9111 section 4.3.4), if it is the one that was meant and may
     /// still be kept.
-    fn confirmed_entry(
-        &self,
-        previous: &Previous,
-        response: &Response<Body>,
-        sent: WallMs,
-        now: WallMs,
-    ) -> Option<Entry> {
+    fn confirmed_entry(&self, response: &Response<Body>, sent: WallMs) -> Option<Entry> {
+        let previous = self.previous.as_ref()?;
         let entry = previous.entry()?;
+        let now = self.worker.shared.cache.times().0;
         if !conditional::confirms(response.headers(), entry, previous.confirmed_by()) {
             return None;
         }
@@ -329,21 +371,6 @@ impl Fetch {
             }
         }
         self.route.metrics.fill(result);
-    }
-
-    async fn confirmed(self, refreshed: Option<Entry>) {
-        match refreshed {
-            Some(entry) => {
-                self.store(Stored::Entry(Arc::new(entry)), Fill::Revalidated, Origin::Confirmed).await;
-            }
-            None => {
-                // Confirmed, but not to be kept any longer: those who wait ask anew.
-                self.route.metrics.fill(Fill::Uncacheable);
-                let (worker, lease, deadline) = (self.worker, self.lease, self.redis_deadline);
-                drop(self.permit);
-                release(&worker, lease, deadline).await;
-            }
-        }
     }
 
     /// The upstream failed, and what is stale may be served instead.

@@ -8,9 +8,9 @@ use http::request::Parts;
 use super::lead::Lead;
 use super::respond::{self, Forward, Forwarded};
 use super::{Journey, forward};
-use crate::cache::Ask;
 use crate::cache::flight::{End, Follower, Origin, Seen};
 use crate::cache::memory::Slot;
+use crate::cache::{Ask, Look};
 use crate::config::Stage;
 use crate::message::Answer;
 use crate::metrics::Outcome;
@@ -127,6 +127,20 @@ impl Journey<'_> {
         if !self.worker.shared.cache.suits(entry, ask, followed.unwrap_or(false)) {
             return None;
         }
+        // What was there before somebody asked is for each only what its own directives allow.
+        let judged = || self.worker.shared.cache.judge(Arc::clone(slot), ask).0;
+        let is_usable = match origin {
+            Origin::Fetched | Origin::Confirmed | Origin::Passed => true,
+            Origin::Shared | Origin::Awaited => matches!(judged(), Look::Fresh(_) | Look::Stale(_)),
+            Origin::Excused => match judged() {
+                Look::Fresh(_) | Look::Stale(_) => true,
+                Look::Nothing(missing) => missing.previous.is_some_and(|previous| previous.excuses_errors),
+                Look::Uncacheable => false,
+            },
+        };
+        if !is_usable {
+            return None;
+        }
         let outcome = match origin {
             Origin::Excused => Outcome::Stale,
             Origin::Shared => Outcome::Hit,
@@ -141,8 +155,8 @@ impl Journey<'_> {
         let because = Forwarded { collapsed, ..Forwarded::because(why) };
         let forwarded = match origin {
             Origin::Shared => None,
-            Origin::Awaited => Some(Forwarded { collapsed: true, ..because }),
-            Origin::Excused => Some(Forwarded { detail: Some("stale-if-error"), ..because }),
+            Origin::Awaited => Some(Forwarded { collapsed: true, is_reused: true, ..because }),
+            Origin::Excused => Some(Forwarded { detail: Some("stale-if-error"), is_reused: true, ..because }),
             Origin::Confirmed => Some(Forwarded { stored: true, status: Some(StatusCode::NOT_MODIFIED), ..because }),
             Origin::Fetched => Some(Forwarded { stored: !collapsed, ..because }),
             Origin::Passed => Some(because),

@@ -108,6 +108,8 @@ pub struct Forwarded {
     pub stored: bool,
     /// Whether another's fetch answered.
     pub collapsed: bool,
+    /// Whether what is stored is used without the upstream's word.
+    pub is_reused: bool,
     /// Why it was not stored, or what else there is to say.
     pub detail: Option<&'static str>,
 }
@@ -115,7 +117,7 @@ pub struct Forwarded {
 impl Forwarded {
     /// Forwarded for this reason, and nothing more to say.
     pub fn because(why: Forward) -> Self {
-        Self { why, status: None, stored: false, collapsed: false, detail: None }
+        Self { why, status: None, stored: false, collapsed: false, is_reused: false, detail: None }
     }
 
     /// Appends the member to what upstream caches have said.
@@ -200,8 +202,8 @@ pub fn stored(found: &Found, parts: &Parts, forwarded: Option<&Forwarded>) -> An
             answer.lines.push(b"\r\n");
         }
         Some(forwarded) => {
-            // What has just come from the origin has no age (RFC 9111 section 5.1).
-            if found.age_s > 0 {
+            // What has just come from the origin has no age (RFC 9111 section 5.1); what is reused says one (section 4).
+            if found.age_s > 0 || forwarded.is_reused {
                 age(&mut answer.lines, found.age_s);
             }
             forwarded.append(&mut answer.fields);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Connection, Gate, eventually, for_both, get, reply, request, upstream, weir};
+use crate::harness::{Connection, Gate, Recorded, eventually, for_both, get, redis, reply, request, upstream, weir};
 
 const ROUTES: &str = r#"
 [[route]]
@@ -208,4 +208,116 @@ async fn connection_cannot_name_away_what_forbids_storing() {
         weir.get("/item/1").await;
         assert_eq!(up.count("/item/1"), 2, "{field}");
     }
+}
+
+const STORED: &str = r#"weir_cache_fills_total{result="stored"}"#;
+
+const HONOURS: &str = r#"
+[[route]]
+name = "everything"
+path = "/{*rest}"
+cache.enabled = true
+cache.client_directives = "honor"
+"#;
+
+/// Who follows finds what the leader found, but may have asked for something else.
+#[tokio::test]
+async fn a_follower_gets_what_its_own_directives_allow() {
+    let (up, redis) = (upstream(), redis());
+    up.sequence("/a", vec![reply("old").max_age(60), reply("new").max_age(60)]);
+    let first = weir(HONOURS).to(up.url()).redis(&redis).start().await;
+    first.get("/a").await;
+    first.metric_reaches(STORED, 1.0).await;
+    // On the other pod all of them look into Redis at once.
+    for _ in 0..10 {
+        let second = weir(HONOURS).to(up.url()).redis(&redis).start().await;
+        second.ready().await;
+        let strict = || second.send(get("/a").header("cache-control", "no-cache"));
+        let (lead, follower, other) = tokio::join!(second.get("/a"), strict(), strict());
+        assert!(["old", "new"].contains(&lead.text()));
+        for answer in [follower, other] {
+            assert!(!answer.is_hit(), "{}", answer.cache_status());
+        }
+    }
+}
+
+/// What excuses a failure for one who accepts it is no answer for the others.
+#[tokio::test]
+async fn a_follower_is_excused_only_by_its_own_leave() {
+    let (up, gate) = (upstream(), Gate::new());
+    up.route("/a", reply("old").header("cache-control", "max-age=0, stale-while-revalidate=60"));
+    let weir = weir(HONOURS).to(up.url()).start().await;
+    weir.get("/a").await;
+    weir.metric_reaches(STORED, 1.0).await;
+    up.route("/a", reply("down").status(503).gate(&gate));
+    let strict = || weir.send(get("/a").header("cache-control", "no-cache"));
+    assert_eq!(weir.get("/a").await.text(), "old", "and a refresh has begun behind it");
+    let opened = async {
+        gate.reached(1).await;
+        gate.open();
+    };
+    let (one, other, ()) = tokio::join!(strict(), strict(), opened);
+    for answer in [one, other] {
+        assert_eq!((answer.status, answer.text()), (503, "down"), "{}", answer.cache_status());
+    }
+}
+
+/// A 304 that confirms nothing that may be used asks for the whole, once.
+#[tokio::test]
+async fn a_304_that_confirms_nothing_is_followed_by_one_whole_fetch() {
+    let up = upstream();
+    let conditional = |request: &Recorded| request.header("if-none-match").is_some();
+    up.on("/credentials", move |request| match conditional(request) {
+        true => reply("").status(304).header("etag", "\"e\""),
+        false => reply("v").header("cache-control", "max-age=0").header("etag", "\"e\""),
+    });
+    up.on("/other", move |request| match conditional(request) {
+        true => reply("").status(304).header("etag", "\"other\""),
+        false => reply("v").header("cache-control", "max-age=0").header("etag", "W/\"e\""),
+    });
+    let weir = weir(HONOURS).to(up.url()).start().await;
+    for (path, second) in [("/credentials", get("/credentials").header("cookie", "a=1")), ("/other", get("/other"))] {
+        weir.get(path).await;
+        weir.metric_reaches(STORED, if path == "/other" { 2.0 } else { 1.0 }).await;
+        let answer = weir.send(second).await;
+        assert_eq!((answer.status, answer.text()), (200, "v"), "{path}");
+        assert_eq!(up.count(path), 3, "{path}: the first, the question, and the whole");
+    }
+}
+
+/// RFC 9111 section 5.2.1.7, whatever kept the answer out of reach.
+#[tokio::test]
+async fn only_if_cached_never_reaches_the_service() {
+    let (up, redis) = (upstream(), redis());
+    up.on("/private", |_| reply("v").header("cache-control", "private"));
+    up.on("/silent", |_| reply("v"));
+    up.on("/stored", |_| reply("v").max_age(60));
+    let weir = weir(HONOURS).to(up.url()).redis(&redis).start().await;
+    let only = |path: &str| get(path).header("cache-control", "only-if-cached");
+    weir.get("/private").await;
+    weir.send(get("/silent").header("cookie", "a=1")).await;
+    for request in [only("/private"), only("/silent"), only("/silent").header("cookie", "a=1"), only("/none")] {
+        let answer = weir.send(request).await;
+        assert_eq!((answer.status, answer.cache_status()), (504, "weir; detail=refused"));
+    }
+    assert_eq!((up.count("/private"), up.count("/silent"), up.count("/none")), (1, 1, 0));
+    weir.get("/stored").await;
+    weir.metric_reaches(STORED, 1.0).await;
+    let other = crate::harness::weir(HONOURS).to(up.url()).redis(&redis).start().await;
+    other.ready().await;
+    assert!(other.send(only("/stored")).await.is_hit(), "what another pod stored is cached");
+}
+
+/// RFC 9111 section 4: what is reused says how old it is, be that nothing.
+#[tokio::test]
+async fn what_excuses_a_failure_says_its_age() {
+    let up = upstream();
+    let stored = reply("old").header("cache-control", "max-age=60, stale-if-error=60");
+    up.sequence("/a", vec![stored, reply("down").status(503)]);
+    let weir = weir(HONOURS).to(up.url()).start().await;
+    weir.get("/a").await;
+    weir.metric_reaches(STORED, 1.0).await;
+    let answer = weir.send(get("/a").header("cache-control", "min-fresh=61")).await;
+    assert_eq!((answer.text(), answer.cache_status()), ("old", "weir; fwd=stale; detail=stale-if-error"));
+    assert_eq!(answer.header("age"), Some("0"));
 }
