@@ -115,6 +115,8 @@ pub struct Kept {
     pub marker: Option<Arc<Vary>>,
     /// The variant that had to leave for it.
     pub dropped: Option<Variant>,
+    /// Whether nothing newer stood there.
+    pub is_newest: bool,
 }
 
 /// Why there is no answer, and what a fetch can start from.
@@ -242,9 +244,14 @@ impl Cache {
     }
 
     /// The part that one more would complete. Its age is of no matter: a strong entity tag says whether it still holds.
-    pub fn completable(&self, primary: &[u8]) -> Option<Arc<Entry>> {
-        let slot = self.memory.get(&parts::key(primary))?;
-        slot.stored.entry().filter(|entry| parts::rest(entry).is_some()).cloned()
+    /// It is taken out: should its rest not come, the whole is asked for from then on.
+    pub fn take_completable(&self, ask: &Ask<'_>) -> Option<Arc<Entry>> {
+        let key = parts::key(ask.key);
+        let slot = self.memory.get(&key)?;
+        let is_for_others = |entry: &Entry| ask.credentials && entry.freshness.by_rule;
+        let entry = slot.stored.entry().filter(|entry| parts::rest(entry).is_some() && !is_for_others(entry))?;
+        self.memory.remove(&key);
+        Some(Arc::clone(entry))
     }
 
     /// Keeps a part in the memory tier, joined with an `earlier` one if they are of the same bytes; what has become whole by
@@ -256,11 +263,11 @@ impl Cache {
             return self.keep(primary, Stored::Entry(Arc::new(whole)), asked);
         }
         let slot = Slot::new(Stored::Entry(Arc::new(part)), asked);
-        self.memory.insert(slot.stored.key().clone(), Arc::clone(&slot));
-        Kept { slot, marker: None, dropped: None }
+        let is_newest = self.memory.insert(slot.stored.key().clone(), Arc::clone(&slot));
+        Kept { slot, marker: None, dropped: None, is_newest }
     }
 
-    /// Room for a copy of what passes, out of what all fetches may hold.
+    /// Room for a copy of what passes.
     pub fn room(&self) -> flight::Held {
         self.flights.room()
     }
@@ -389,11 +396,8 @@ impl Cache {
     /// Keeps something in the memory tier. An answer that varies stands behind a record of the fields it varies by, which
     /// has room for so many variants: the least used leaves for one more.
     pub fn keep(&self, primary: &[u8], mut stored: Stored, asked: SteadyMs) -> Kept {
-        if let Stored::Vary(vary) = &mut stored
-            && let Some(standing) = self.memory.get(primary)
-            && let Stored::Vary(known) = &standing.stored
-        {
-            Arc::make_mut(vary).merge(known);
+        if let Stored::Vary(vary) = &mut stored {
+            return self.keep_record(primary, vary, asked);
         }
         let slot = Slot::new(stored, asked);
         let varying = slot.stored.entry().filter(|entry| !entry.vary.is_empty());
@@ -406,12 +410,12 @@ impl Cache {
                 // What is here whole is not in parts any more, least of all in older ones.
                 self.memory.remove(&parts::key(primary));
             }
-            self.memory.insert(key, Arc::clone(&slot));
-            return Kept { slot, marker: None, dropped: None };
+            let is_newest = self.memory.insert(key, Arc::clone(&slot));
+            return Kept { slot, marker: None, dropped: None, is_newest };
         };
-        let variant = Variant::new(entry.key.clone(), shared::name(&entry.key));
+        self.memory.remove(&parts::key(primary));
+        let variant = Variant::new(&entry.key, shared::name(&entry.key));
         let (marker, dropped) = {
-            // Two variants that are stored at once are both counted.
             let _turn = self.markers.lock().unwrap_or_else(PoisonError::into_inner);
             let mut marker = self.marker(primary, entry);
             let dropped = marker.admit(variant);
@@ -422,8 +426,21 @@ impl Cache {
         if let Some(dropped) = &dropped {
             self.memory.remove(dropped.key());
         }
-        self.memory.insert(entry.key.clone(), Arc::clone(&slot));
-        Kept { slot, marker: Some(marker), dropped }
+        let is_newest = self.memory.insert(entry.key.clone(), Arc::clone(&slot));
+        Kept { slot, marker: Some(marker), dropped, is_newest }
+    }
+
+    /// Keeps a record of variants that Redis has, together with what this process knows of them.
+    fn keep_record(&self, primary: &[u8], vary: &mut Arc<Vary>, asked: SteadyMs) -> Kept {
+        let _turn = self.markers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(standing) = self.memory.get(primary)
+            && let Stored::Vary(known) = &standing.stored
+        {
+            Arc::make_mut(vary).merge(known);
+        }
+        let slot = Slot::new(Stored::Vary(Arc::clone(vary)), asked);
+        let is_newest = self.memory.insert(Bytes::copy_from_slice(primary), Arc::clone(&slot));
+        Kept { slot, marker: None, dropped: None, is_newest }
     }
 
     /// Remembers that answers to requests with credentials are not stored under this key, whatever others get.
@@ -439,11 +456,12 @@ impl Cache {
         matches!(&slot.stored, Stored::Uncacheable(verdict) if verdict.until > ask.now)
     }
 
-    /// The record of the fields that a URL's answers vary by: the one that stands, if it names the same.
+    /// The record of the fields that a URL's answers vary by. Where they are others than before, the variants by those
+    /// count on until they leave.
     fn marker(&self, primary: &[u8], entry: &Entry) -> Vary {
         let standing = self.memory.get(primary);
         let (variants, left) = match standing.as_ref().map(|slot| &slot.stored) {
-            Some(Stored::Vary(vary)) if vary.names == entry.vary => (vary.variants.clone(), vary.left),
+            Some(Stored::Vary(vary)) => (vary.variants.clone(), vary.left),
             _ => (Vec::new(), 0),
         };
         Vary {

@@ -23,6 +23,7 @@ pub mod upstream;
 pub mod write;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::RANGE;
 use http::request::Parts;
@@ -152,7 +153,8 @@ impl Proxy {
             Err(denial) => journey.denied(&denial),
             Ok(()) if parts.method.as_str() == "PURGE" && route.rule.purge => write::purge(&mut journey).await,
             // The body before the cache, where it is part of the key.
-            Ok(()) => match content::read(route.rule.cache.as_ref(), &parts.method, body).await {
+            Ok(()) => match content::read(route.rule.cache.as_ref(), &parts.method, body, journey.request_idle()).await
+            {
                 Err(error) => forward::failed(&mut journey, &Failure::RequestBody(error), Forward::Bypass),
                 Ok((content, body)) => {
                     journey.content = content;
@@ -177,6 +179,13 @@ impl Journey<'_> {
     fn caching(&self, parts: &Parts, body: &Body) -> Result<(), Forward> {
         let has_body = self.content.is_none() && !matches!(body, Body::Empty);
         self.route.may_use_cache(self.target, self.reads_as(parts), parts, has_body).map_err(Past::forward)
+    }
+
+    /// Longest silence in the request's body that is the route's own: the server ends one that is silent for too long
+    /// itself, unless the route is less patient.
+    pub(crate) fn request_idle(&self) -> Duration {
+        let general = self.live.config.server.limits.body_idle;
+        if self.route.body_idle < general { self.route.body_idle } else { Duration::MAX }
     }
 
     /// What the request is to the cache.
@@ -220,7 +229,7 @@ impl Journey<'_> {
         if let Err(denial) = self.limited(Stage::Origin, parts).await {
             return self.denied(&denial);
         }
-        if write::changes_state(self.live, self.route, self.target, parts, self.content.is_some()) {
+        if write::changes_state(self.live, self.route, self.target, parts) {
             return write::forward(self, parts, body, why).await;
         }
         forward::pass(self, parts, body, why).await

@@ -94,7 +94,7 @@ impl Stored {
             Self::Entry(entry) => entry.weight(),
             Self::Vary(vary) => {
                 let own = size_of::<Vary>() + vary.key.len() + names_bytes(&vary.names);
-                (own + vary.variants.len() * size_of::<Variant>()) as u64
+                (own + vary.variants_bytes()) as u64
             }
             Self::Uncacheable(verdict) => (size_of::<Uncacheable>() + verdict.key.len()) as u64,
         }

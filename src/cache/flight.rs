@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -20,6 +19,11 @@ use super::entry::Entry;
 use super::memory::Slot;
 use crate::invalidation::Position;
 use crate::message::{Body, BodyError};
+
+mod room;
+
+pub use room::Held;
+use room::Room;
 
 /// Tables of flights, each behind a lock of its own.
 const SHARDS: usize = 16;
@@ -140,8 +144,13 @@ type Table = HashMap<Arc<[u8]>, Arc<Flight>, RandomState>;
 pub struct Flights {
     shards: Vec<Mutex<Table>>,
     room: Arc<Room>,
+    copies: Arc<Room>,
     hasher: RandomState,
 }
+
+/// What copies of passing answers may hold together, as a divisor of the room for fetches: the slow readers of such answers
+/// leave the fetches theirs.
+const COPIES_SHARE: usize = 4;
 
 /// What joining a flight gave.
 pub enum Joined {
@@ -157,7 +166,8 @@ impl Flights {
         let hasher = RandomState::new();
         Arc::new(Self {
             shards: (0..SHARDS).map(|_| Mutex::new(Table::with_hasher(hasher.clone()))).collect(),
-            room: Arc::new(Room { taken: AtomicUsize::new(0), most: fill_memory }),
+            room: Room::new(fill_memory),
+            copies: Room::new(fill_memory / COPIES_SHARE),
             hasher,
         })
     }
@@ -198,9 +208,9 @@ impl Flights {
         Joined::Lead(Permit { flight, flights: Arc::clone(self), ended: false })
     }
 
-    /// A place in the room for fetches, for who is none.
+    /// A place in the room for copies.
     pub fn room(&self) -> Held {
-        self.room.enter()
+        self.copies.enter()
     }
 
     /// Whether somebody flies for `key`.
@@ -457,42 +467,5 @@ impl HttpBody for FlightBody {
 
     fn size_hint(&self) -> SizeHint {
         self.length.map_or_else(SizeHint::default, |length| SizeHint::with_exact(length.saturating_sub(self.bytes)))
-    }
-}
-
-/// What all fetches in progress may hold together.
-struct Room {
-    taken: AtomicUsize,
-    most: usize,
-}
-
-impl Room {
-    fn enter(self: &Arc<Self>) -> Held {
-        Held { room: Arc::clone(self), bytes: 0 }
-    }
-}
-
-/// Bytes held of what all fetches may hold together, given back on drop.
-pub struct Held {
-    room: Arc<Room>,
-    bytes: usize,
-}
-
-impl Held {
-    /// Takes `more` bytes, if they are there.
-    pub fn grow(&mut self, more: usize) -> bool {
-        let before = self.room.taken.fetch_add(more, Ordering::Relaxed);
-        if before.saturating_add(more) > self.room.most {
-            self.room.taken.fetch_sub(more, Ordering::Relaxed);
-            return false;
-        }
-        self.bytes += more;
-        true
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.room.taken.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

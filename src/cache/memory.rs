@@ -112,13 +112,14 @@ impl Memory {
         self.slots.as_ref()?.peek(key)
     }
 
-    /// Stores, unless what stands there is newer.
-    pub fn insert(&self, key: Bytes, slot: Arc<Slot>) {
-        let Some(slots) = &self.slots else { return };
+    /// Stores, unless what stands there is newer; whether nothing newer does.
+    pub fn insert(&self, key: Bytes, slot: Arc<Slot>) -> bool {
+        let Some(slots) = &self.slots else { return true };
         if slots.peek(&key).is_some_and(|present| present.stored.is_newer_than(&slot.stored)) {
-            return;
+            return false;
         }
         slots.insert(key, slot);
+        true
     }
 
     /// Removes what is stored under `key`.

@@ -44,7 +44,7 @@ struct History {
 enum Choice {
     /// Stricter: 400, 401, 414 and their like answer what one client sent; stored, they would be everybody's.
     ClientsOwnStatus,
-    /// Stricter: parts are not stored, so that none becomes a whole.
+    /// Stricter: a part that nobody asked for is not stored, so that none becomes a whole.
     NoParts,
     /// Stricter: a cookie is somebody's. The route can say otherwise.
     NoCookies,

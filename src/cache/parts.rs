@@ -8,16 +8,28 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_RANGE, ETAG, IF_RANGE, RANGE};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use super::conditional;
 use super::entry::{Entry, Part};
+use super::freshness::Freshness;
 use super::ranges::{self, Selection};
+
+/// A part is joined with one that has up to so many times its bytes: with a larger one, each byte of it would cost more to
+/// copy than to fetch.
+const LEAST_SHARE: u64 = 16;
 
 /// Where the parts of `primary` are stored: no key of anything else ends like this, since every part of one has its length
 /// in front.
 pub fn key(primary: &[u8]) -> Vec<u8> {
-    [primary, b"part"].concat()
+    [primary, SUFFIX].concat()
+}
+
+const SUFFIX: &[u8] = b"part";
+
+/// The primary key that a part's [`key`] was made of.
+pub fn primary(key: &[u8]) -> &[u8] {
+    key.strip_suffix(SUFFIX).unwrap_or(key)
 }
 
 /// Which bytes of how many an answer with status 206 holds, if it says so once and readably, and knows the whole's length.
@@ -53,6 +65,32 @@ pub fn select(request: &HeaderMap, entry: &Entry) -> Option<Selection> {
     }
 }
 
+/// Whether an answer's part is of the same bytes as `entry`, by a strong entity tag.
+pub fn is_of_the_same(answer: &HeaderMap, entry: &Entry) -> bool {
+    let mut tags = answer.get_all(ETAG).iter();
+    match (tags.next(), tags.next()) {
+        (Some(tag), None) => Some(tag.as_bytes()) == entry.strong_etag(),
+        _ => false,
+    }
+}
+
+/// Whether a part of so many bytes is worth being joined with `earlier`: all of them are copied for it.
+pub fn is_worth_joining(bytes: u64, earlier: &Entry) -> bool {
+    bytes.saturating_mul(LEAST_SHARE) >= earlier.body.len() as u64
+}
+
+/// The fields of an answer with a part, as they are kept: over those of an earlier part of the same bytes, since an upstream
+/// may leave out what it thinks the client has (RFC 9110 sections 15.3.7 and 15.3.7.3); without those that sum up the bytes
+/// of one message (RFC 9530 section 2), or say where they stand.
+pub fn fields(answer: &HeaderMap, earlier: Option<&Entry>) -> HeaderMap {
+    let earlier = earlier.filter(|earlier| is_of_the_same(answer, earlier));
+    let mut fields = earlier.map_or_else(|| answer.clone(), |earlier| earlier.merged(answer));
+    for name in [CONTENT_RANGE, HeaderName::from_static("content-digest"), HeaderName::from_static("content-md5")] {
+        fields.remove(name);
+    }
+    fields
+}
+
 /// One entry of two parts that touch: the later one's head over both bodies. It is a whole where nothing is missing any
 /// more. `None` if they are not known to be of the same bytes, do not touch, or have more than `most` together.
 pub fn joined(earlier: &Entry, later: &Entry, most: usize) -> Option<Entry> {
@@ -71,7 +109,9 @@ pub fn joined(earlier: &Entry, later: &Entry, most: usize) -> Option<Entry> {
     let mut body = BytesMut::with_capacity(low.body.len() + behind.len());
     body.extend_from_slice(&low.body);
     body.extend_from_slice(behind);
-    Some(Entry { part: Some(low_part), ..later.clone() }.with_body(body.freeze()))
+    let by_rule = earlier.freshness.by_rule || later.freshness.by_rule;
+    let freshness = Freshness { by_rule, ..later.freshness };
+    Some(Entry { part: Some(low_part), freshness, ..later.clone() }.with_body(body.freeze()))
 }
 
 /// The whole that a part has become, under the primary key; `None` while something is missing.
@@ -113,17 +153,16 @@ pub fn ask_for_rest(request: &mut HeaderMap, entry: &Entry) -> bool {
 }
 
 /// Whether an answer is the rest that [`ask_for_rest`] asked for.
-pub fn completes<B>(answer: &Response<B>, entry: &Entry) -> bool {
-    let (status, answer) = (answer.status(), answer.headers());
-    let mut tags = answer.get_all(ETAG).iter();
-    let same = match (tags.next(), tags.next()) {
-        (Some(tag), None) => Some(tag.as_bytes()) == entry.strong_etag(),
-        _ => false,
+pub fn completes<B: http_body::Body>(answer: &Response<B>, entry: &Entry) -> bool {
+    let is_as_long = |range: &Range<u64>| {
+        let length = answer.body().size_hint().exact();
+        length.is_none_or(|length| length == range.end - range.start)
     };
-    let is_rest = described(answer).is_some_and(|(range, complete)| {
-        Some(range) == rest(entry) && Some(complete) == entry.part.map(|part| part.complete)
+    let is_rest = described(answer.headers()).is_some_and(|(range, complete)| {
+        let is_missing = is_as_long(&range) && Some(range) == rest(entry);
+        is_missing && Some(complete) == entry.part.map(|part| part.complete)
     });
-    status == StatusCode::PARTIAL_CONTENT && same && is_rest
+    answer.status() == StatusCode::PARTIAL_CONTENT && is_rest && is_of_the_same(answer.headers(), entry)
 }
 
 /// A part's place as an entry has it.
@@ -233,7 +272,7 @@ mod tests {
             assert_eq!(request, headers(&[("range", range), ("if-range", "\"a\"")]));
         }
         let of = |status, fields| {
-            let mut answer = Response::new(());
+            let mut answer = Response::new(crate::message::Body::Full(Bytes::from_static(b"456789")));
             *answer.status_mut() = StatusCode::from_u16(status).unwrap();
             *answer.headers_mut() = fields;
             answer
@@ -244,8 +283,36 @@ mod tests {
         assert!(!completes(&answer("bytes 5-9/10", "\"a\""), &tagged(0..4)));
         assert!(!completes(&answer("bytes 4-9/11", "\"a\""), &tagged(0..4)));
         assert!(!completes(&of(206, headers(&[("content-range", "bytes 4-9/10")])), &tagged(0..4)));
+        let mut short = answer("bytes 4-9/10", "\"a\"");
+        *short.body_mut() = crate::message::Body::Full(Bytes::from_static(b"45678"));
+        assert!(!completes(&short, &tagged(0..4)));
         let whole = of(200, headers(&[("content-range", "bytes 4-9/10"), ("etag", "\"a\"")]));
         assert!(!completes(&whole, &tagged(0..4)));
+    }
+
+    #[test]
+    fn a_lean_part_takes_the_fields_of_the_one_before() {
+        let stored =
+            part(0..4, &[("etag", "\"a\""), ("content-type", "text/plain"), ("surrogate-key", "t"), ("x-a", "1")]);
+        let lean = headers(&[
+            ("etag", "\"a\""),
+            ("x-a", "2"),
+            ("content-range", "bytes 4-9/10"),
+            ("content-digest", "sha-256=:AA==:"),
+        ]);
+        let kept = fields(&lean, Some(&stored));
+        let expected = [("etag", "\"a\""), ("content-type", "text/plain"), ("surrogate-key", "t"), ("x-a", "2")];
+        assert_eq!(kept, headers(&expected));
+        let other = part(0..4, &[("etag", "\"b\""), ("content-type", "text/plain")]);
+        assert_eq!(fields(&lean, Some(&other)), headers(&[("etag", "\"a\""), ("x-a", "2")]));
+        let by_rule = |by_rule| {
+            let part = tagged(0..4);
+            Entry { freshness: Freshness { by_rule, ..part.freshness }, ..part }
+        };
+        for (one, other) in [(true, false), (false, true), (true, true)] {
+            let other = Entry { freshness: by_rule(other).freshness, ..tagged(4..10) };
+            assert!(joined(&by_rule(one), &other, 100).unwrap().freshness.by_rule);
+        }
     }
 
     proptest! {

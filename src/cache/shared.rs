@@ -33,6 +33,9 @@ const CORRUPT_FRONT_BYTES: usize = 64;
 fn place(source: &str) -> &'static str {
     source
         .replace("INCARNATION_AT", &codec::INCARNATION_AT.to_string())
+        .replace("KIND_AT", &codec::KIND_AT.to_string())
+        .replace("RECEIVED_AT + 7", &(codec::RECEIVED_AT + 7).to_string())
+        .replace("RECEIVED_AT", &codec::RECEIVED_AT.to_string())
         .replace("FENCE_AT + 7", &(codec::FENCE_AT + 7).to_string())
         .replace("FENCE_AT", &codec::FENCE_AT.to_string())
         .leak()
@@ -117,6 +120,7 @@ impl SharedTier {
         let mut key = Cow::Borrowed(ask.key);
         let mut stored = self.read(redis, &key, budget).await?;
         if let Some(Stored::Vary(vary)) = &stored {
+            cache.keep(ask.key, Stored::Vary(Arc::clone(vary)), 0);
             let mut variant = Vec::with_capacity(ask.key.len() + 128);
             ask.keys.variant(&mut variant, ask.key, &vary.names, ask.headers);
             key = Cow::Owned(variant);
@@ -130,20 +134,30 @@ impl SharedTier {
     /// # Errors
     /// As of [`get`](Self::get).
     pub async fn part(&self, redis: &Redis, ask: &Ask<'_>, budget: &mut Budget) -> Result<Option<Arc<Slot>>, Lookup> {
-        let stored = self.read(redis, &parts::key(ask.key), budget).await?;
+        let name = self.keys.part(&name(ask.key));
+        let stored = self.read_at(redis, &name, &parts::key(ask.key), budget).await?;
         Ok(stored.filter(|stored| stored.entry().is_some()).map(|stored| Slot::new(stored, 0)))
     }
 
     async fn read(&self, redis: &Redis, key: &[u8], budget: &mut Budget) -> Result<Option<Stored>, Lookup> {
-        let name = self.entry_name(key);
-        match redis.get(&name, budget).await {
+        self.read_at(redis, &self.entry_name(key), key, budget).await
+    }
+
+    async fn read_at(
+        &self,
+        redis: &Redis,
+        name: &[u8],
+        key: &[u8],
+        budget: &mut Budget,
+    ) -> Result<Option<Stored>, Lookup> {
+        match redis.get(name, budget).await {
             Ok(None) => Ok(None),
             Err(_) => Err(Lookup::Unavailable),
             Ok(Some(bytes)) => match self.decode(key, &bytes) {
                 Ok(stored) => Ok(stored),
                 Err(_) => {
                     let front = &bytes[..bytes.len().min(CORRUPT_FRONT_BYTES)];
-                    let _ = redis.run(&DROP_SCRIPT, &[&name], &[front], budget).await;
+                    let _ = redis.run(&DROP_SCRIPT, &[name], &[front], budget).await;
                     Err(Lookup::Corrupt)
                 }
             },
@@ -155,7 +169,30 @@ impl SharedTier {
     /// # Errors
     /// See [`Unseen`].
     pub async fn peek(&self, redis: &Redis, key: &[u8], budget: &mut Budget) -> Result<Option<Stored>, Unseen> {
-        match redis.get(&self.entry_name(key), budget).await {
+        self.peek_at(redis, &self.entry_name(key), key, budget).await
+    }
+
+    /// [`peek`](Self::peek) for the part of what has this primary key.
+    ///
+    /// # Errors
+    /// See [`Unseen`].
+    pub async fn peek_part(
+        &self,
+        redis: &Redis,
+        primary: &[u8],
+        budget: &mut Budget,
+    ) -> Result<Option<Stored>, Unseen> {
+        self.peek_at(redis, &self.keys.part(&name(primary)), &parts::key(primary), budget).await
+    }
+
+    async fn peek_at(
+        &self,
+        redis: &Redis,
+        name: &[u8],
+        key: &[u8],
+        budget: &mut Budget,
+    ) -> Result<Option<Stored>, Unseen> {
+        match redis.get(name, budget).await {
             Ok(None) => Ok(None),
             Ok(Some(bytes)) => self.decode(key, &bytes).map_err(|_| Unseen::Corrupt),
             Err(unavailable) => Err(Unseen::Unavailable(unavailable)),
@@ -231,6 +268,12 @@ impl SharedTier {
         let mut budget = Budget::new(deadline * STORE_DEADLINES);
         let stored = &kept.slot.stored;
         let time_to_live = stored.keep_ms(now);
+        if !kept.is_newest {
+            if let Some(lease) = lease {
+                self.release(redis, &lease, &mut budget).await;
+            }
+            return false;
+        }
         if size(stored) > self.max_value || time_to_live == 0 {
             if let Some(lease) = lease {
                 self.release(redis, &lease, &mut budget).await;
@@ -247,67 +290,74 @@ impl SharedTier {
         } else {
             codec::encode(stored, compress_over)
         };
-        let hash = name(stored.key());
+        let is_part = stored.entry().is_some_and(|entry| entry.part.is_some());
+        let hash = name(if is_part { parts::primary(stored.key()) } else { stored.key() });
         // A lease was taken for the key that was asked for, before it was known that its answers vary.
         let (own, other) = match lease {
             Some(lease) if lease.hash == hash => (Some(lease), None),
             other => (None, other),
         };
-        let reply = self.write(redis, &hash, own.as_ref(), stored.position(), bytes, time_to_live, &mut budget).await;
+        let what = What { is_part, position: stored.position(), received_at: received_at(stored), bytes, time_to_live };
+        let reply = self.write(redis, &hash, own.as_ref(), what, &mut budget).await;
         if let Some(marker) = &kept.marker {
-            let (marker, dropped) = self.known_variants(redis, marker, &mut budget).await;
-            for dropped in kept.dropped.iter().chain(&dropped) {
+            let (marker, dropped) = self.known_variants(redis, marker, kept.dropped.as_ref(), &mut budget).await;
+            for dropped in &dropped {
                 let _ = redis.run(&DROP_SCRIPT, &[&self.keys.entry(&dropped.name)], &[], &mut budget).await;
             }
             let record = codec::encode(&Stored::Vary(Arc::clone(&marker)), None);
-            let (hash, position) = (name(&marker.key), marker.position);
-            let _ = self.write(redis, &hash, other.as_ref(), position, record, time_to_live, &mut budget).await;
+            let what =
+                What { is_part: false, position: marker.position, received_at: None, bytes: record, time_to_live };
+            let _ = self.write(redis, &name(&marker.key), other.as_ref(), what, &mut budget).await;
         } else if let Some(lease) = other {
             self.release(redis, &lease, &mut budget).await;
         }
         !matches!(reply, Ok(reply) if reply.bytes().is_some_and(|word| word == "superseded"))
     }
 
-    /// A record of variants as it is to be stored: a pod that knows of no other variant asks for those that Redis has, of
-    /// which one may have to leave.
+    /// A record of variants as it is to be stored: together with those that other pods have stored, of which one may have
+    /// to leave.
     async fn known_variants(
         &self,
         redis: &Redis,
         marker: &Arc<Vary>,
+        gone: Option<&Variant>,
         budget: &mut Budget,
-    ) -> (Arc<Vary>, Option<Variant>) {
-        if let [only] = &marker.variants[..]
-            && let Ok(Some(Stored::Vary(stored))) = self.read(redis, &marker.key, budget).await
-            && stored.names == marker.names
-        {
-            let mut all = Vary { variants: stored.variants.clone(), ..Vary::clone(marker) };
-            let dropped = all.admit(only.clone());
-            return (Arc::new(all), dropped);
+    ) -> (Arc<Vary>, Vec<Variant>) {
+        let mut dropped = Vec::new();
+        let Ok(Some(Stored::Vary(stored))) = self.read(redis, &marker.key, budget).await else {
+            return (Arc::clone(marker), dropped);
+        };
+        let mut all = Vary { variants: stored.variants.clone(), ..Vary::clone(marker) };
+        for variant in &marker.variants {
+            dropped.extend(all.admit(variant.clone()));
         }
-        (Arc::clone(marker), None)
+        // One that has just left here may stand there yet.
+        dropped.extend(gone.and_then(|gone| all.forget(gone)));
+        (Arc::new(all), dropped)
     }
 
     /// Ends a lease without storing anything.
     pub async fn release(&self, redis: &Redis, lease: &Lease, budget: &mut Budget) {
-        let _ = self.write(redis, &lease.hash, Some(lease), Position::default(), Vec::new(), 0, budget).await;
+        let _ = self.write(redis, &lease.hash, Some(lease), What::default(), budget).await;
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the script's own")]
     async fn write(
         &self,
         redis: &Redis,
         hash: &[u8; 16],
         lease: Option<&Lease>,
-        position: Position,
-        bytes: Vec<u8>,
-        time_to_live_ms: u64,
+        what: What,
         budget: &mut Budget,
     ) -> Result<Reply, Unavailable> {
-        let keys = [self.keys.entry(hash), self.keys.lease(hash)];
+        let What { is_part, position, received_at, bytes, time_to_live } = what;
+        let (entry, part, lease_key) = (self.keys.entry(hash), self.keys.part(hash), self.keys.lease(hash));
+        // What is stored whole is not in parts any more.
+        let keys: &[&[u8]] = if is_part { &[&part, &lease_key] } else { &[&entry, &lease_key, &part] };
         let fence = lease.map_or_else(|| "-1".to_owned(), |lease| lease.fence.to_string());
         let incarnation = position.incarnation.to_be_bytes();
         let seq = position.seq.to_string();
-        let time_to_live = time_to_live_ms.to_string();
+        let time_to_live = time_to_live.to_string();
+        let received_at = received_at.map(|at| at.to_string()).unwrap_or_default();
         let bell = self.keys.bell();
         let args = [
             lease.map_or(&[][..], |lease| &lease.token),
@@ -318,9 +368,26 @@ impl SharedTier {
             &bytes,
             bell.as_bytes(),
             hash,
+            received_at.as_bytes(),
         ];
-        redis.run_with_body(&STORE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await
+        redis.run_with_body(&STORE_SCRIPT, keys, &args, budget).await
     }
+}
+
+/// What is written, and by what it is ordered.
+#[derive(Default)]
+struct What {
+    is_part: bool,
+    position: Position,
+    /// When an answer was received.
+    received_at: Option<WallMs>,
+    bytes: Vec<u8>,
+    /// In milliseconds.
+    time_to_live: u64,
+}
+
+fn received_at(stored: &Stored) -> Option<WallMs> {
+    stored.entry().map(|entry| entry.freshness.received_at)
 }
 
 /// A key's name in Redis, without what stands around it: 128 bits of its SHA-256, so that nobody can choose a key that collides with another.

@@ -1,12 +1,14 @@
 -- Stores what a fetch brought, unless something newer stands there, and ends the lease.
 --
--- KEYS  1 entry    2 lease (same hash tag)
+-- KEYS  1 entry, or part    2 lease    3 beside an entry: the part that it makes needless (same hash tag)
 -- ARGV  1 token    2 fence, or -1 for a fetch without a lease    3 incarnation as in the entry (8 bytes)    4 seq    5 time to live in ms
 --       6 entry bytes, or '' to end the lease only    7 bell channel    8 key's hash
+--       9 when an answer was received, in ms, or ''
 -- Reply 'stored' | 'superseded' | 'released'
 --
 -- Invariants: of one incarnation a lower position never replaces a higher one; among leased fetches a lower fence never
--- replaces a higher one, and one whose lease another has taken over stores nothing.
+-- replaces a higher one, and one whose lease another has taken over stores nothing; of one position, what was fetched
+-- without a lease never replaces what was received later.
 local fence = tonumber(ARGV[2])
 local held = redis.call('HMGET', KEYS[2], 't', 'f', 'w')
 local mine = held[1] == ARGV[1]
@@ -20,12 +22,22 @@ if ARGV[6] ~= '' then
     if string.sub(head, 1, 8) == ARGV[3] and seq > tonumber(ARGV[4]) or fence >= 0 and stored >= fence then
       reply = 'superseded'
     end
+    if fence < 0 and ARGV[9] ~= '' and string.sub(head, 1, 8) == ARGV[3] and seq == tonumber(ARGV[4]) then
+      local received = redis.call('GETRANGE', KEYS[1], RECEIVED_AT, RECEIVED_AT + 7)
+      local is_answer = redis.call('GETRANGE', KEYS[1], KIND_AT, KIND_AT) == '\1'
+      if is_answer and #received == 8 and struct.unpack('>I8', received) > tonumber(ARGV[9]) then
+        reply = 'superseded'
+      end
+    end
   end
   if fence >= 0 and held[1] and not mine and tonumber(held[2]) >= fence then
     reply = 'superseded'
   end
   if reply == 'stored' then
     redis.call('SET', KEYS[1], ARGV[6], 'PX', ARGV[5])
+    if KEYS[3] then
+      redis.call('DEL', KEYS[3])
+    end
   end
 end
 if mine then

@@ -34,8 +34,12 @@ struct Recent {
     log: Option<u64>,
     /// Its number in this process.
     own: u64,
-    selectors: Box<[Selector]>,
+    /// What it named; nothing is known of one with more than [`RECENT_SELECTORS`].
+    selectors: Option<Box<[Selector]>>,
 }
+
+/// Selectors of one invalidation that are remembered.
+const RECENT_SELECTORS: usize = 8;
 
 /// The log, as far as it was followed.
 #[derive(Debug)]
@@ -128,8 +132,9 @@ impl Mirror {
         for recent in &self.recent {
             let number = if is_own { Some(recent.own) } else { recent.log };
             let Some(number) = number.filter(|number| between.contains(number)) else { continue };
+            let Some(selectors) = &recent.selectors else { return false };
             seen.insert(number);
-            for selector in &recent.selectors {
+            for selector in selectors {
                 named.raise(selector, Stamp::of(number, number, false));
             }
         }
@@ -226,7 +231,8 @@ impl Mirror {
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
-        self.recent.push_back(Recent { log: logged, own: self.own.seq, selectors: selectors.into() });
+        let selectors_kept = (selectors.len() <= RECENT_SELECTORS).then(|| selectors.into());
+        self.recent.push_back(Recent { log: logged, own: self.own.seq, selectors: selectors_kept });
         let stamp = Stamp::of(seq, self.own.seq, soft);
         for selector in selectors {
             self.epochs.raise(selector, stamp);

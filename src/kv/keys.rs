@@ -20,6 +20,12 @@ impl Keys {
         self.tagged("e", hash)
     }
 
+    /// A part of what is not stored whole: `ns:p:{hash}`, the hash being that of the whole's key, so that storing the whole
+    /// removes it. TTL: the part's own.
+    pub fn part(&self, hash: &[u8; 16]) -> Vec<u8> {
+        self.tagged("p", hash)
+    }
+
     /// The right to fetch one key: `ns:f:{hash}`, in its entry's slot. TTL: the lease's.
     pub fn lease(&self, hash: &[u8; 16]) -> Vec<u8> {
         self.tagged("f", hash)
@@ -119,6 +125,7 @@ mod tests {
         }
         let hash = [7; 16];
         assert_eq!(slot_of(&keys.entry(&hash)), slot_of(&keys.lease(&hash)));
+        assert_eq!(slot_of(&keys.entry(&hash)), slot_of(&keys.part(&hash)));
         assert_eq!(keys.entry(&hash), b"shop-prod:e:{07070707070707070707070707070707}");
     }
 }

@@ -9,6 +9,9 @@ use http::{HeaderMap, StatusCode};
 /// Responses that may wait for the client's connection; what comes beyond is dropped, as it may be.
 const WAITING: usize = 16;
 
+/// Bytes of their names and values.
+const WAITING_BYTES: usize = 16 * 1024;
+
 /// Where the interim responses to a connection's requests wait to be sent. Nothing is allocated, and nothing locked, for a
 /// request that nobody answers so.
 #[derive(Debug, Default)]
@@ -88,7 +91,11 @@ impl InterimSender {
                 queue.responses.clear();
                 queue.of = self.number;
             }
-            if queue.responses.len() < WAITING {
+            let bytes = |fields: &HeaderMap| {
+                fields.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>()
+            };
+            let held: usize = queue.responses.iter().map(|(_, fields)| bytes(fields)).sum();
+            if queue.responses.len() < WAITING && held + bytes(&fields) <= WAITING_BYTES {
                 queue.responses.push((status, fields));
             }
             queue.waker.take()

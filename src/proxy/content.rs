@@ -1,15 +1,16 @@
 //! Requests that read by their body: QUERY, and POST where a route says so.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::Method;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use sha2::{Digest, Sha256};
 
+use super::body::Patient;
 use crate::cache::key;
 use crate::config::CacheRule;
 use crate::message::{Body, BodyError};
@@ -44,31 +45,36 @@ impl Content {
     }
 }
 
-/// Reads the body of a request whose answers the route keys by it; the body comes back as it was.
+/// Reads the body of a request whose answers the route keys by it; the body comes back as it was. Between its pieces it may
+/// be silent for `idle`.
 ///
 /// # Errors
 /// What ended the body early.
 pub(crate) async fn read(
     rule: Option<&CacheRule>,
     method: &Method,
-    mut body: Body,
+    body: Body,
+    idle: Duration,
 ) -> Result<(Option<Content>, Body), BodyError> {
     let exact = body.size_hint().exact();
     if !keys(rule, method) || exact.is_some_and(|length| length > MAX_CONTENT_BYTES as u64) {
         return Ok((None, body));
     }
-    let mut frames = VecDeque::new();
-    let mut bytes = BytesMut::new();
+    let mut body = Patient::request(body, idle);
+    let mut read = BytesMut::new();
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        let frame = frame?;
-        let data = frame.data_ref().map(|data| bytes.extend_from_slice(data));
-        frames.push_back(frame);
-        // Trailers are no part of the key.
-        if data.is_none() || bytes.len() > MAX_CONTENT_BYTES {
-            return Ok((None, Body::stream(Again { frames, rest: body })));
+        match frame?.into_data() {
+            Ok(data) => read.extend_from_slice(&data),
+            // Trailers are no part of the key.
+            Err(trailers) => {
+                return Ok((None, Body::stream(Again { read: read.freeze(), trailers: Some(trailers), rest: body })));
+            }
+        }
+        if read.len() > MAX_CONTENT_BYTES {
+            return Ok((None, Body::stream(Again { read: read.freeze(), trailers: None, rest: body })));
         }
     }
-    let bytes = bytes.freeze();
+    let bytes = read.freeze();
     Ok((Content::keying(rule, method, bytes.clone()), bytes.into()))
 }
 
@@ -78,7 +84,8 @@ fn keys(rule: Option<&CacheRule>, method: &Method) -> bool {
 
 /// A body of which some was read already.
 struct Again {
-    frames: VecDeque<Frame<Bytes>>,
+    read: Bytes,
+    trailers: Option<Frame<Bytes>>,
     rest: Body,
 }
 
@@ -87,14 +94,17 @@ impl HttpBody for Again {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.frames.pop_front() {
-            Some(frame) => Poll::Ready(Some(Ok(frame))),
+        if !self.read.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.read)))));
+        }
+        match self.trailers.take() {
+            Some(trailers) => Poll::Ready(Some(Ok(trailers))),
             None => Pin::new(&mut self.rest).poll_frame(cx),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let read: u64 = self.frames.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
-        self.rest.size_hint().exact().map_or_else(SizeHint::default, |rest| SizeHint::with_exact(read + rest))
+        let rest = self.rest.size_hint().exact();
+        rest.map_or_else(SizeHint::default, |rest| SizeHint::with_exact(self.read.len() as u64 + rest))
     }
 }

@@ -55,10 +55,7 @@ impl Copy {
                 return Ok(Body::Full(bytes));
             }
             body @ (Body::Hyper(_) | Body::Stream(_)) => {
-                let mut held = self.worker.shared.cache.room();
-                if !held.grow(self.length.unwrap_or(0) as usize) {
-                    return Err(body);
-                }
+                let held = self.worker.shared.cache.room();
                 let taken = Taken { copy: self, held, bytes: BytesMut::new() };
                 return Ok(Body::stream(Copied { inner: body, taken: Some(Box::new(taken)) }));
             }
@@ -104,10 +101,8 @@ impl Taken {
     /// Takes a piece, if there is room for it.
     fn take(&mut self, piece: &[u8]) -> bool {
         let total = (self.bytes.len() + piece.len()) as u64;
-        let has_room = match self.copy.length {
-            Some(length) => total <= length,
-            None => total <= self.copy.most() && self.held.grow(piece.len()),
-        };
+        let most = self.copy.length.unwrap_or_else(|| self.copy.most());
+        let has_room = total <= most && self.held.grow(piece.len());
         if has_room {
             self.bytes.extend_from_slice(piece);
         }

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::request::Parts;
@@ -22,6 +22,7 @@ use crate::cache::fields::without;
 use crate::cache::{Previous, conditional, directives, negotiation, parts as cached_parts};
 use crate::clock::Stopwatch;
 use crate::config::{FieldEdits, Protocol};
+use crate::message::interim::InterimSender;
 use crate::message::{Answer, Body, Tunnel};
 use crate::metrics::Outcome;
 
@@ -177,17 +178,38 @@ fn outgoing(
     for (name, value) in &edits.set {
         fields.insert(name.clone(), value.clone());
     }
-    // The server ends a body that is silent for too long itself, unless the route is less patient.
-    let general = journey.live.config.server.limits.body_idle;
-    let idle = if journey.route.body_idle < general { journey.route.body_idle } else { Duration::MAX };
-    let mut request = Request::new(Patient::request(body, idle));
+    let mut request = Request::new(Patient::request(body, journey.request_idle()));
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = journey.target.origin_form();
     *request.headers_mut() = fields;
     if let Some(client) = journey.interim.sender() {
-        request.extensions_mut().insert(client);
+        request.extensions_mut().insert(Herald { client, route: Arc::clone(journey.route) });
     }
     request
+}
+
+/// Takes interim responses to the client that waits; goes along with a request to the upstream.
+#[derive(Clone)]
+pub(crate) struct Herald {
+    client: InterimSender,
+    route: Arc<RouteState>,
+}
+
+impl Herald {
+    /// Hands one over, without what the route takes off answers. A 100 answers an expectation that was not passed on.
+    pub(crate) fn tell(&self, interim: Response<()>) {
+        if interim.status() == StatusCode::CONTINUE {
+            return;
+        }
+        let (head, ()) = interim.into_parts();
+        let mut fields = head.headers;
+        headers::strip_hop_by_hop(&mut fields);
+        for name in &self.route.rule.response.remove {
+            fields.remove(name);
+        }
+        headers::append_via(&mut fields, head.version);
+        self.client.send(head.status, fields);
+    }
 }
 
 /// Makes a route's changes to an answer, stored lines included.

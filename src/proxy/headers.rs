@@ -263,6 +263,11 @@ pub fn drop_overrides(fields: &mut HeaderMap, keyed: &[HeaderName]) {
     remove_where(fields, |name| is_override(name) && !keyed.contains(name));
 }
 
+/// Whether there is one of the fields that [`drop_overrides`] removes, and that [`set_forwarding`] does not write anew.
+pub fn steers(fields: &HeaderMap, keyed: &[HeaderName]) -> bool {
+    fields.keys().any(|name| is_override(name) && !is_forwarding(name) && !keyed.contains(name))
+}
+
 /// Whether a field asks for another method than the request's own: such a request bypasses the cache.
 pub fn overrides_method(fields: &HeaderMap) -> bool {
     fields.keys().any(is_method_override)

@@ -18,11 +18,10 @@ use tokio::io::AsyncWrite;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
-use super::headers;
+use super::forward::Herald;
 use super::socket::Socket;
 use super::upstream::{Failure, Patience, Reply, Upstream};
 use crate::message::chunked::{ChunkDecoder, Decoded};
-use crate::message::interim::InterimSender;
 use crate::message::{Body, BodyError};
 
 /// Largest response head.
@@ -122,7 +121,7 @@ pub async fn exchange(
     let mut interim = 0;
     let mut deadline = std::pin::pin!(sleep(patience.response));
     let is_head = request.method() == Method::HEAD;
-    let client = request.extensions().get::<InterimSender>().cloned();
+    let herald = request.extensions().get::<Herald>().cloned();
     poll_fn(|cx| {
         if !sent {
             let before = connection.written;
@@ -150,7 +149,9 @@ pub async fn exchange(
                     if interim > INTERIM_RESPONSES {
                         return Poll::Ready(Err(Failure::Malformed("too many interim responses")));
                     }
-                    hand_over(client.as_ref(), response);
+                    if let Some(herald) = &herald {
+                        herald.tell(response);
+                    }
                     continue;
                 }
                 let unsent = if sent { None } else { unsent.take() };
@@ -173,17 +174,6 @@ pub async fn exchange(
         deadline.as_mut().poll(cx).map(|()| Err(Failure::ResponseTimeout))
     })
     .await
-}
-
-/// Hands an interim response to the client that waits. A 100 answers an expectation that was not passed on.
-fn hand_over(client: Option<&InterimSender>, interim: Response<()>) {
-    if let Some(client) = client.filter(|_| interim.status() != StatusCode::CONTINUE) {
-        let (head, ()) = interim.into_parts();
-        let (status, mut fields) = (head.status, head.headers);
-        headers::strip_hop_by_hop(&mut fields);
-        headers::append_via(&mut fields, head.version);
-        client.send(status, fields);
-    }
 }
 
 /// The response, whose body gives the connection back when it has been read to its end.

@@ -253,7 +253,7 @@ fn start(
     let (report, timing) = oneshot::channel();
     // What is stored whole is confirmed; only where nothing is, a part is completed.
     let part = match &previous {
-        None => journey.worker.shared.cache.completable(ask.key),
+        None => journey.worker.shared.cache.take_completable(ask),
         Some(_) => None,
     };
     let rest = part.and_then(|part| Some(Rest { request: forward::rest_request(journey, parts, &part)?, part }));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
+use http::header::{CONTENT_LENGTH, IF_RANGE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -94,7 +94,8 @@ pub(crate) async fn pass(
     let mut forwarded = Forwarded::because(why);
     let mut outcome = Outcome::Pass;
     let now = journey.worker.shared.cache.times().0;
-    if let Some(entry) = storable(ask, &response, origin, sent, now) {
+    let before = earlier.as_ref().and_then(|slot| slot.stored.entry()).map(Arc::as_ref);
+    if let Some(entry) = storable(ask, &response, before, origin, sent, now) {
         let copy = Copy {
             worker: Arc::clone(journey.worker),
             route: Arc::clone(journey.route),
@@ -117,27 +118,38 @@ pub(crate) async fn pass(
     forward::answer(response, &forwarded)
 }
 
-/// How an answer with one part may be kept, if it may. It is judged as the whole would be (RFC 9110 section 15.3.7); what
+/// How an answer with one part may be kept, if it may, by the fields that it is kept with. It is judged as the whole would be (RFC 9110 section 15.3.7); what
 /// varies is not kept in parts. `key` is the part's.
 pub(crate) fn plan(ask: &HeaderMap, rule: &CacheRule, key: &[u8], answer: &Received<'_>) -> Option<Plan> {
     if answer.status != StatusCode::PARTIAL_CONTENT {
         return None;
     }
-    parts::described(answer.headers)?;
     let whole = Received { status: StatusCode::OK, ..*answer };
     let facts = RequestFacts::of(rule, &Method::GET, ask);
     let plan = policy::storable(rule, facts, &whole, key::spread(key::hash(key), answer.asked_at)).ok()?;
     plan.vary.is_empty().then_some(plan)
 }
 
-/// The entry that an answer with one part makes.
-fn storable(ask: &Ask<'_>, response: &Response<Body>, origin: Origin, sent: WallMs, now: WallMs) -> Option<Entry> {
-    let received =
-        Received { status: response.status(), headers: response.headers(), asked_at: sent, received_at: now };
-    let plan = plan(ask.headers, ask.rule, &origin.key, &received)?;
+/// The entry that an answer with one part makes, beside an earlier one.
+fn storable(
+    ask: &Ask<'_>,
+    response: &Response<Body>,
+    earlier: Option<&Entry>,
+    origin: Origin,
+    sent: WallMs,
+    now: WallMs,
+) -> Option<Entry> {
     let (range, complete) = parts::described(response.headers())?;
-    let mut kept: HeaderMap = response.headers().clone();
-    kept.remove(CONTENT_RANGE);
+    let same = earlier.filter(|earlier| parts::is_of_the_same(response.headers(), earlier));
+    let is_worth_it = same.is_none_or(|same| parts::is_worth_joining(range.end - range.start, same));
+    // To who names a version, the upstream need not say again what it has said of it.
+    let may_be_lean = ask.headers.contains_key(IF_RANGE) && same.is_none();
+    if !is_worth_it || may_be_lean {
+        return None;
+    }
+    let kept = parts::fields(response.headers(), same);
+    let received = Received { status: response.status(), headers: &kept, asked_at: sent, received_at: now };
+    let plan = plan(ask.headers, ask.rule, &origin.key, &received)?;
     let entry = Entry::new(origin, StatusCode::PARTIAL_CONTENT, &kept, plan, Bytes::new());
     Some(Entry { part: Some(parts::place(&range, complete)), ..entry })
 }
@@ -146,7 +158,7 @@ fn storable(ask: &Ask<'_>, response: &Response<Body>, origin: Origin, sent: Wall
 pub(crate) fn completed(rest: Response<Body>, part: &Entry) -> Response<Body> {
     let (mut head, inner) = rest.into_parts();
     head.status = StatusCode::OK;
-    head.headers.remove(CONTENT_RANGE);
+    head.headers = parts::fields(&head.headers, Some(part));
     let first = part.part.map_or(0, |part| part.first);
     let missing = part.complete() - part.body.len() as u64;
     let (before, after) =

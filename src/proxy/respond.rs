@@ -318,13 +318,14 @@ fn age(lines: &mut Lines, seconds: u64) {
 }
 
 fn of_entry(entry: &Entry, parts: &Parts) -> Answer {
+    let is_conditional = parts.method == Method::GET || parts.method == Method::HEAD;
     match conditional::evaluate(&parts.headers, entry) {
-        Reply::NotModified => {
+        Reply::NotModified if is_conditional => {
             let mut answer = Answer::new(StatusCode::NOT_MODIFIED);
             answer.prepared = conditional::not_modified_fields(entry);
             answer
         }
-        Reply::Full => {
+        Reply::NotModified | Reply::Full => {
             let mut answer = Answer::new(entry.status);
             answer.prepared = entry.fields.clone();
             answer

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, header};
 use tokio_util::task::TaskTracker;
 
 use super::exchange::Books;
@@ -189,6 +189,10 @@ impl RouteState {
         let rule = self.rule.cache.as_ref().ok_or(Past::NoCache)?;
         if target.ambiguity().is_some() {
             return Err(Past::Ambiguous);
+        }
+        // What reads by its body is no GET, whose conditions mean 304 (RFC 9110 sections 13.1.2 and 13.1.3).
+        if *method != parts.method && parts.headers.contains_key(header::IF_NONE_MATCH) {
+            return Err(Past::Request(Bypass::Precondition));
         }
         let honoured = super::honoured(rule, parts);
         policy::request_may_use_cache(method, &parts.headers, has_body, honoured.as_ref()).map_err(Past::Request)

@@ -17,7 +17,7 @@ use crate::cache::entry::{Entry, Origin};
 use crate::cache::key;
 use crate::cache::policy::{self, Plan, Received, RequestFacts, Source};
 use crate::cache::tags::changed_groups;
-use crate::clock::{Stopwatch, WallMs};
+use crate::clock::{SteadyMs, Stopwatch, WallMs};
 use crate::config::CacheRule;
 use crate::invalidation::{Position, Subject};
 use crate::message::{Answer, Body};
@@ -30,16 +30,12 @@ const SAFE: [&str; 8] = ["GET", "HEAD", "OPTIONS", "TRACE", "QUERY", "SEARCH", "
 
 /// Whether a request may change what is stored: by the route's `invalidates`, or as an unsafe method on a URL whose GET
 /// is cached (RFC 9111 section 4.4).
-pub(crate) fn changes_state(
-    live: &Live,
-    route: &RouteState,
-    target: &Target,
-    parts: &Parts,
-    reads_by_content: bool,
-) -> bool {
-    let is_safe = SAFE.contains(&parts.method.as_str()) || reads_by_content;
+pub(crate) fn changes_state(live: &Live, route: &RouteState, target: &Target, parts: &Parts) -> bool {
+    let reads_by_body = || route.rule.cache.as_ref().is_some_and(|rule| rule.key_body.contains(&parts.method));
+    let is_safe = SAFE.contains(&parts.method.as_str()) || reads_by_body();
     let names = route.rule.invalidates.is_some();
-    !is_safe && (names || live.cached(target, &parts.headers).is_some())
+    let may_change = !is_safe || headers::overrides_method(&parts.headers);
+    may_change && (names || live.cached(target, &parts.headers).is_some())
 }
 
 /// Forwards a write. The exchange is finished even if the client leaves: what the upstream did must be known.
@@ -53,7 +49,7 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
     let invalidation = Arc::clone(&journey.worker.shared.invalidation);
     let cache = Arc::clone(&journey.worker.shared.cache);
     let task = journey.worker.behind.spawn(async move {
-        let sent = cache.times().0;
+        let (sent, asked) = cache.times();
         let watch = Stopwatch::start();
         let reply = upstream.send(request, patience).await;
         let took = watch.elapsed();
@@ -78,19 +74,20 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
                 }
             }
         }
-        (reply, sent, took, logged)
+        let asked = Asked { sent, asked, took };
+        (reply, asked, logged)
     });
     match task.await {
-        Ok((Ok(mut reply), sent, took, logged)) => {
-            journey.exchange.asked_upstream(Some(reply.response.status()), took);
+        Ok((Ok(mut reply), asked, logged)) => {
+            journey.exchange.asked_upstream(Some(reply.response.status()), asked.took);
             let mut forwarded = Forwarded::because(why);
             if let (Some(successor), Some(logged)) = (successor, logged) {
-                forwarded.stored = successor.keep(journey, &mut reply.response, sent, took, logged);
+                forwarded.stored = successor.keep(journey, &mut reply.response, asked, logged);
             }
             forward::passed(journey, reply, &forwarded)
         }
-        Ok((Err(failure), _, took, _)) => {
-            journey.exchange.asked_upstream(None, took);
+        Ok((Err(failure), asked, _)) => {
+            journey.exchange.asked_upstream(None, asked.took);
             forward::failed(journey, &failure, why)
         }
         Err(_) => {
@@ -98,6 +95,13 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
             respond::own(StatusCode::INTERNAL_SERVER_ERROR, "the request was given up")
         }
     }
+}
+
+/// When the upstream was asked, by both clocks, and how long it took.
+struct Asked {
+    sent: WallMs,
+    asked: SteadyMs,
+    took: Duration,
 }
 
 /// The request that an answer to POST may answer from now on: a GET of the same URL.
@@ -120,7 +124,9 @@ fn successor(journey: &Journey<'_>, parts: &Parts) -> Option<Successor> {
 /// The cached GET of the same URL that the answer to a POST may answer from then on.
 pub(crate) fn read_of<'l>(live: &'l Live, target: &Target, parts: &Parts) -> Option<(&'l Arc<RouteState>, Target)> {
     let (route, rule) = live.cached(target, &parts.headers).filter(|_| parts.method == Method::POST)?;
-    if honoured(rule, parts).is_some_and(|wanted| wanted.no_store) {
+    // What steers a POST beside its URL is in no key of the GET's.
+    let is_plain = policy::request_may_use_cache(&Method::GET, &parts.headers, false, honoured(rule, parts).as_ref());
+    if is_plain.is_err() || headers::steers(&parts.headers, &rule.key_headers) {
         return None;
     }
     let mut target = target.clone();
@@ -136,8 +142,7 @@ impl Successor {
         self,
         journey: &Journey<'_>,
         response: &mut Response<Body>,
-        sent: WallMs,
-        took: Duration,
+        Asked { sent, asked, took }: Asked,
         logged: Position,
     ) -> bool {
         let Self { route, target, headers, known } = self;
@@ -146,7 +151,7 @@ impl Successor {
         headers::strip_hop_by_hop(&mut fields);
         headers::append_via(&mut fields, response.version());
         let cache = &journey.worker.shared.cache;
-        let (now, steady) = cache.times();
+        let now = cache.times().0;
         let received = Received { status: response.status(), headers: &fields, asked_at: sent, received_at: now };
         let key = route.key(&target, &headers, None);
         let Some(plan) = succession(journey.target, rule, &key, &headers, &received) else { return false };
@@ -164,7 +169,7 @@ impl Successor {
             entry: Entry::new(origin, response.status(), &fields, plan, Bytes::new()),
             earlier: None,
             length: None,
-            asked: steady,
+            asked,
             redis_deadline: journey.live.redis_deadline,
         };
         let body = std::mem::take(response.body_mut());

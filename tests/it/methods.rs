@@ -1,6 +1,6 @@
 //! Methods other than GET and HEAD that the cache knows what to do with.
 
-use crate::harness::{Gate, for_both, get, reply, request, upstream, weir};
+use crate::harness::{Gate, Recorded, for_both, get, reply, request, upstream, weir};
 
 const READS: &str = r#"
 [[route]]
@@ -67,9 +67,17 @@ async fn reading_by_body_changes_nothing() {
         let answer = weir.send(request("POST", "/search").body(long.clone())).await;
         assert_eq!((answer.text() == long, answer.cache_status()), (true, "weir; fwd=method"));
     }
+    let trailing = weir.send(request("POST", "/search").chunked(&[b"he", b"llo"], &[("x-sum", "1")])).await;
+    assert_eq!((trailing.text(), trailing.cache_status()), ("hello", "weir; fwd=method"));
+    let conditional = weir.send(request("POST", "/search").body("x").header("if-none-match", "*")).await;
+    assert_eq!((conditional.text(), conditional.cache_status()), ("x", "weir; fwd=bypass"));
+    assert!(weir.get("/search").await.is_hit(), "none of these has changed anything");
+    weir.send(request("POST", "/search").body("x").header("x-http-method-override", "DELETE")).await;
+    assert!(!weir.get("/search").await.is_hit(), "this one may have");
+    weir.metric_reaches(STORED, 3.0).await;
     let chunked = weir.send(request("QUERY", "/search").chunked(&[b"he", b"llo"], &[])).await;
     assert_eq!((chunked.text(), chunked.cache_status()), ("hello", "weir; fwd=uri-miss; stored"));
-    weir.metric_reaches(STORED, 3.0).await;
+    weir.metric_reaches(STORED, 4.0).await;
     assert!(weir.send(request("QUERY", "/search").body("hello")).await.is_hit());
     for method in ["QUERY", "PROPFIND", "REPORT", "SEARCH"] {
         weir.send(request(method, "/a").body("x")).await;
@@ -136,4 +144,22 @@ async fn an_answer_to_post_that_another_write_overtook_is_not_stored() {
         assert!(!weir.get("/own").await.is_hit());
     })
     .await;
+}
+
+/// Fields by which some services take another host or path are in no key of the GET's.
+#[tokio::test]
+async fn an_answer_to_a_steered_post_is_not_stored() {
+    let up = upstream();
+    let own = |path: &'static str| move |_: &Recorded| reply("new").max_age(60).header("content-location", path);
+    up.on("/p/a", own("/p/a"));
+    let routes = format!("{READS}\n[[route]]\nname = \"post\"\npath = \"/p/{{*rest}}\"\nmethods = [\"POST\"]\n");
+    let weir = weir(&routes).to(up.url()).start().await;
+    for field in ["x-host", "x-original-url", "x-rewrite-url", "x-http-method-override", "if-match"] {
+        let answer = weir.send(request("POST", "/p/a").body("x").header(field, "evil")).await;
+        assert_eq!(answer.cache_status(), "weir; fwd=bypass", "{field}");
+        assert!(!weir.get("/p/a").await.is_hit(), "{field}");
+        weir.invalidate(r#"{"urls": ["/p/a"]}"#).await;
+    }
+    let answer = weir.send(request("POST", "/p/a").body("x").header("x-forwarded-host", "evil")).await;
+    assert_eq!(answer.cache_status(), "weir; fwd=bypass; stored", "that one is written anew");
 }

@@ -299,3 +299,121 @@ async fn an_invalidated_part_is_gone() {
     })
     .await;
 }
+
+/// RFC 9110 section 15.3.7: a 206 to `If-Range` says no more than it must. What it leaves out stays; sums are of one message.
+#[tokio::test]
+async fn a_lean_rest_loses_no_field() {
+    let up = upstream();
+    up.on("/a", |request| {
+        let lean = |body: &'static str, range: &str| {
+            let part = reply(body).status(206).max_age(60).header("etag", "\"v1\"");
+            part.header("content-range", range).header("content-digest", "sha-256=:AA==:")
+        };
+        match request.header("if-range") {
+            None => lean("0123456", "bytes 0-6/10").header("content-type", "text/plain").header("surrogate-key", "t"),
+            Some(_) => lean("789", "bytes 7-9/10"),
+        }
+    });
+    let weir = weir(ROUTES).to(up.url()).start().await;
+    weir.send(get("/a").header("range", "bytes=0-6")).await;
+    weir.metric_reaches(STORED, 1.0).await;
+    for what in ["completed", "stored"] {
+        let whole = weir.get("/a").await;
+        assert_eq!((whole.status, whole.text()), (200, BODY), "{what}");
+        assert_eq!(whole.header("content-type"), Some("text/plain"), "{what}");
+        assert_eq!(whole.header("content-digest"), None, "{what}");
+        weir.metric_reaches(STORED, 2.0).await;
+    }
+    weir.invalidate(r#"{"tags": ["t"]}"#).await;
+    assert!(!weir.get("/a").await.is_hit(), "a tag of the first part is one of the whole");
+    // One that names a version and is not joined may be lean as well, and is not kept.
+    let held = weir.send(get("/b").header("range", "bytes=0-1").header("if-range", "\"v1\"")).await;
+    assert_eq!(held.cache_status(), "weir; fwd=uri-miss");
+}
+
+/// An upstream that promises more than it sends is asked for the whole, then and from then on.
+#[tokio::test]
+async fn a_rest_of_another_length_is_no_rest() {
+    let up = upstream();
+    up.on("/a", |request| match request.header("range") {
+        None => reply(BODY).max_age(60).header("etag", "\"v1\""),
+        Some("bytes=0-6") => ranged("\"v1\"")(request),
+        Some(_) => reply("78").status(206).max_age(60).header("etag", "\"v1\"").header("content-range", "bytes 7-9/10"),
+    });
+    let weir = weir(ROUTES).to(up.url()).start().await;
+    weir.send(get("/a").header("range", "bytes=0-6")).await;
+    weir.metric_reaches(STORED, 1.0).await;
+    for _ in 0..2 {
+        let whole = weir.get("/a").await;
+        assert_eq!((whole.status, whole.text()), (200, BODY));
+        weir.metric_reaches(STORED, 2.0).await;
+    }
+    assert_eq!(up.count("/a"), 3);
+}
+
+/// A part is the whole's: what may not be given to one who carries credentials is not given in parts either.
+#[tokio::test]
+async fn a_part_is_nobodys_who_carries_credentials() {
+    for_both(|store| async move {
+        let up = upstream();
+        let part = |request: &Recorded| {
+            let who = request.header("authorization").or(request.header("cookie")).unwrap_or("none");
+            let body = format!("{who:5.5}");
+            reply(body).status(206).header("etag", "\"v1\"").header("content-range", "bytes 0-4/10")
+        };
+        up.on("/own", move |request| part(request).max_age(60));
+        up.on("/configured", part);
+        let weir = store.apply(weir(&ROUTES.replace("enabled = true", "ttl = \"60s\"")).to(up.url())).start().await;
+        let ask = |path: &str, field: &str, value: &str| {
+            weir.send(get(path).header("range", "bytes=0-4").header(field, value))
+        };
+        assert_eq!(ask("/own", "authorization", "alice").await.text(), "alice");
+        assert_eq!(ask("/own", "authorization", "bobby").await.text(), "bobby");
+        assert_eq!(ask("/own", "x-a", "y").await.text(), "none ");
+        weir.metric_reaches(STORED, 1.0).await;
+        assert_eq!(ask("/configured", "x-a", "y").await.text(), "none ");
+        weir.metric_reaches(STORED, 2.0).await;
+        for _ in 0..2 {
+            assert_eq!(ask("/configured", "cookie", "carol").await.text(), "carol");
+            assert_eq!(ask("/configured", "x-a", "y").await.text(), "none ");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_softly_invalidated_part_is_not_used() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.on("/a", ranged("\"v1\""));
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        let part = || weir.send(get("/a").header("range", "bytes=2-6"));
+        part().await;
+        weir.metric_reaches(STORED, 1.0).await;
+        assert!(part().await.is_hit());
+        weir.invalidate(r#"{"urls": ["/a"], "soft": true}"#).await;
+        assert!(!part().await.is_hit());
+    })
+    .await;
+}
+
+/// A newer whole takes the older part's place everywhere, though it ends first.
+#[tokio::test]
+async fn an_older_part_does_not_outlive_a_newer_whole() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.on("/a", ranged("\"v1\""));
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        let part = || weir.send(get("/a").header("range", "bytes=2-6"));
+        part().await;
+        weir.metric_reaches(STORED, 1.0).await;
+        up.on("/a", |request| match request.header("range") {
+            None => reply("abcdefghij").header("cache-control", "max-age=0").header("etag", "\"v2\""),
+            Some(_) => reply("cdefg").status(206).max_age(60).header("content-range", "bytes 2-6/10"),
+        });
+        assert_eq!(weir.get("/a").await.text(), "abcdefghij");
+        weir.metric_reaches(STORED, 2.0).await;
+        assert_ne!(part().await.text(), "23456");
+    })
+    .await;
+}

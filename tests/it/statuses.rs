@@ -12,6 +12,7 @@ const ROUTES: &str = r#"
 [[route]]
 name = "passed"
 path = "/passed/{*rest}"
+response.remove = ["x-secret"]
 
 [[route]]
 name = "cached"
@@ -19,7 +20,8 @@ path = "/{*rest}"
 cache.enabled = true
 "#;
 
-const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\nconnection: x-hop\r\nx-hop: 1\r\n\r\n";
+const HINTS: &str =
+    "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\nconnection: x-hop\r\nx-hop: 1\r\nx-secret: 1\r\n\r\n";
 const WHOLE: &str = "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 2\r\n\r\nok";
 
 #[tokio::test]
@@ -60,7 +62,7 @@ async fn interim_responses_come_at_once() {
     });
     let weir = weir(ROUTES).to(url).start().await;
     let mut client = TcpStream::connect(weir.proxy).await.expect("a connection");
-    client.write_all(b"GET /a HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("written");
+    client.write_all(b"GET /passed/a HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("written");
     let mut bytes = Vec::new();
     while !bytes.windows(4).any(|four| four == b"\r\n\r\n") {
         assert_ne!(client.read_buf(&mut bytes).await.expect("bytes"), 0);

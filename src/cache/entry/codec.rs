@@ -17,7 +17,7 @@
 //! initial age, lifetime, stale while revalidate, stale if error (8 each), fill cost (4), key, fields, number of vary
 //! names, the names, number of tags, the tags, the body's length when unpacked, and the body to the end; of a part, its
 //! first byte's place and the whole's length (8 each) stand behind the fill cost. A vary record:
-//! until (8), key, number of names, the names, number of variants, of each the key's hash (8) and its name in Redis (16).
+//! until (8), key, number of names, the names, number of variants, of each the key's hash (8), its name in Redis (16) and its uses (1).
 //! Uncacheable: until (8), key.
 //!
 //! [`decode`] reads this version and, where there is one, the version before, so that a rolling upgrade keeps its cache.
@@ -42,6 +42,11 @@ pub const INCARNATION_AT: usize = 8;
 pub const SEQ_AT: usize = 16;
 /// Where the fence is: 8 bytes, big-endian.
 pub const FENCE_AT: usize = 24;
+
+/// Where the kind is; that of an answer is 1.
+pub const KIND_AT: usize = 5;
+/// Where it stands in an answer when that was received: 8 bytes, big-endian.
+pub const RECEIVED_AT: usize = PAYLOAD_AT + 2;
 
 const MAGIC: &[u8; 4] = b"WEIR";
 const VERSION: u8 = 1;
@@ -109,6 +114,7 @@ pub fn encode(stored: &Stored, compress_over: Option<usize>) -> Vec<u8> {
             for variant in &vary.variants {
                 out.extend_from_slice(&variant.hash.to_be_bytes());
                 out.extend_from_slice(&variant.name);
+                out.push(variant.uses());
             }
             seal(out)
         }
@@ -237,7 +243,7 @@ pub fn decode(bytes: &Bytes, max_body: usize) -> Result<Stored, Corrupt> {
             let key = reader.string(MAX_KEY_BYTES)?;
             let names = reader.names()?;
             let number = reader.number(MAX_VARIANTS)?;
-            let variant = |_| Ok(Variant::elsewhere(reader.u64()?, reader.array()?));
+            let variant = |_| Ok(Variant::elsewhere(reader.u64()?, reader.array()?, reader.byte()?));
             let variants = (0..number).map(variant).collect::<Result<_, _>>()?;
             Stored::Vary(Arc::new(Vary { key, names, variants, left: 0, position, fence, until }))
         }

@@ -113,7 +113,7 @@ fn samples() -> Vec<Stored> {
         Stored::Vary(Arc::new(Vary {
             key: Bytes::from_static(b"primary"),
             names: vec![header::ACCEPT],
-            variants: vec![Variant::elsewhere(1, [1; 16]), Variant::elsewhere(u64::MAX, [u8::MAX; 16])],
+            variants: vec![Variant::elsewhere(1, [1; 16], 7), Variant::elsewhere(u64::MAX, [u8::MAX; 16], u8::MAX)],
             left: 0,
             position,
             fence: 7,
@@ -222,7 +222,7 @@ fn any_stored() -> impl Strategy<Value = Stored> {
     let body = (bytes(600), 1_usize..4).prop_map(|(body, times)| Bytes::from(body.repeat(times)));
     let costs = (any::<u32>(), prop::option::of(any::<u32>()));
     let rest = (fields, times, body, prop::collection::vec("\\PC{1,20}", 0..5), 200_u16..600, costs);
-    let variant = any::<(u64, [u8; 16])>().prop_map(|(hash, name)| Variant::elsewhere(hash, name));
+    let variant = any::<(u64, [u8; 16], u8)>().prop_map(|(hash, name, uses)| Variant::elsewhere(hash, name, uses));
     let variants = prop::collection::vec(variant, 0..MAX_VARIANTS);
     (0..3, common, rest, variants).prop_map(|(kind, (key, position, fence, names), rest, variants)| {
         let (fields, (times, must_revalidate, no_cache), body, tags, status, (fill_cost_ms, first)) = rest;

@@ -41,30 +41,42 @@ pub struct Variant {
     pub hash: u64,
     /// Its name in Redis.
     pub name: [u8; 16],
-    /// Its key, if this process has had it.
-    key: Bytes,
-    /// Times that this process has used it, up to 255.
+    /// Its key, if this process has had it: a copy, which keeps nothing else in memory.
+    key: Box<[u8]>,
+    /// Times that it was used here, and wherever the record has been, up to 255.
     uses: AtomicU8,
 }
 
 impl Variant {
     /// The variant under `key`, whose name in Redis is `name`.
-    pub fn new(key: Bytes, name: [u8; 16]) -> Self {
-        Self { hash: key::hash(&key), name, key, uses: AtomicU8::new(0) }
+    pub fn new(key: &[u8], name: [u8; 16]) -> Self {
+        Self { hash: key::hash(key), name, key: key.into(), uses: AtomicU8::new(0) }
     }
 
     /// One that somebody else has stored.
-    pub fn elsewhere(hash: u64, name: [u8; 16]) -> Self {
-        Self { hash, name, ..Self::default() }
+    pub fn elsewhere(hash: u64, name: [u8; 16], uses: u8) -> Self {
+        Self { hash, name, uses: AtomicU8::new(uses), ..Self::default() }
     }
 
     /// Its key; empty if this process never had it.
-    pub fn key(&self) -> &Bytes {
+    pub fn key(&self) -> &[u8] {
         &self.key
     }
 
-    fn uses(&self) -> u8 {
+    /// Times that it was used, up to 255.
+    pub fn uses(&self) -> u8 {
         self.uses.load(Ordering::Relaxed)
+    }
+}
+
+impl Variant {
+    /// Takes over what `other` knows of the same variant.
+    fn learn(&mut self, other: Self) {
+        self.name = other.name;
+        if !other.key.is_empty() {
+            self.key = other.key;
+        }
+        self.uses = AtomicU8::new(self.uses().max(other.uses.into_inner()));
     }
 }
 
@@ -95,11 +107,16 @@ impl Vary {
         }
     }
 
+    /// Bytes that the variants take.
+    pub fn variants_bytes(&self) -> usize {
+        self.variants.iter().map(|variant| size_of::<Variant>() + variant.key.len()).sum()
+    }
+
     /// Takes a variant in. Where there are [`MAX_VARIANTS`] already, the least used of them leaves, of equals the oldest:
     /// a field with endless values pushes out its own kind, not what is asked for again.
     pub fn admit(&mut self, variant: Variant) -> Option<Variant> {
         if let Some(known) = self.variants.iter_mut().find(|known| known.hash == variant.hash) {
-            (known.name, known.key) = (variant.name, variant.key);
+            known.learn(variant);
             return None;
         }
         let mut dropped = None;
@@ -117,16 +134,20 @@ impl Vary {
         dropped
     }
 
+    /// Takes a variant out that has left elsewhere.
+    pub fn forget(&mut self, gone: &Variant) -> Option<Variant> {
+        let at = self.variants.iter().position(|variant| variant == gone);
+        // It may be known no more, and still be stored.
+        Some(at.map_or_else(|| gone.clone(), |at| self.variants.remove(at)))
+    }
+
     /// Takes in what this process knows of the same variants, and has of others, as far as there is room.
     pub fn merge(&mut self, known: &Self) {
-        if self.names != known.names {
-            return;
-        }
         self.left = known.left;
         for variant in &known.variants {
             let has_room = self.variants.len() < MAX_VARIANTS;
             match self.variants.iter_mut().find(|own| own.hash == variant.hash) {
-                Some(own) => *own = variant.clone(),
+                Some(own) => own.learn(variant.clone()),
                 None if has_room => self.variants.push(variant.clone()),
                 None => {}
             }
@@ -190,11 +211,13 @@ mod tests {
     fn what_others_stored_is_joined_with_what_is_known_here() {
         let (mut here, mut there) = (vary(), vary());
         here.admit(variant(1));
-        here.admit(Variant::new(Bytes::from_static(b"key"), [1; 16]));
+        here.admit(Variant::new(b"key", [1; 16]));
         there.admit(variant(2));
-        there.admit(Variant::elsewhere(key::hash(b"key"), [1; 16]));
+        there.admit(Variant::elsewhere(key::hash(b"key"), [1; 16], 9));
         there.merge(&here);
-        assert_eq!(there.variants.iter().filter(|variant| variant.key() == "key").count(), 1);
+        assert_eq!(there.variants.iter().filter(|variant| variant.key() == b"key").count(), 1);
         assert_eq!(there.variants.len(), 3);
+        assert_eq!(there.variants.iter().map(Variant::uses).max(), Some(9), "what was used elsewhere counts");
+        assert_eq!(there.variants_bytes(), 3 * size_of::<Variant>() + 3, "the key is counted");
     }
 }

@@ -81,7 +81,7 @@ impl Show<'_> {
     ) -> Result<Held, Unseen> {
         let stored = tier.peek(redis, self.ask.key, budget).await?;
         if self.case.is_part() {
-            let part = tier.peek(redis, &parts::key(self.ask.key), budget).await.ok().flatten();
+            let part = tier.peek_part(redis, self.ask.key, budget).await.ok().flatten();
             found.part = part.map(|part| Slot::new(part, 0));
         }
         let Some(stored) = stored else { return Ok(Held::Nothing) };

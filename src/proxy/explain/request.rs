@@ -108,7 +108,7 @@ impl Case<'_> {
             Err(Past::Ambiguous) => (Past::Ambiguous, "ambiguous-path", AMBIGUOUS_PATHS),
             Err(Past::Request(why)) => (Past::Request(why), why.as_str(), why.clause()),
         };
-        let is_write = write::changes_state(live, route, target, self.parts(), self.content.is_some());
+        let is_write = write::changes_state(live, route, target, self.parts());
         let (does, text) = match is_write {
             true => {
                 (Does::Write, "forwarded past the cache; what it may have changed is invalidated before its answer")

@@ -144,9 +144,10 @@ impl Case<'_> {
 
     /// What is kept of an answer to a request for a part.
     fn part(&self, rule: &CacheRule, received: &Received<'_>) -> Supposed {
-        let size = parts::described(received.headers).map_or(0, |(range, _)| range.end - range.start);
+        let size = parts::described(received.headers).map(|(range, _)| range.end - range.start);
         let plan = part::plan(self.headers(), rule, &parts::key(&self.key), received);
-        let Some(plan) = plan.filter(|_| size <= self.live.config.cache.max_object as u64) else {
+        let has_room = size.is_some_and(|size| size <= self.live.config.cache.max_object as u64);
+        let Some(plan) = plan.filter(|_| has_room) else {
             return Supposed {
                 text: "no: it passes to its client alone".to_owned(),
                 clause: Some(PARTS),
