@@ -131,8 +131,12 @@ pub(crate) async fn lead(
     Led::Asked(Lead { follower, direct, timing })
 }
 
-/// Refreshes an answer behind the one that is served, unless somebody does already. Nobody waits for it.
+/// Refreshes an answer behind the one that is served, unless somebody does already. Nobody waits for it, and who wants
+/// nothing but what is stored brings it about for nobody.
 pub(crate) fn refresh(journey: &Journey<'_>, ask: &Ask<'_>, parts: &Parts, found: &Found) {
+    if ask.directives.is_some_and(|wanted| wanted.only_if_cached) {
+        return;
+    }
     let Some(permit) = journey.worker.shared.cache.refresh(ask) else { return };
     let previous = Previous { slot: Arc::clone(&found.slot), is_gone: false, excuses_errors: true };
     let (mut fetch, _, _) = start(journey, ask, parts, permit, None, Some(previous));

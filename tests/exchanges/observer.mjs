@@ -50,7 +50,7 @@ function notUsable (request, answer, event) {
   const left = lifetime(says, answer) - age
   if (says['no-cache']) return { why: 'no-cache (5.2.2.4)', stale: 0 }
   if (wants['no-cache']) return { why: "the request's no-cache (5.2.1.4)", stale: 0 }
-  const failed = answer.page.failures.some(({ from, to }) => from <= request.end && to >= request.start)
+  const failed = answer.page.failures.some(({ from, to }) => from <= request.end && to >= request.start - IN_FLIGHT_MS)
   const strict = ['must-revalidate', 'proxy-revalidate'].find(name => says[name] !== undefined)
   // "Regardless of other freshness information" (RFC 5861, 4).
   if (failed && !strict && -left <= (says['stale-if-error'] ?? -Infinity) + TOLERANCE_S) return { why: null, stale: Math.max(0, -left) }
