@@ -19,6 +19,7 @@ pub mod negotiation;
 pub mod parts;
 pub mod policy;
 pub mod ranges;
+pub mod search;
 pub mod shared;
 pub mod structured;
 pub mod tags;

@@ -392,6 +392,8 @@ pub struct CacheRule {
     pub key_headers: Vec<HeaderName>,
     /// Methods that read by their body, which is part of the key.
     pub key_body: Vec<Method>,
+    /// Whether answers say, by `No-Vary-Search`, which query parameters count.
+    pub no_vary_search: bool,
     /// Tags computed from the path's captures.
     pub tags: Vec<Template>,
     /// Whether credentials in a request keep `ttl` from applying.

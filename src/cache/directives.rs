@@ -90,7 +90,7 @@ impl ResponseDirectives {
             // A lifetime of another type is none that can be read, and a flag of another type is set: for the worse.
             let seconds = match value {
                 Value::Integer(seconds) => u32::try_from(seconds.max(0)).unwrap_or(u32::MAX).min(MAX_SECONDS),
-                Value::Boolean(_) | Value::Other => 0,
+                Value::Boolean(_) | Value::Strings(_) | Value::Other => 0,
             };
             said.set(name, seconds, value != Value::Boolean(false));
         });

@@ -241,7 +241,7 @@ impl Entry {
 
     /// The values of the lines of this name, which is in lower case. Searched for when a conditional request comes, so
     /// that an entry need not be searched when it is read from the shared tier.
-    fn values(&self, name: &'static [u8]) -> impl Iterator<Item = &[u8]> {
+    pub(super) fn values(&self, name: &'static [u8]) -> impl Iterator<Item = &[u8]> {
         lines(&self.fields)
             .filter(move |(own, _)| self.fields[own.clone()] == *name)
             .map(|(_, value)| &self.fields[value])

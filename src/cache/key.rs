@@ -271,7 +271,7 @@ pub fn spread(key_hash: u64, salt: u64) -> f64 {
     (mixed >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-fn part(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn part(out: &mut Vec<u8>, bytes: &[u8]) {
     count(out, bytes.len());
     out.extend_from_slice(bytes);
 }

@@ -454,6 +454,8 @@ pub(super) struct CacheRule {
     pub(super) key_headers: Texts<HeaderName>,
     /// Methods whose body is part of the key.
     pub(super) key_body: Texts<Method>,
+    /// Whether answers say which query parameters count.
+    pub(super) no_vary_search: Maybe<bool>,
     /// Tags, with captures of the path.
     pub(super) tags: Texts<Template>,
     /// Whether credentials in a request keep `ttl` from applying.

@@ -23,6 +23,7 @@ pub(in crate::cache) fn rule() -> CacheRule {
         key_headers: Vec::new(),
         key_body: Vec::new(),
         status_key: false,
+        no_vary_search: false,
         tags: Vec::new(),
         credentials: Credentials::Protect,
         credential_headers: vec![HeaderName::from_static("x-api-key")],
