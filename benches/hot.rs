@@ -388,6 +388,7 @@ impl Shop {
         Ask {
             keys: &self.keys,
             key,
+            search: None,
             headers,
             rule: rule(&self.route),
             subject: subject(path),
@@ -400,7 +401,7 @@ impl Shop {
 }
 
 fn subject(path: &str) -> Subject<'_> {
-    Subject { host: "shop.example", path, query: None, route: "item", tags: &[], answer_tags: &[] }
+    Subject { host: "shop.example", path, query: None, also: &[], route: "item", tags: &[], answer_tags: &[] }
 }
 
 fn rule(route: &Route) -> &CacheRule {

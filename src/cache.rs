@@ -39,6 +39,7 @@ use flight::{Flights, Joined};
 use freshness::State;
 use key::KeyBuilder;
 use memory::{Memory, Slot};
+use search::{Rule, Search};
 
 /// Where verdicts on requests with credentials stand: no key ends like this, since every part of one has its length in
 /// front.
@@ -68,6 +69,8 @@ pub struct Ask<'a> {
     pub keys: &'a KeyBuilder,
     /// Primary key.
     pub key: &'a [u8],
+    /// What else it may be looked up by, where answers say which parameters count.
+    pub search: Option<&'a Arc<Search>>,
     /// Request fields.
     pub headers: &'a HeaderMap,
     /// The route's rule.
@@ -333,12 +336,14 @@ impl Cache {
 
     fn verdict(&self, slot: &Slot, answer_tags: &[String], ask: &Ask<'_>) -> Verdict {
         let version = self.invalidation.version();
-        if slot.is_checked(version) {
+        // What several URLs share may be invalid for one of them.
+        let is_shared = !ask.subject.also.is_empty();
+        if !is_shared && slot.is_checked(version) {
             return Verdict::Valid;
         }
         let subject = Subject { answer_tags, ..ask.subject };
         let verdict = self.invalidation.verdict(slot.stored.position(), &subject);
-        if verdict == Verdict::Valid {
+        if !is_shared && verdict == Verdict::Valid {
             slot.set_checked(version);
         }
         verdict
@@ -381,15 +386,21 @@ impl Cache {
     /// Whether an answer that somebody else fetched is the one for this request: the same by what it varies by and, for
     /// one that `knows_more` than the fetch, not overtaken by an invalidation.
     pub fn suits(&self, entry: &Entry, ask: &Ask<'_>, knows_more: bool) -> bool {
-        let same = if entry.vary.is_empty() {
-            *entry.key == *ask.key
-        } else {
+        let is_under = |primary: &[u8]| {
+            if entry.vary.is_empty() {
+                return *entry.key == *primary;
+            }
             key::with_buffer(|key| {
-                ask.keys.variant(key, ask.key, &entry.vary, ask.headers);
+                ask.keys.variant(key, primary, &entry.vary, ask.headers);
                 *entry.key == **key
             })
         };
-        let subject = Subject { answer_tags: &entry.tags, ..ask.subject };
+        // By its own rule it may be the one, whatever rule was looked by; then by that it is known to invalidations.
+        let rule = ask.search.and_then(|_| Rule::of_entry(entry));
+        let same = is_under(ask.key) || ask.search.is_some_and(|search| is_under(&search.under(rule.as_ref())));
+        let names = ask.search.zip(rule.as_ref()).map(|(search, rule)| search.names(rule));
+        let also = names.as_deref().unwrap_or(ask.subject.also);
+        let subject = Subject { answer_tags: &entry.tags, also, ..ask.subject };
         let is_for_others = ask.credentials && entry.freshness.by_rule;
         same && !is_for_others && (!knows_more || self.invalidation.verdict(entry.position, &subject) != Verdict::Gone)
     }
@@ -474,6 +485,46 @@ impl Cache {
             fence: entry.fence,
             until: self.clock.now().saturating_add(entry.keep_ms(self.clock.now())),
         }
+    }
+
+    /// The rule by which answers are looked up, as far as this pod knows.
+    pub fn rule(&self, search: &Search) -> Option<Rule> {
+        search::recorded(&self.memory.get(search.key())?.stored, self.clock.now())
+    }
+
+    /// Whether anything stands in memory under this key.
+    pub fn holds(&self, key: &[u8]) -> bool {
+        self.memory.get(key).is_some()
+    }
+
+    /// Keeps the record of a rule that the shared tier has, if it is of use; the rule.
+    pub fn keep_record(&self, record: Stored) -> Option<Rule> {
+        let rule = search::recorded(&record, self.clock.now())?;
+        self.memory.insert(record.key().clone(), Slot::new(record, 0));
+        Some(rule)
+    }
+
+    /// Records the rule that came with `answer`, unless the same is recorded for long enough.
+    pub fn record(&self, search: &Search, rule: &Rule, answer: &Entry) -> Option<Stored> {
+        let now = self.clock.now();
+        let standing = self.memory.get(search.key());
+        let stands = |slot: &Arc<Slot>| {
+            slot.stored.keep_ms(now) >= answer.keep_ms(now)
+                && search::recorded(&slot.stored, now).as_ref() == Some(rule)
+        };
+        if standing.as_ref().is_some_and(stands) {
+            return None;
+        }
+        let record = Stored::Entry(Arc::new(search.record(rule, answer, now)));
+        self.memory.insert(record.key().clone(), Slot::new(record.clone(), 0));
+        Some(record)
+    }
+
+    /// Removes what stands in memory under this key; whether anything did.
+    pub fn forget(&self, key: &[u8]) -> bool {
+        let stood = self.holds(key);
+        self.memory.remove(key);
+        stood
     }
 
     /// Fleet time and steady time.

@@ -58,6 +58,8 @@ pub struct Subject<'a> {
     pub path: &'a str,
     /// Query as keyed.
     pub query: Option<&'a str>,
+    /// Other queries by which it is known, where not every parameter counts.
+    pub also: &'a [Option<String>],
     /// The route that stored it.
     pub route: &'a str,
     /// Tags from the configuration.

@@ -16,6 +16,7 @@ pub mod lead;
 pub mod part;
 pub mod respond;
 pub mod route;
+pub mod search;
 pub mod socket;
 pub mod state;
 pub mod target;
@@ -36,6 +37,7 @@ use crate::cache::shared;
 use crate::cache::{Ask, Cache, Found, Look, Missing, Previous};
 use crate::clock::Stopwatch;
 use crate::config::{AmbiguousPaths, CacheRule, ClientDirectives, Stage};
+use crate::invalidation::Subject;
 use crate::kv::Budget;
 use crate::limit::{Charged, Denial, Facts, Verdict};
 use crate::message::interim::Interim;
@@ -151,7 +153,9 @@ impl Proxy {
         // Before the cache: these limits count everything, hits included.
         let mut answer = match journey.limited(Stage::Request, &parts).await {
             Err(denial) => journey.denied(&denial),
-            Ok(()) if parts.method.as_str() == "PURGE" && route.rule.purge => write::purge(&mut journey).await,
+            Ok(()) if parts.method.as_str() == "PURGE" && route.rule.purge => {
+                write::purge(&mut journey, &parts.headers).await
+            }
             // The body before the cache, where it is part of the key.
             Ok(()) => match content::read(route.rule.cache.as_ref(), &parts.method, body, journey.request_idle()).await
             {
@@ -238,9 +242,13 @@ impl Journey<'_> {
     /// Memory, then the fetch in flight, then a fetch of its own.
     async fn through_cache(&mut self, mut parts: Parts, body: Body) -> Answer {
         let cache = Arc::clone(&self.worker.shared.cache);
-        let key = match self.glance(&cache, &parts) {
+        let plain = match self.glance(&cache, &parts) {
             Ok(answer) => return answer,
             Err(key) => key,
+        };
+        let search = {
+            let content = self.content.as_ref().map(Content::keyed);
+            self.route.search(self.target, &parts.headers, content.as_ref(), &plain).map(Arc::new)
         };
         // A tag that no invalidation could name: the answer would be out of reach.
         let Some(tags) = self.route.tags(self.target) else {
@@ -248,8 +256,18 @@ impl Journey<'_> {
         };
         let mut why = Forward::UriMiss;
         for _ in 0..REJOINS {
+            // By which key comes first, and anew each time: what a fetch brings may say it.
+            let ruled = match &search {
+                Some(search) => search::find(self, search).await,
+                None => None,
+            };
+            let (key, also) = ruled.as_ref().map_or((&plain, &[][..]), |ruled| (&ruled.key, &ruled.names));
+            if search.is_some() {
+                self.named = self.named.map(|_| shared::name(key));
+            }
             let (route, target, method) = (self.route, self.target, self.reads_as(&parts));
-            let Some(ask) = route.ask(&cache, target, &key, &tags, &parts, method) else { break };
+            let Some(ask) = route.ask(&cache, target, key, &tags, &parts, method) else { break };
+            let ask = Ask { search: search.as_ref(), subject: Subject { also, ..ask.subject }, ..ask };
             let (look, result) = cache.look(&ask);
             self.route.metrics.lookup(Tier::Memory, result);
             let mut missing = match look {
@@ -316,6 +334,7 @@ impl Journey<'_> {
                     },
                     Led::Denied(denial) => return self.denied(&denial),
                     Led::Alone => break,
+                    Led::Elsewhere => continue,
                     Led::Asked(lead) => match self.led(lead, &ask, &parts, why).await {
                         Some(answer) => return answer,
                         None => continue,
@@ -341,12 +360,15 @@ impl Journey<'_> {
     /// is allocated for it; else the key is, for what comes next waits.
     fn glance(&mut self, cache: &Cache, parts: &Parts) -> Result<Answer, Vec<u8>> {
         let (route, target) = (self.route, self.target);
-        let names_it = route.rule.cache.as_ref().is_some_and(|rule| rule.status_key);
+        let rule = route.rule.cache.as_ref();
+        let names_it = rule.is_some_and(|rule| rule.status_key);
+        // There the key is not known yet.
+        let is_searched = rule.is_some_and(|rule| rule.no_vary_search);
         let (found, named) = key::with_buffer(|key| {
             let content = self.content.as_ref().map(Content::keyed);
             route.append_key(key, target, &parts.headers, content.as_ref());
             let ask = route.ask(cache, target, key, &[], parts, self.reads_as(parts));
-            let found = ask.and_then(|ask| cache.glance(&ask));
+            let found = ask.filter(|_| !is_searched).and_then(|ask| cache.glance(&ask));
             (found.ok_or_else(|| key.clone()), names_it.then(|| shared::name(key)))
         });
         self.named = named;

@@ -105,6 +105,7 @@ impl Shop {
         let ask = Ask {
             keys: &self.keys,
             key,
+            search: None,
             headers: request,
             rule: &self.rule,
             subject: subject(tags.unwrap_or_default()),
@@ -144,6 +145,7 @@ fn subject(tags: &[String]) -> Subject<'_> {
         host: "shop.example",
         path: "/catalog/4711",
         query: Some("page=2"),
+        also: &[],
         route: "item",
         tags,
         answer_tags: &[],

@@ -139,6 +139,23 @@ impl SharedTier {
         Ok(stored.filter(|stored| stored.entry().is_some()).map(|stored| Slot::new(stored, 0)))
     }
 
+    /// The record of the rule by which answers are looked up.
+    pub async fn record(&self, redis: &Redis, key: &[u8], budget: &mut Budget) -> Option<Stored> {
+        self.read(redis, key, budget).await.ok().flatten()
+    }
+
+    /// Stores such a record. Others wait meanwhile, so it takes no longer than a request may.
+    pub async fn store_record(&self, redis: &Redis, record: &Stored, now: WallMs, deadline: Duration) {
+        let (name, bytes) = (name(record.key()), codec::encode(record, None));
+        let budget = &mut Budget::new(deadline);
+        let _ = self.write(redis, &name, None, record.position(), bytes, record.keep_ms(now), budget).await;
+    }
+
+    /// Removes what is stored under `key`.
+    pub async fn forget(&self, redis: &Redis, key: &[u8], deadline: Duration) {
+        let _ = redis.run(&DROP_SCRIPT, &[&self.keys.entry(&name(key))], &[], &mut Budget::new(deadline)).await;
+    }
+
     async fn read(&self, redis: &Redis, key: &[u8], budget: &mut Budget) -> Result<Option<Stored>, Lookup> {
         self.read_at(redis, &self.entry_name(key), key, budget).await
     }

@@ -169,7 +169,9 @@ impl Epochs {
         to(&Name::All, self.all);
         if !self.exact.is_empty() || !self.floors.is_empty() {
             for host in [Some(subject.host), None] {
-                for query in [Some(subject.query), None] {
+                // What the request's own query is as well is handed out once.
+                let also = subject.also.iter().map(Option::as_deref).filter(|query| *query != subject.query);
+                for query in [Some(subject.query), None].into_iter().chain(also.map(Some)) {
                     let url = Name::Url { host, path: subject.path, query };
                     to(&url, self.look(&url));
                 }
@@ -287,7 +289,7 @@ mod tests {
                     && url.path == subject.path
                     && match &url.query {
                         UrlQuery::Any => true,
-                        UrlQuery::Exact(query) => query.as_deref() == subject.query,
+                        UrlQuery::Exact(query) => query.as_deref() == subject.query || subject.also.contains(query),
                     }
             }
             Selector::Tag(tag) => subject.tags.iter().chain(subject.answer_tags).any(|t| t == tag),
@@ -305,11 +307,11 @@ mod tests {
         #[test]
         fn it_agrees_with_a_list_of_records(
             records in prop::collection::vec((selector(), any::<bool>()), 0..40),
-            host in word(), path in path(), query in query(), route in word(),
+            host in word(), path in path(), query in query(), also in prop::collection::vec(query(), 0..3), route in word(),
             tags in prop::collection::vec(word(), 0..2), answer_tags in prop::collection::vec(word(), 0..2),
         ) {
             let subject = Subject {
-                host: &host, path: &path, query: query.as_deref(), route: &route,
+                host: &host, path: &path, query: query.as_deref(), also: &also, route: &route,
                 tags: &tags, answer_tags: &answer_tags,
             };
             let mut epochs = Epochs::default();
@@ -326,7 +328,7 @@ mod tests {
     }
 
     fn tagged(tags: &[String]) -> Subject<'_> {
-        Subject { host: "h", path: "/p", query: None, route: "r", tags, answer_tags: &[] }
+        Subject { host: "h", path: "/p", query: None, also: &[], route: "r", tags, answer_tags: &[] }
     }
 
     #[test]

@@ -254,7 +254,7 @@ mod tests {
     }
 
     fn subject(tags: &[String]) -> Subject<'_> {
-        Subject { host: "h", path: "/p", query: None, route: "r", tags, answer_tags: &[] }
+        Subject { host: "h", path: "/p", query: None, also: &[], route: "r", tags, answer_tags: &[] }
     }
 
     #[test]

@@ -47,11 +47,14 @@ impl Drop for Pod {
 
 /// What nothing here names.
 const ANYTHING: Subject<'static> =
-    Subject { host: "h", path: "/elsewhere", query: None, route: "elsewhere", tags: &[], answer_tags: &[] };
+    Subject { host: "h", path: "/elsewhere", query: None, also: &[], route: "elsewhere", tags: &[], answer_tags: &[] };
 
 fn verdict(state: &Invalidation, position: Position, tag: &str) -> Verdict {
     let tags = [tag.to_owned()];
-    state.verdict(position, &Subject { host: "h", path: "/p", query: None, route: "r", tags: &tags, answer_tags: &[] })
+    state.verdict(
+        position,
+        &Subject { host: "h", path: "/p", query: None, also: &[], route: "r", tags: &tags, answer_tags: &[] },
+    )
 }
 
 fn tags(name: &str) -> Order {

@@ -30,6 +30,7 @@ use crate::cache::Ask;
 use crate::cache::policy::RequestFacts;
 use crate::clock::{SteadyMs, WallMs};
 use crate::config::CacheRule;
+use crate::invalidation::Subject;
 use crate::kv;
 use crate::message::question::Question;
 use crate::syntax::SyntaxError;
@@ -71,6 +72,14 @@ impl Explainer {
         if report.way.does == Does::Cache
             && let Some(ask) = case.ask(now, steady)
         {
+            let content = case.content.as_ref().map(Content::keyed);
+            let search = case.route.search(&case.target, case.headers(), content.as_ref(), &case.key).map(Arc::new);
+            let ruled = match &search {
+                Some(search) => live::ruled(&self.shared, redis, &case, search, now).await,
+                None => None,
+            };
+            let (key, also) = ruled.as_ref().map_or((ask.key, &[][..]), |ruled| (&ruled.key, &ruled.names));
+            let ask = Ask { key, search: search.as_ref(), subject: Subject { also, ..ask.subject }, ..ask };
             report.live = Some(live::seen(&self.shared, redis, &case, &ask).await);
         }
         Ok(report)
@@ -148,6 +157,7 @@ impl<'l> Case<'l> {
         Some(Ask {
             keys: self.route.keys.as_ref()?,
             key: &self.key,
+            search: None,
             headers: self.headers(),
             rule,
             subject: self.route.subject(&self.target, self.tags.as_deref()?),

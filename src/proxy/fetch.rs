@@ -16,12 +16,13 @@ use tokio::sync::oneshot;
 use super::body::Patient;
 use super::state::{RouteState, Worker};
 use super::upstream::{Failure, Patience};
-use super::{headers, part, respond};
+use super::{headers, part, respond, search};
 use crate::cache::entry::{self, Entry, Stored, Uncacheable};
 use crate::cache::flight::{Arrival, End, Failed, Origin, Permit};
 use crate::cache::freshness::Freshness;
 use crate::cache::memory::Slot;
 use crate::cache::policy::{self, Plan, Received, Refusal, RequestFacts};
+use crate::cache::search::{Rule, Search};
 use crate::cache::shared::{LEASE, Lease, Leased};
 use crate::cache::{Previous, conditional, key, parts};
 use crate::clock::{SteadyMs, Stopwatch, WallMs};
@@ -38,7 +39,12 @@ const UNCACHEABLE_MS: u64 = 5_000;
 pub(crate) struct Fetch {
     pub(crate) worker: Arc<Worker>,
     pub(crate) route: Arc<RouteState>,
+    /// The key under which it was asked for.
     pub(crate) primary: Box<[u8]>,
+    /// Where it stands by its answer's own rule, where answers have one.
+    pub(crate) search: Option<Arc<Search>>,
+    /// The key under which the answer belongs, if that is another.
+    pub(crate) elsewhere: Option<Box<[u8]>>,
     /// The client's fields, by which variants are told apart.
     pub(crate) headers: HeaderMap,
     pub(crate) request: Request<Body>,
@@ -125,6 +131,9 @@ pub(crate) async fn run(mut fetch: Fetch) {
     match said {
         Err(failure) => fetch.failed(respond::failed(&failure)).await,
         Ok(Said::Confirmed(entry)) => {
+            if let Some(search) = &fetch.search {
+                search::record(&fetch.worker, search, &fetch.primary, &entry, fetch.redis_deadline).await;
+            }
             fetch.store(Stored::Entry(Arc::new(*entry)), Fill::Revalidated, Origin::Confirmed).await;
         }
         Ok(Said::Answer(response, sent)) => fetch.received(response, sent).await,
@@ -234,7 +243,7 @@ impl Fetch {
         self.route.metrics.upstream(Some(status), Duration::from_millis(took));
     }
 
-    async fn received(self, response: Response<Body>, sent: WallMs) {
+    async fn received(mut self, response: Response<Body>, sent: WallMs) {
         let (now, _) = self.worker.shared.cache.times();
         if response.status().is_server_error()
             && let Some(previous) = self.previous.clone().filter(|previous| previous.excuses_errors)
@@ -254,7 +263,11 @@ impl Fetch {
             }
             Err(refusal) => self.refused(response, refusal).await,
             Ok(plan) => {
+                self.place(received.headers);
                 let entry = self.entry(plan, &received, Bytes::new());
+                if let Some(search) = &self.search {
+                    search::record(&self.worker, search, &self.primary, &entry, self.redis_deadline).await;
+                }
                 self.fill(entry, response, true).await;
             }
         }
@@ -271,14 +284,22 @@ impl Fetch {
         self.route.rule.cache.as_ref().map_or_else(RequestFacts::default, of)
     }
 
+    /// Finds out under which key an answer with these fields belongs: what it says of queries itself decides.
+    fn place(&mut self, headers: &HeaderMap) {
+        let Some(search) = &self.search else { return };
+        let own = search.under(Rule::of(headers).as_ref());
+        self.elsewhere = (*own != *self.primary).then(|| own.into());
+    }
+
     fn entry(&self, plan: Plan, received: &Received<'_>, body: Bytes) -> Entry {
+        let primary = self.elsewhere.as_ref().unwrap_or(&self.primary);
         let key = match &self.route.keys {
             Some(keys) if !plan.vary.is_empty() => {
-                let mut key = Vec::with_capacity(self.primary.len() + 64);
-                keys.variant(&mut key, &self.primary, &plan.vary, &self.headers);
+                let mut key = Vec::with_capacity(primary.len() + 64);
+                keys.variant(&mut key, primary, &plan.vary, &self.headers);
                 Bytes::from(key.into_boxed_slice())
             }
-            _ => Bytes::copy_from_slice(&self.primary),
+            _ => Bytes::copy_from_slice(primary),
         };
         let origin = entry::Origin {
             key,
@@ -291,8 +312,8 @@ impl Fetch {
 
     /// The stored answer as the upstream confirmed it (RFC 9111 section 4.3.4), if it is the one that was meant and may
     /// still be kept.
-    fn confirmed_entry(&self, response: &Response<Body>, sent: WallMs) -> Option<Entry> {
-        let previous = self.previous.as_ref()?;
+    fn confirmed_entry(&mut self, response: &Response<Body>, sent: WallMs) -> Option<Entry> {
+        let previous = self.previous.clone()?;
         let entry = previous.entry()?;
         let now = self.worker.shared.cache.times().0;
         if !conditional::confirms(response.headers(), entry, previous.confirmed_by()) {
@@ -301,6 +322,7 @@ impl Fetch {
         let merged = entry.merged(response.headers());
         let received = Received { status: entry.status, headers: &merged, asked_at: sent, received_at: now };
         let plan = self.plan(&received).ok()?;
+        self.place(&merged);
         Some(self.entry(plan, &received, entry.body.clone()))
     }
 
@@ -361,12 +383,24 @@ impl Fetch {
 
     /// Memory first, then those who wait, then the fleet; counted once all of them have it.
     async fn store(self, stored: Stored, result: Fill, origin: Origin) {
-        let kept = self.worker.shared.cache.keep(&self.primary, stored, self.asked);
-        let (now, _) = self.worker.shared.cache.times();
+        let cache = &self.worker.shared.cache;
+        let kept = cache.keep(self.elsewhere.as_ref().unwrap_or(&self.primary), stored, self.asked);
+        if self.elsewhere.is_some() {
+            // What stood where it was asked for is older, and of another rule.
+            cache.forget(&self.primary);
+        }
+        let (now, _) = cache.times();
         self.permit.end(End::Stored(Arc::clone(&kept.slot), origin));
         if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
             let deadline = self.redis_deadline;
-            if !tier.store(redis, &kept, self.lease, now, deadline).await {
+            let (lease, left) = if self.elsewhere.is_none() { (self.lease, None) } else { (None, self.lease) };
+            let is_stored = tier.store(redis, &kept, lease, now, deadline).await;
+            if self.elsewhere.is_some() {
+                // Only now may another pod ask for the lease: it finds the answer in its place.
+                tier.forget(redis, &self.primary, deadline).await;
+                release(&self.worker, left, deadline).await;
+            }
+            if !is_stored {
                 return self.route.metrics.fill(Fill::Superseded);
             }
         }

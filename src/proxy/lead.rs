@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::fetch::{self, Asker, Fetch, Rest};
-use super::{Journey, forward};
+use super::{Journey, forward, search};
 use crate::cache::entry::Stored;
 use crate::cache::flight::{End, Follower, Origin, Permit};
 use crate::cache::memory::Slot;
@@ -40,6 +40,8 @@ pub(crate) enum Led {
     Awaited(Arc<Slot>),
     /// A limit denied this candidacy; somebody else may try.
     Denied(Denial),
+    /// By a rule that another pod's fetch has brought, it stands under another key.
+    Elsewhere,
     /// Nothing will be shared, or another pod took too long: this request goes for itself.
     Alone,
     /// The upstream is being asked.
@@ -104,6 +106,7 @@ pub(crate) async fn lead(
             permit.end(End::Uncacheable);
             return Led::Alone;
         }
+        Waited::Elsewhere => return Led::Elsewhere,
         Waited::LongEnough => return Led::Alone,
     };
     // Where a stale answer may be served in place of a denial, what was charged so far stays charged.
@@ -178,6 +181,7 @@ enum Waited {
     Leads(Option<Lease>),
     Found(Found),
     Uncacheable,
+    Elsewhere,
     LongEnough,
 }
 
@@ -239,6 +243,12 @@ async fn lease<'k>(
         pause = (pause * 2).min(LONGEST_POLL);
         // Waiting for another's fetch is not Redis work: each question has an allowance of its own.
         journey.budget = Budget::new(journey.live.redis_deadline);
+        // Whose fetch was waited for may have stored it where its rule says, and nothing here.
+        if let Some(search) = ask.search
+            && search::find(journey, search).await.is_some_and(|ruled| ruled.key != ask.key)
+        {
+            return Waited::Elsewhere;
+        }
     }
 }
 
@@ -265,6 +275,8 @@ fn start(
         worker: Arc::clone(journey.worker),
         route: Arc::clone(journey.route),
         primary: ask.key.into(),
+        search: ask.search.cloned(),
+        elsewhere: None,
         headers: parts.headers.clone(),
         request: forward::fill_request(journey, parts, previous.as_ref()),
         rest,

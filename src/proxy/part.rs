@@ -33,6 +33,10 @@ pub(crate) enum Stored {
 
 /// Looks for a part with what is asked for: this pod's, then Redis'.
 pub(crate) async fn look(journey: &mut Journey<'_>, ask: &Ask<'_>) -> Stored {
+    // None is kept there, see below.
+    if ask.search.is_some() {
+        return Stored::Other(None);
+    }
     let worker = Arc::clone(journey.worker);
     let cache = &worker.shared.cache;
     let here = cache.part(ask);
@@ -121,7 +125,8 @@ pub(crate) async fn pass(
 /// How an answer with one part may be kept, if it may, by the fields that it is kept with. It is judged as the whole would be (RFC 9110 section 15.3.7); what
 /// varies is not kept in parts. `key` is the part's.
 pub(crate) fn plan(ask: &HeaderMap, rule: &CacheRule, key: &[u8], answer: &Received<'_>) -> Option<Plan> {
-    if answer.status != StatusCode::PARTIAL_CONTENT {
+    // Where answers say which parameters count, a part would have to be found by its own rule.
+    if answer.status != StatusCode::PARTIAL_CONTENT || rule.no_vary_search {
         return None;
     }
     let whole = Received { status: StatusCode::OK, ..*answer };

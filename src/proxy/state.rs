@@ -15,6 +15,7 @@ use super::target::Target;
 use super::upstream::Upstream;
 use crate::cache::key::{self, KeyBuilder};
 use crate::cache::policy::{self, Bypass};
+use crate::cache::search::Search;
 use crate::cache::shared::SharedTier;
 use crate::cache::{Ask, Cache};
 use crate::config::{CacheRule, Config, FieldEdits, Route, Secret, Unmatched};
@@ -213,12 +214,32 @@ impl RouteState {
         headers: &HeaderMap,
         content: Option<&key::Content<'_>>,
     ) {
-        let asked = key::Target {
-            scheme: target.scheme().as_str(),
-            host: target.host(),
-            path: target.path(),
-            query: target.query(),
-        };
+        self.append_key_of(key, target, target.query(), headers, content);
+    }
+
+    /// What a request is looked up by where answers say which parameters count; `plain` is its primary key.
+    pub fn search(
+        &self,
+        target: &Target,
+        headers: &HeaderMap,
+        content: Option<&key::Content<'_>>,
+        plain: &[u8],
+    ) -> Option<Search> {
+        self.rule.cache.as_ref().filter(|rule| rule.no_vary_search)?;
+        let mut pathwise = Vec::with_capacity(plain.len());
+        self.append_key_of(&mut pathwise, target, None, headers, content);
+        Some(Search::new(plain, &pathwise, target.query()))
+    }
+
+    fn append_key_of(
+        &self,
+        key: &mut Vec<u8>,
+        target: &Target,
+        query: Option<&str>,
+        headers: &HeaderMap,
+        content: Option<&key::Content<'_>>,
+    ) {
+        let asked = key::Target { scheme: target.scheme().as_str(), host: target.host(), path: target.path(), query };
         match (&self.keys, content) {
             (None, _) => {}
             (Some(keys), None) => keys.primary(key, &asked, headers),
@@ -242,6 +263,7 @@ impl RouteState {
             keys: self.keys.as_ref()?,
             credentials: policy::RequestFacts::of(rule, method, &parts.headers).credentials,
             key,
+            search: None,
             headers: &parts.headers,
             rule,
             subject: self.subject(target, tags),
@@ -273,6 +295,7 @@ impl RouteState {
             host: target.host(),
             path: target.path(),
             query: target.query(),
+            also: &[],
             route: &self.name,
             tags,
             answer_tags: &[],

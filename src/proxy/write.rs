@@ -10,16 +10,18 @@ use http::{HeaderMap, Method, Response, StatusCode};
 
 use super::copy::Copy;
 use super::respond::{self, Forward, Forwarded};
-use super::state::{Live, RouteState};
+use super::state::{Live, RouteState, Worker};
 use super::target::Target;
-use super::{Journey, forward, headers, honoured};
+use super::{Journey, forward, headers, honoured, search};
 use crate::cache::entry::{Entry, Origin};
 use crate::cache::key;
 use crate::cache::policy::{self, Plan, Received, RequestFacts, Source};
+use crate::cache::search::Search;
 use crate::cache::tags::changed_groups;
 use crate::clock::{SteadyMs, Stopwatch, WallMs};
 use crate::config::CacheRule;
 use crate::invalidation::{Position, Subject};
+use crate::kv::Budget;
 use crate::message::{Answer, Body};
 use crate::metrics::{Door, Outcome};
 use crate::syntax::SyntaxError;
@@ -41,8 +43,9 @@ pub(crate) fn changes_state(live: &Live, route: &RouteState, target: &Target, pa
 /// Forwards a write. The exchange is finished even if the client leaves: what the upstream did must be known.
 pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: Body, why: Forward) -> Answer {
     let mut order = order(journey.live, journey.route, journey.target, &parts.headers);
+    let own = Touched::by(journey.live, journey.target.clone(), &parts.headers);
     let successor = successor(journey, parts);
-    let (live, target) = (Arc::clone(journey.live), journey.target.clone());
+    let (live, target, worker) = (Arc::clone(journey.live), journey.target.clone(), Arc::clone(journey.worker));
     let request = forward::pass_request(journey, parts, body);
     let patience = forward::patience(journey.route);
     let upstream = journey.worker.upstream.clone();
@@ -58,10 +61,16 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
             Ok(reply) => reply.response.status().is_success() || reply.response.status().is_redirection(),
             Err(failure) => failure.is_unknown(),
         };
+        let mut touched = Vec::from_iter(own);
         if let Ok(reply) = &reply {
             let answer = reply.response.headers();
-            order.urls.extend(named(&live, &target, answer));
+            let named: Vec<_> = named(&live, &target, answer).collect();
+            order.urls.extend(named.iter().map(|named| url(&named.target)));
+            touched.extend(named);
             order.tags.extend(changed_groups(answer).filter(|group| readable(&check_tag(group))));
+        }
+        for touched in touched {
+            order.urls.extend(touched.also(&worker, live.redis_deadline).await);
         }
         // One that cannot be read must not take the others with it.
         order.urls.retain(|url| readable(&UrlSelector::parse(url)));
@@ -124,9 +133,10 @@ fn successor(journey: &Journey<'_>, parts: &Parts) -> Option<Successor> {
 /// The cached GET of the same URL that the answer to a POST may answer from then on.
 pub(crate) fn read_of<'l>(live: &'l Live, target: &Target, parts: &Parts) -> Option<(&'l Arc<RouteState>, Target)> {
     let (route, rule) = live.cached(target, &parts.headers).filter(|_| parts.method == Method::POST)?;
-    // What steers a POST beside its URL is in no key of the GET's.
+    // What steers a POST beside its URL is in no key of the GET's; and where answers say which parameters count, only
+    // fetches store them.
     let is_plain = policy::request_may_use_cache(&Method::GET, &parts.headers, false, honoured(rule, parts).as_ref());
-    if is_plain.is_err() || headers::steers(&parts.headers, &rule.key_headers) {
+    if is_plain.is_err() || headers::steers(&parts.headers, &rule.key_headers) || rule.no_vary_search {
         return None;
     }
     let mut target = target.clone();
@@ -202,8 +212,13 @@ pub(crate) fn succession(
 }
 
 /// `PURGE`: invalidates the URL with all its variants.
-pub(crate) async fn purge(journey: &mut Journey<'_>) -> Answer {
-    let order = Order { urls: vec![url(journey.target)], ..Order::default() };
+pub(crate) async fn purge(journey: &mut Journey<'_>, headers: &HeaderMap) -> Answer {
+    let target = journey.target.clone();
+    let search = journey.route.search(&target, headers, None, &journey.route.key(&target, headers, None));
+    let mut urls = Touched { target, search }.also(journey.worker, journey.live.redis_deadline).await;
+    urls.retain(|url| readable(&UrlSelector::parse(url)));
+    urls.push(url(journey.target));
+    let order = Order { urls, ..Order::default() };
     let (status, detail) = match journey.worker.shared.invalidation.submit(&order, Door::Purge).await {
         Ok(receipt) if receipt.logged => (StatusCode::OK, "invalidated"),
         Ok(_) => (StatusCode::ACCEPTED, "invalidated here; the fleet learns of it as soon as Redis can take it"),
@@ -226,23 +241,44 @@ pub(crate) fn order(live: &Live, route: &RouteState, target: &Target, headers: &
         order.tags.retain(|tag| readable(&check_tag(tag)));
         order.prefixes.retain(|prefix| readable(&parse_prefix(prefix)));
     }
-    order.urls.extend(cached_url(live, target.clone(), headers));
+    order.urls.extend(Touched::by(live, target.clone(), headers).map(|touched| url(&touched.target)));
     order
 }
 
 /// What a write's answer says it has changed or made, of the same origin (RFC 9111 section 4.4).
-fn named(live: &Live, target: &Target, answer: &HeaderMap) -> impl Iterator<Item = String> {
+fn named(live: &Live, target: &Target, answer: &HeaderMap) -> impl Iterator<Item = Touched> {
     [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| {
         let named = target.refer(answer.get(name)?.to_str().ok()?)?;
-        cached_url(live, named, &HeaderMap::new())
+        Touched::by(live, named, &HeaderMap::new())
     })
 }
 
-/// The URL under which a GET of `target` is cached, if it is.
-fn cached_url(live: &Live, mut target: Target, headers: &HeaderMap) -> Option<String> {
-    let (_, rule) = live.cached(&target, headers)?;
-    target.keep_query(&rule.query);
-    Some(url(&target))
+/// A URL whose GET is cached.
+struct Touched {
+    target: Target,
+    /// Where answers say which parameters count.
+    search: Option<Search>,
+}
+
+impl Touched {
+    /// What a request for `target` touches, if a GET of it is cached.
+    fn by(live: &Live, mut target: Target, headers: &HeaderMap) -> Option<Self> {
+        let (route, rule) = live.cached(&target, headers)?;
+        target.keep_query(&rule.query);
+        let search = route.search(&target, headers, None, &route.key(&target, headers, None));
+        Some(Self { target, search })
+    }
+
+    /// Selectors beside its own, by which everything is known that is the same by a rule that is known.
+    async fn also(&self, worker: &Worker, redis_deadline: Duration) -> Vec<String> {
+        let Some(search) = &self.search else { return Vec::new() };
+        let Some(rule) = search::rule(worker, search, &mut Budget::new(redis_deadline)).await else {
+            return Vec::new();
+        };
+        let own = url(&self.target);
+        let named = search.names(&rule).into_iter().map(|query| url_by(&self.target, query.as_deref()));
+        named.filter(|named| *named != own).collect()
+    }
 }
 
 fn readable<T>(read: &Result<T, SyntaxError>) -> bool {
@@ -254,7 +290,12 @@ fn readable<T>(read: &Result<T, SyntaxError>) -> bool {
 
 /// A target as an absolute selector; on any host where the target's is none that a selector can name.
 pub(crate) fn url(target: &Target) -> String {
-    let query = target.query().map(|query| format!("?{query}")).unwrap_or_default();
+    url_by(target, target.query())
+}
+
+/// [`url`] with another query.
+fn url_by(target: &Target, query: Option<&str>) -> String {
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     let path = format!("{}{query}", target.path());
     let absolute = format!("http://{}{path}", target.host());
     if UrlSelector::parse(&absolute).is_ok() { absolute } else { path }

@@ -23,6 +23,7 @@ mod real;
 mod redis_faults;
 mod reports;
 mod routing;
+mod search;
 mod selftest;
 mod slow;
 mod stampede;

@@ -10,12 +10,15 @@ use super::storing::terms;
 use crate::cache::entry::{self, Stored, Vary};
 use crate::cache::freshness::{InitialAge, http_date};
 use crate::cache::memory::Slot;
+use crate::cache::search::{Search, recorded};
 use crate::cache::shared::{SharedTier, Unseen, name};
 use crate::cache::{Ask, Cache, Found, Look, Previous, parts};
+use crate::clock::WallMs;
 use crate::invalidation::{Position, Verdict};
 use crate::kv::{Budget, Redis};
 use crate::proxy::forward_reason;
 use crate::proxy::respond::Forward;
+use crate::proxy::search::Ruled;
 use crate::proxy::state::Shared;
 
 /// Looks into both tiers. Redis is asked within the deadline of one request.
@@ -46,6 +49,27 @@ pub(super) async fn seen(shared: &Shared, redis: Option<&Redis>, case: &Case<'_>
         redis_part: in_redis.part.as_ref().map(|slot| show.held(slot)),
         apart_ms: shared.cache.apart_until(ask).map(|until| until.saturating_sub(ask.now)),
     }
+}
+
+/// Under which key the request would be looked up by a rule that is known (see [`find`](crate::proxy::search::find)).
+pub(super) async fn ruled(
+    shared: &Shared,
+    redis: Option<&Redis>,
+    case: &Case<'_>,
+    search: &Search,
+    now: WallMs,
+) -> Option<Ruled> {
+    let here = shared.cache.peek(search.key()).and_then(|slot| recorded(&slot.stored, now));
+    let rule = match here {
+        Some(rule) => rule,
+        None if shared.cache.peek(search.plain()).is_some() => return None,
+        None => {
+            let (redis, tier) = redis.zip(shared.tier.as_ref())?;
+            let record = tier.peek(redis, search.key(), &mut Budget::new(case.live.redis_deadline)).await;
+            recorded(&record.ok().flatten()?, now)?
+        }
+    };
+    Some(Ruled::by(search, &rule))
 }
 
 /// What is needed to say what a slot holds.

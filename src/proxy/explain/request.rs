@@ -237,6 +237,7 @@ impl Case<'_> {
             setting("query", query(&rule.query)),
             setting("key_headers", listed(&rule.key_headers)),
             setting("key_body", listed(&rule.key_body)),
+            setting("no_vary_search", rule.no_vary_search.to_string()),
             setting("tags", tags),
             noted(
                 "credentials",

@@ -1,0 +1,413 @@
+//! `No-Vary-Search`: URLs that are the same to the service are the same to the cache.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::harness::{
+    Answer, Gate, Reply, Setup, Store, Upstream, Weir, for_both, get, join_all, redis, reply, request, upstream, weir,
+};
+
+const ROUTES: &str = r#"
+[[route]]
+name = "everything"
+path = "/{*rest}"
+purge = true
+cache.enabled = true
+cache.no_vary_search = true
+cache.key_body = ["QUERY"]
+"#;
+
+const STORED: &str = r#"weir_cache_fills_total{result="stored"}"#;
+
+/// An upstream whose answers say what was asked for, and for `/p` this of queries.
+fn saying(rule: &'static str) -> Upstream {
+    let up = upstream();
+    up.on("/p", move |request| said(request.target()).header("no-vary-search", rule));
+    up
+}
+
+fn said(target: &str) -> Reply {
+    reply(target.to_owned()).max_age(60)
+}
+
+/// Gets what is not stored, and waits until it is.
+async fn fill(weir: &Weir, target: &str) {
+    let before = weir.metric(STORED).await;
+    let answer = weir.get(target).await;
+    assert!(answer.is_stored(), "{target}: {}", answer.cache_status());
+    assert_eq!(answer.text(), target);
+    weir.metric_reaches(STORED, before + 1.0).await;
+}
+
+#[tokio::test]
+async fn urls_that_differ_in_what_does_not_count_are_one() {
+    for_both(|store| async move {
+        let cases = [
+            (
+                r#"params=("utm" "%C3%A9 x")"#,
+                "/p?a=1&utm=x&b=2",
+                &["/p?utm=y&a=1&b=2", "/p?a=1&b=2", "/p?a=1&&b=2&utm", "/p?%61=1&b=2&%C3%A9+x=3"][..],
+                &["/p?a=2&b=2", "/p?b=2&a=1", "/p", "/p?a=1&b=2&utn=x", "/p?a=1%26b=2"][..],
+            ),
+            ("key-order", "/p?b=2&a=1", &["/p?a=1&b=2", "/p?a=%31&b=2"], &["/p?a=2&b=1", "/p?a=1", "/p?a=1&b=2&b=2"]),
+            (
+                r#"params, except=("id")"#,
+                "/p?id=7&x",
+                &["/p?id=7", "/p?y=1&id=7&z"],
+                &["/p?id=8", "/p", "/p?id=7&id=7"],
+            ),
+            ("params", "/p?a=1", &["/p", "/p?b"], &["/p/"]),
+            (r#"key-order, params=("u")"#, "/p?u&b&a", &["/p?a=&b=&u=2"], &["/p?a&b&c"]),
+        ];
+        for (case, (rule, first, same, others)) in cases.into_iter().enumerate() {
+            let up = saying(rule);
+            up.on("/p/", |request| said(request.target()));
+            let routes = weir(ROUTES).set("cache.generation", case.to_string());
+            let weir = store.apply(routes.to(up.url())).start().await;
+            fill(&weir, first).await;
+            for url in same.iter().chain([&first]) {
+                let answer = weir.get(url).await;
+                assert!(answer.is_hit(), "{rule}: {url}: {}", answer.cache_status());
+                assert_eq!((answer.text(), answer.header("no-vary-search")), (first, Some(rule)), "{rule}: {url}");
+            }
+            for url in others {
+                fill(&weir, url).await;
+                assert_eq!(up.last(url.split('?').next().unwrap()).target(), *url, "it is forwarded as it came");
+            }
+            for url in same {
+                assert_eq!(weir.get(url).await.text(), first, "{rule}: {url} is what it was");
+            }
+            assert_eq!(up.total(), 1 + others.len(), "{rule}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_the_option_or_a_rule_every_url_is_its_own() {
+    let off = ROUTES.replace("cache.no_vary_search = true\n", "");
+    for (routes, rule) in [
+        (off.as_str(), r#"params=("utm")"#),
+        (ROUTES, r#"params=("utm"), except=("a")"#),
+        (ROUTES, "params=(utm)"),
+        (ROUTES, "params=?0"),
+        (ROUTES, r#"params=("utm""#),
+    ] {
+        let up = saying(rule);
+        let weir = weir(routes).to(up.url()).start().await;
+        fill(&weir, "/p?utm=x").await;
+        fill(&weir, "/p?utm=y").await;
+        fill(&weir, "/p?utm%3Dy").await;
+        assert!(weir.get("/p?utm=x").await.is_hit(), "{rule}");
+    }
+}
+
+/// An upstream that says of `/p` the rule of this number; none if it is empty.
+fn changing(rules: &'static [&'static str]) -> (Upstream, Arc<AtomicUsize>) {
+    let (up, number) = (upstream(), Arc::new(AtomicUsize::new(0)));
+    let now = Arc::clone(&number);
+    up.on("/p", move |request| {
+        // Long enough for those who ask at once to meet.
+        let answer = said(request.target()).takes(Duration::from_millis(50));
+        match rules[now.load(Ordering::SeqCst)] {
+            "" => answer,
+            rule => answer.header("no-vary-search", rule),
+        }
+    });
+    (up, number)
+}
+
+#[tokio::test]
+async fn another_rule_takes_the_place_of_the_first() {
+    for_both(|store| async move {
+        let (up, number) = changing(&[r#"params=("u")"#, r#"params=("v")"#]);
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        fill(&weir, "/p?a=1&u=1&v=1").await;
+        assert!(weir.get("/p?a=1&u=2&v=1").await.is_hit());
+        number.store(1, Ordering::SeqCst);
+        fill(&weir, "/p?a=2&u=1&v=1").await;
+        assert_eq!(weir.get("/p?a=2&u=1&v=2").await.text(), "/p?a=2&u=1&v=1");
+        fill(&weir, "/p?a=2&u=2&v=1").await;
+        fill(&weir, "/p?a=1&u=1&v=1").await;
+        assert_eq!(weir.get("/p?a=1&u=1&v=9").await.text(), "/p?a=1&u=1&v=1");
+        // What was told apart meanwhile is so still.
+        number.store(0, Ordering::SeqCst);
+        fill(&weir, "/p?a=3&u=1").await;
+        assert_eq!(weir.get("/p?a=3&u=2").await.text(), "/p?a=3&u=1");
+        fill(&weir, "/p?a=3&v=1").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rule_that_is_withdrawn_holds_no_more() {
+    for_both(|store| async move {
+        let (up, number) = changing(&[r#"params=("u")"#, ""]);
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        fill(&weir, "/p?a=1&u=1").await;
+        number.store(1, Ordering::SeqCst);
+        for url in ["/p?a=2&u=1", "/p?a=2&u=2", "/p?a=2", "/p?a=1&u=1"] {
+            fill(&weir, url).await;
+        }
+        for url in ["/p?a=2&u=1", "/p?a=2&u=2", "/p?a=2", "/p?a=1&u=1"] {
+            let answer = weir.get(url).await;
+            assert_eq!((answer.is_hit(), answer.text()), (true, url));
+        }
+        assert_eq!(up.count("/p"), 5);
+        // And holds again once it is said again.
+        number.store(0, Ordering::SeqCst);
+        fill(&weir, "/p?a=4&u=1").await;
+        assert!(weir.get("/p?a=4&u=2").await.is_hit());
+    })
+    .await;
+}
+
+/// A record of a rule must last for as long as what needs the upstream's word.
+#[tokio::test]
+async fn a_confirmation_keeps_the_rule_or_changes_it() {
+    for_both(|store| async move {
+        let up = upstream();
+        let number = Arc::new(AtomicUsize::new(0));
+        let asked = Arc::clone(&number);
+        up.on("/p", move |request| {
+            let tagged = |reply: Reply| reply.header("cache-control", "max-age=0").header("etag", "\"v1\"");
+            match (request.header("if-none-match"), asked.fetch_add(1, Ordering::SeqCst)) {
+                (None, _) => tagged(reply(request.target().to_owned())).header("no-vary-search", r#"params=("u")"#),
+                (Some(_), 3) => tagged(reply("").status(304)).header("no-vary-search", r#"params=("v")"#),
+                (Some(_), _) => tagged(reply("").status(304)),
+            }
+        });
+        let revalidated = r#"weir_cache_fills_total{result="revalidated"}"#;
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        fill(&weir, "/p?u=1").await;
+        for (url, confirmations) in [("/p?u=2", 1.0), ("/p?u=3", 2.0), ("/p?u=4", 3.0), ("/p?u=4&v=1", 4.0)] {
+            let answer = weir.get(url).await;
+            assert!(answer.cache_status().ends_with("fwd-status=304; stored"), "{url}: {}", answer.cache_status());
+            assert_eq!((answer.text(), up.last("/p").target()), ("/p?u=1", url));
+            weir.metric_reaches(revalidated, confirmations).await;
+        }
+        assert_eq!(weir.get("/p?u=5").await.text(), "/p?u=5", "by the rule that came last it is another");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_fetched_by_another_url_is_invalidated_by_the_clean_one() {
+    for_both(|store| async move {
+        let up = saying(r#"key-order, params=("u")"#);
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        for order in [
+            r#"{"urls": ["/p?a=1&b=x%20y"]}"#,
+            r#"{"urls": ["/p?a=1&b=x+y"]}"#,
+            r#"{"urls": ["/p?*"]}"#,
+            r#"{"prefixes": ["/p"]}"#,
+        ] {
+            fill(&weir, "/p?b=x+y&a=1&u=1").await;
+            assert!(weir.get("/p?a=1&b=x+y&u=2").await.is_hit());
+            weir.invalidate(order).await;
+            let answer = weir.get("/p?b=x+y&u=2&a=1").await;
+            assert!(!answer.is_hit() && answer.text().contains("u=2"), "{order}: {}", answer.cache_status());
+            assert_eq!(weir.get("/p?a=1&b=x+y").await.text(), answer.text());
+            weir.invalidate(r#"{"all": true}"#).await;
+        }
+        // What was named is not served by that name, whoever was served by another since.
+        fill(&weir, "/p?a=1&u=1").await;
+        weir.invalidate(r#"{"urls": ["/p?a=1&u=7"]}"#).await;
+        assert!(weir.get("/p?a=1&u=2").await.is_hit());
+        assert!(!weir.get("/p?a=1&u=7").await.is_hit());
+        assert!(weir.get("/p?a=1&u=7").await.is_hit());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_or_a_purge_of_one_form_is_of_all() {
+    for_both(|store| async move {
+        let up = saying(r#"params=("u")"#);
+        up.on("/other", |_| reply("").status(201).header("location", "/p?a=1&b=x%20y&u=1"));
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        for (method, url) in [
+            ("PUT", "/p?a=1&b=x+y&u=8"),
+            ("DELETE", "/p?a=1&b=x%20y"),
+            ("PURGE", "/p?%61=1&u=9&b=x+y"),
+            ("POST", "/other"),
+        ] {
+            fill(&weir, "/p?u=1&a=1&b=x+y").await;
+            fill(&weir, "/p?a=2").await;
+            assert!(weir.get("/p?a=1&b=x%20y&u=2").await.is_hit());
+            weir.send(request(method, url)).await;
+            assert!(weir.get("/p?a=2").await.is_hit(), "{method} {url}");
+            for url in ["/p?a=1&b=x+y&u=3", "/p?a=1&b=x%20y&u=4"] {
+                let text = weir.get(url).await.text().to_owned();
+                assert_ne!(text, "/p?u=1&a=1&b=x+y", "{method}: {url}");
+            }
+            weir.invalidate(r#"{"all": true}"#).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_rest_of_caching_goes_on_top() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.on("/p", |request| {
+            let answer = said(&format!("{} {:?}", request.header("x-a").unwrap_or("-"), request.body));
+            answer.header("vary", "x-a").header("no-vary-search", r#"params=("u")"#)
+        });
+        up.on("/whole", |request| match request.header("range") {
+            Some(_) => {
+                let part = reply("01").status(206).max_age(60).header("content-range", "bytes 0-1/10");
+                part.header("etag", "\"v1\"").header("no-vary-search", r#"params=("u")"#)
+            }
+            None => reply("0123456789").max_age(60).header("no-vary-search", "params"),
+        });
+        up.on("/posted", |request| {
+            let answer = said(request.target()).header("no-vary-search", "params");
+            answer.header("content-location", request.target())
+        });
+        let weir = store.apply(weir(ROUTES).to(up.url())).start().await;
+        let mut fills = 0.0;
+        // Variants.
+        for value in ["1", "2"] {
+            weir.send(get("/p?u=1").header("x-a", value)).await;
+            fills += 1.0;
+            weir.metric_reaches(STORED, fills).await;
+            let again = weir.send(get("/p?u=2").header("x-a", value)).await;
+            assert_eq!((again.is_hit(), again.text().chars().next()), (true, value.chars().next()));
+        }
+        // Requests that read by their body.
+        for body in ["a", "b"] {
+            let asked = |url: &str| weir.send(request("QUERY", url).body(body));
+            asked("/p?u=1").await;
+            fills += 1.0;
+            weir.metric_reaches(STORED, fills).await;
+            let again = asked("/p?u=2").await;
+            assert_eq!((again.is_hit(), again.text()), (true, format!("- b{body:?}").as_str()));
+        }
+        // Parts come from a whole; others are not kept, as there would be no telling whose they are.
+        let part = |url: &str| weir.send(get(url).header("range", "bytes=0-1"));
+        for url in ["/whole?u=1", "/whole?u=1", "/whole?u=2"] {
+            let answer = part(url).await;
+            assert_eq!((answer.status, answer.cache_status()), (206, "weir; fwd=uri-miss"));
+        }
+        weir.get("/whole?u=3").await;
+        fills += 1.0;
+        weir.metric_reaches(STORED, fills).await;
+        let answer = part("/whole?u=4").await;
+        assert_eq!((answer.status, answer.text()), (206, "01"));
+        assert!(answer.cache_status().starts_with("weir; hit"));
+        let head = weir.send(request("HEAD", "/whole?u=5")).await;
+        assert!(head.is_hit() && head.header("content-length") == Some("10"), "{head:?}");
+        // What a POST says a GET would give is a fetch's to find out.
+        let posted = weir.send(request("POST", "/posted?u=1").body("x")).await;
+        assert_eq!(posted.cache_status(), "weir; fwd=method");
+        assert!(weir.get("/posted?u=1").await.is_miss());
+    })
+    .await;
+}
+
+/// With time for Redis where many ask at once.
+fn patient(store: &Store, setup: Setup) -> Setup {
+    match store {
+        Store::Memory => store.apply(setup),
+        Store::Redis(_) => store.apply(setup).set("redis.deadline", "1s"),
+    }
+}
+
+async fn rush(weirs: &[Weir], urls: &[String]) -> Vec<Answer> {
+    join_all(urls.iter().enumerate().map(|(i, url)| weirs[i % weirs.len()].get(url))).await
+}
+
+#[tokio::test]
+async fn those_who_ask_for_the_same_wait_for_one_fetch() {
+    for_both(|store| async move {
+        let (up, gate) = (upstream(), Gate::new());
+        let held = gate.clone();
+        up.on("/p", move |request| {
+            let answer = said(request.target()).header("no-vary-search", r#"params=("u")"#);
+            if request.target().contains("slow") { answer.gate(&held) } else { answer }
+        });
+        let weir = patient(&store, weir(ROUTES).to(up.url())).start().await;
+        fill(&weir, "/p?a=known").await;
+        let urls: Vec<_> = (0..20).map(|i| format!("/p?u={i}&a=slow")).collect();
+        let opening = async {
+            gate.reached(1).await;
+            weir.metric_reaches("weir_requests_in_flight", 20.0).await;
+            gate.open();
+        };
+        let (answers, ()) = tokio::join!(rush(std::slice::from_ref(&weir), &urls), opening);
+        assert_eq!(up.count("/p"), 2);
+        assert!(answers.iter().all(|answer| answer.text() == answers[0].text() && answer.text().contains("slow")));
+        assert_eq!(answers.iter().filter(|answer| answer.is_collapsed()).count(), 19);
+    })
+    .await;
+}
+
+/// The rule that they were brought together by turns out not to hold.
+#[tokio::test]
+async fn nobody_gets_the_answer_to_another_question() {
+    for_both(|store| async move {
+        for rules in [&[r#"params=("u")"#, ""], &[r#"params=("u")"#, r#"params=("v")"#]] {
+            let (up, number) = changing(rules);
+            let routes = weir(ROUTES).set("cache.generation", rules[1].len().to_string());
+            let weir = patient(&store, routes.to(up.url())).start().await;
+            fill(&weir, "/p?a=known").await;
+            number.store(1, Ordering::SeqCst);
+            let urls: Vec<_> = (0..24).map(|i| format!("/p?a=1&u={}", i % 3)).collect();
+            let answers = rush(std::slice::from_ref(&weir), &urls).await;
+            for (url, answer) in urls.iter().zip(&answers) {
+                assert_eq!(answer.text(), url, "{}", answer.cache_status());
+            }
+            for url in &urls[..3] {
+                assert!(up.count(url) <= 2, "{rules:?}: {url}: {}", up.count(url));
+                assert!(weir.get(url).await.is_hit(), "{rules:?}: {url}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_fleet_shares_rules_and_what_they_lead_to() {
+    let (redis, gate) = (redis(), Gate::new());
+    let (up, held) = (upstream(), gate.clone());
+    up.on("/p", move |request| {
+        let answer = said(request.target()).header("no-vary-search", r#"params=("u")"#);
+        if request.target().contains("slow") { answer.gate(&held) } else { answer }
+    });
+    let weirs = weir(ROUTES).to(up.url()).redis(&redis).set("redis.deadline", "1s").fleet(2).await;
+    fill(&weirs[0], "/p?a=1&u=1").await;
+    let other = weirs[1].get("/p?a=1&u=2").await;
+    assert_eq!((other.is_hit(), other.text()), (true, "/p?a=1&u=1"));
+    // Named by one pod, gone in the other.
+    weirs[1].invalidate(r#"{"urls": ["/p?a=1"]}"#).await;
+    assert!(!weirs[1].get("/p?a=1&u=3").await.is_hit());
+    weirs[1].metric_reaches(STORED, 1.0).await;
+    assert_eq!(weirs[0].get("/p?a=1&u=1").await.text(), "/p?a=1&u=3");
+    weirs[0].send(request("PUT", "/p?a=1&u=4")).await;
+    assert!(!weirs[1].get("/p?a=1&u=3").await.is_hit());
+
+    // Nobody knows a rule for this path: who waits for the other pod's fetch finds what that has stored elsewhere.
+    up.on("/new", {
+        let gate = gate.clone();
+        move |request| said(request.target()).header("no-vary-search", "params").gate(&gate)
+    });
+    let urls: Vec<_> = (0..20).map(|_| "/new?u=1".to_owned()).collect();
+    let opening = async {
+        gate.reached(1).await;
+        for weir in &weirs {
+            weir.metric_reaches("weir_requests_in_flight", 10.0).await;
+        }
+        gate.open();
+    };
+    let (answers, ()) = tokio::join!(rush(&weirs, &urls), opening);
+    assert!(answers.iter().all(|answer| answer.text() == "/new?u=1"));
+    assert_eq!(up.count("/new"), 1);
+    // And here everybody does.
+    let urls: Vec<_> = (0..20).map(|i| format!("/p?a=slow&u={i}")).collect();
+    let answers = rush(&weirs, &urls).await;
+    assert!(answers.iter().all(|answer| answer.text() == answers[0].text()));
+    assert_eq!(up.requests("/p").iter().filter(|request| request.target().contains("slow")).count(), 1);
+}
