@@ -385,21 +385,14 @@ impl Fetch {
     async fn store(self, stored: Stored, result: Fill, origin: Origin) {
         let cache = &self.worker.shared.cache;
         let kept = cache.keep(self.elsewhere.as_ref().unwrap_or(&self.primary), stored, self.asked);
-        if self.elsewhere.is_some() {
-            // What stood where it was asked for is older, and of another rule.
-            cache.forget(&self.primary);
-        }
         let (now, _) = cache.times();
         self.permit.end(End::Stored(Arc::clone(&kept.slot), origin));
         if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
             let deadline = self.redis_deadline;
             let (lease, left) = if self.elsewhere.is_none() { (self.lease, None) } else { (None, self.lease) };
             let is_stored = tier.store(redis, &kept, lease, now, deadline).await;
-            if self.elsewhere.is_some() {
-                // Only now may another pod ask for the lease: it finds the answer in its place.
-                tier.forget(redis, &self.primary, deadline).await;
-                release(&self.worker, left, deadline).await;
-            }
+            // Those who wait for the lease find the answer in its place.
+            release(&self.worker, left, deadline).await;
             if !is_stored {
                 return self.route.metrics.fill(Fill::Superseded);
             }
