@@ -442,3 +442,22 @@ async fn a_fleet_shares_rules_and_what_they_lead_to() {
     assert!(answers.iter().all(|answer| answer.text() == answers[0].text()));
     assert_eq!(up.requests("/p").iter().filter(|request| request.target().contains("slow")).count(), 1);
 }
+
+/// What explains a request looks where the request would.
+#[tokio::test]
+async fn an_explanation_is_of_the_key_that_the_rule_makes() {
+    for_both(|store| async move {
+        let up = saying(r#"params=("u")"#);
+        let routes = ROUTES.replace("purge = true", "cache.status_key = true");
+        let weir = store.apply(weir(&routes).to(up.url())).start().await;
+        fill(&weir, "/p?a=1&u=1").await;
+        let hit = weir.get("/p?a=1&u=2").await;
+        assert!(hit.is_hit(), "{}", hit.cache_status());
+        let answer = weir.admin("/explain?format=json&url=http://service.test/p%3Fu=3%26a=1").await;
+        let report: serde_json::Value = serde_json::from_str(answer.text()).unwrap();
+        let (live, key) = (&report["live"], report["live"]["key"].as_str().unwrap());
+        assert!(hit.header("cache-status").unwrap().contains(&format!("key=\"{key}\"")), "{key}: {hit:?}");
+        assert!(live["answer"]["cache_status"].as_str().unwrap().starts_with("weir; hit"), "{live}");
+    })
+    .await;
+}
