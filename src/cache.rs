@@ -410,7 +410,7 @@ impl Cache {
     /// has room for so many variants: the least used leaves for one more.
     pub fn keep(&self, primary: &[u8], mut stored: Stored, asked: SteadyMs) -> Kept {
         if let Stored::Vary(vary) = &mut stored {
-            return self.keep_record(primary, vary, asked);
+            return self.keep_variants(primary, vary, asked);
         }
         let slot = Slot::new(stored, asked);
         let varying = slot.stored.entry().filter(|entry| !entry.vary.is_empty());
@@ -444,7 +444,7 @@ impl Cache {
     }
 
     /// Keeps a record of variants that Redis has, together with what this process knows of them.
-    fn keep_record(&self, primary: &[u8], vary: &mut Arc<Vary>, asked: SteadyMs) -> Kept {
+    fn keep_variants(&self, primary: &[u8], vary: &mut Arc<Vary>, asked: SteadyMs) -> Kept {
         let _turn = self.markers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(standing) = self.memory.get(primary)
             && let Stored::Vary(known) = &standing.stored

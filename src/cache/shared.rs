@@ -148,7 +148,14 @@ impl SharedTier {
     pub async fn store_record(&self, redis: &Redis, record: &Stored, now: WallMs, deadline: Duration) {
         let (name, bytes) = (name(record.key()), codec::encode(record, None));
         let budget = &mut Budget::new(deadline);
-        let _ = self.write(redis, &name, None, record.position(), bytes, record.keep_ms(now), budget).await;
+        let what = What {
+            is_part: false,
+            position: record.position(),
+            received_at: received_at(record),
+            bytes,
+            time_to_live: record.keep_ms(now),
+        };
+        let _ = self.write(redis, &name, None, what, budget).await;
     }
 
     /// Removes what is stored under `key`.
