@@ -15,6 +15,7 @@ use http_body_util::BodyExt;
 use libfuzzer_sys::fuzz_target;
 use prometheus::Registry;
 use weir::clock::Clock;
+use weir::message::interim::Interim;
 use weir::message::{Answer, Body, Peer};
 use weir::metrics::Metrics;
 use weir::server::{self, Running, Service, Settings};
@@ -87,7 +88,7 @@ fn serve() -> Running {
 struct Mirror;
 
 impl Service for Mirror {
-    async fn call(&self, request: Request<Body>) -> Answer {
+    async fn call(&self, request: Request<Body>, _: Peer, _: Interim<'_>) -> Answer {
         let (parts, body) = request.into_parts();
         let target = parts.uri.to_string();
         assert!(target.starts_with('/') || target == "*", "{target:?}");
@@ -95,7 +96,6 @@ impl Service for Mirror {
         for gone in [header::TRANSFER_ENCODING, header::EXPECT] {
             assert!(!parts.headers.contains_key(gone));
         }
-        assert!(parts.extensions.get::<Peer>().is_some());
         let body = body.collect().await.map(|body| body.to_bytes());
         let mut answer = Answer::new(StatusCode::OK);
         answer.body = format!("{} {target} {:?}\n{body:?}\n", parts.method, parts.headers).into();

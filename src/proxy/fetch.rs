@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::sync::oneshot;
@@ -148,8 +149,11 @@ enum Said {
     Answer(Response<Body>, WallMs),
 }
 
-/// A request without its conditions; nothing if its body cannot be sent twice.
+/// A request without its conditions; nothing if it has none, or its body cannot be sent twice.
 fn unconditional(request: &Request<Body>) -> Option<Request<Body>> {
+    if ![IF_NONE_MATCH, IF_MODIFIED_SINCE].iter().any(|name| request.headers().contains_key(name)) {
+        return None;
+    }
     let body = match request.body() {
         Body::Empty => Body::Empty,
         Body::Full(bytes) => Body::Full(bytes.clone()),
@@ -460,7 +464,8 @@ impl Fetch {
     }
 }
 
-async fn release(worker: &Worker, lease: Option<Lease>, deadline: Duration) {
+/// Gives a lease back, if there is one.
+pub(crate) async fn release(worker: &Worker, lease: Option<Lease>, deadline: Duration) {
     if let (Some(lease), Some(redis), Some(tier)) = (lease, &worker.redis, &worker.shared.tier) {
         tier.release(redis, &lease, &mut Budget::new(deadline)).await;
     }

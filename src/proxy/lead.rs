@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::fetch::{self, Asker, Fetch, Rest};
+use super::state::Worker;
 use super::{Journey, forward, search};
 use crate::cache::entry::Stored;
 use crate::cache::flight::{End, Follower, Origin, Permit};
@@ -97,7 +98,10 @@ pub(crate) async fn lead(
 
     // The lease comes before the limits of the upstream: a pod that waits for another's fetch costs it nothing.
     let lease = match lease(journey, ask, key, &permit, previous.as_ref()).await {
-        Waited::Leads(lease) => lease,
+        // The client may leave at any wait from here on.
+        Waited::Leads(lease) => {
+            OnItsWay { lease, worker: Arc::clone(&worker), redis_deadline: journey.live.redis_deadline }
+        }
         Waited::Found(found) => {
             permit.end(End::Stored(Arc::clone(&found.slot), Origin::Awaited));
             return Led::Awaited(found.slot);
@@ -115,23 +119,39 @@ pub(crate) async fn lead(
         journey.charged.keep();
     }
     if let Err(denial) = journey.limited(Stage::Origin, parts).await {
-        if let Some(lease) = lease {
-            let (worker, mut budget) = (Arc::clone(&worker), Budget::new(journey.live.redis_deadline));
-            journey.worker.behind.spawn(async move {
-                if let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) {
-                    tier.release(redis, &lease, &mut budget).await;
-                }
-            });
-        }
         return match excuse {
             Some(previous) => Led::Found(worker.shared.cache.found(&previous.slot, ask), Outcome::Stale),
             None => Led::Denied(denial),
         };
     }
     let follower = permit.follower().leading();
-    let (fetch, direct, timing) = start(journey, ask, parts, permit, lease, previous);
+    let (fetch, direct, timing) = start(journey, ask, parts, permit, lease.arrive(), previous);
     worker.behind.spawn(fetch::run(fetch));
     Led::Asked(Lead { follower, direct, timing })
+}
+
+/// A lease that no fetch has yet: released if none gets it.
+struct OnItsWay {
+    lease: Option<Lease>,
+    worker: Arc<Worker>,
+    redis_deadline: Duration,
+}
+
+impl OnItsWay {
+    fn arrive(mut self) -> Option<Lease> {
+        self.lease.take()
+    }
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take()
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            let (worker, redis_deadline) = (Arc::clone(&self.worker), self.redis_deadline);
+            self.worker.behind.spawn(async move { fetch::release(&worker, Some(lease), redis_deadline).await });
+        }
+    }
 }
 
 /// Refreshes an answer behind the one that is served, unless somebody does already. Nobody waits for it, and who wants
@@ -271,6 +291,8 @@ fn start(
         Some(_) => None,
     };
     let rest = part.and_then(|part| Some(Rest { request: forward::rest_request(journey, parts, &part)?, part }));
+    // What one URL's validator says means nothing of another's, though they be one by the rule that came last.
+    let by_rule = ask.search.is_some_and(|search| *ask.key != *search.plain());
     let fetch = Fetch {
         worker: Arc::clone(journey.worker),
         route: Arc::clone(journey.route),
@@ -278,7 +300,7 @@ fn start(
         search: ask.search.cloned(),
         elsewhere: None,
         headers: parts.headers.clone(),
-        request: forward::fill_request(journey, parts, previous.as_ref()),
+        request: forward::fill_request(journey, parts, previous.as_ref().filter(|_| !by_rule)),
         rest,
         patience: forward::patience(journey.route),
         redis_deadline: journey.live.redis_deadline,

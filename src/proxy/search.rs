@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
+
 use super::Journey;
 use super::state::Worker;
 use crate::cache::entry::Entry;
@@ -33,16 +35,9 @@ pub(crate) async fn find(journey: &mut Journey<'_>, search: &Search) -> Option<R
     Some(Ruled::by(search, &rule))
 }
 
-/// The rule by which answers are looked up, as this pod or Redis knows it.
-pub(crate) async fn rule(worker: &Worker, search: &Search, budget: &mut Budget) -> Option<Rule> {
-    match worker.shared.cache.rule(search) {
-        Some(rule) => Some(rule),
-        None => recorded(worker, search, budget).await,
-    }
-}
-
 /// Records the rule that came with an answer to what was `asked` for, or that none did, here and in the fleet. That comes
-/// before those who wait learn of the answer: who finds that it is not theirs must not join the same fetch again.
+/// before those who wait learn of the answer: who finds that it is not theirs must not join the same fetch again. Only a 200
+/// takes a rule back by not saying it: error pages rarely say anything.
 pub(crate) async fn record(worker: &Worker, search: &Search, asked: &[u8], answer: &Entry, redis_deadline: Duration) {
     let cache = &worker.shared.cache;
     let shared = worker.redis.as_ref().zip(worker.shared.tier.as_ref());
@@ -53,6 +48,7 @@ pub(crate) async fn record(worker: &Worker, search: &Search, asked: &[u8], answe
                 tier.store_record(redis, &record, cache.times().0, redis_deadline).await;
             }
         }
+        None if answer.status != StatusCode::OK => {}
         None => {
             let was_known = cache.forget(search.key()) || *asked != *search.plain();
             if let (true, Some((redis, tier))) = (was_known, shared) {

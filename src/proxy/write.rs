@@ -10,18 +10,16 @@ use http::{HeaderMap, Method, Response, StatusCode};
 
 use super::copy::Copy;
 use super::respond::{self, Forward, Forwarded};
-use super::state::{Live, RouteState, Worker};
+use super::state::{Live, RouteState};
 use super::target::Target;
-use super::{Journey, forward, headers, honoured, search};
+use super::{Journey, forward, headers, honoured};
 use crate::cache::entry::{Entry, Origin};
 use crate::cache::key;
 use crate::cache::policy::{self, Plan, Received, RequestFacts, Source};
-use crate::cache::search::Search;
 use crate::cache::tags::changed_groups;
 use crate::clock::{SteadyMs, Stopwatch, WallMs};
 use crate::config::CacheRule;
 use crate::invalidation::{Position, Subject};
-use crate::kv::Budget;
 use crate::message::{Answer, Body};
 use crate::metrics::{Door, Outcome};
 use crate::syntax::SyntaxError;
@@ -43,9 +41,8 @@ pub(crate) fn changes_state(live: &Live, route: &RouteState, target: &Target, pa
 /// Forwards a write. The exchange is finished even if the client leaves: what the upstream did must be known.
 pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: Body, why: Forward) -> Answer {
     let mut order = order(journey.live, journey.route, journey.target, &parts.headers);
-    let own = Touched::by(journey.live, journey.target.clone(), &parts.headers);
     let successor = successor(journey, parts);
-    let (live, target, worker) = (Arc::clone(journey.live), journey.target.clone(), Arc::clone(journey.worker));
+    let (live, target) = (Arc::clone(journey.live), journey.target.clone());
     let request = forward::pass_request(journey, parts, body);
     let patience = forward::patience(journey.route);
     let upstream = journey.worker.upstream.clone();
@@ -61,16 +58,10 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
             Ok(reply) => reply.response.status().is_success() || reply.response.status().is_redirection(),
             Err(failure) => failure.is_unknown(),
         };
-        let mut touched = Vec::from_iter(own);
         if let Ok(reply) = &reply {
             let answer = reply.response.headers();
-            let named: Vec<_> = named(&live, &target, answer).collect();
-            order.urls.extend(named.iter().map(|named| url(&named.target)));
-            touched.extend(named);
+            order.urls.extend(named(&live, &target, answer));
             order.tags.extend(changed_groups(answer).filter(|group| readable(&check_tag(group))));
-        }
-        for touched in touched {
-            order.urls.extend(touched.also(&worker, live.redis_deadline).await);
         }
         // One that cannot be read must not take the others with it.
         order.urls.retain(|url| readable(&UrlSelector::parse(url)));
@@ -212,13 +203,8 @@ pub(crate) fn succession(
 }
 
 /// `PURGE`: invalidates the URL with all its variants.
-pub(crate) async fn purge(journey: &mut Journey<'_>, headers: &HeaderMap) -> Answer {
-    let target = journey.target.clone();
-    let search = journey.route.search(&target, headers, None, &journey.route.key(&target, headers, None));
-    let mut urls = Touched { target, search }.also(journey.worker, journey.live.redis_deadline).await;
-    urls.retain(|url| readable(&UrlSelector::parse(url)));
-    urls.push(url(journey.target));
-    let order = Order { urls, ..Order::default() };
+pub(crate) async fn purge(journey: &mut Journey<'_>) -> Answer {
+    let order = Order { urls: vec![selector(journey.route.rule.cache.as_ref(), journey.target)], ..Order::default() };
     let (status, detail) = match journey.worker.shared.invalidation.submit(&order, Door::Purge).await {
         Ok(receipt) if receipt.logged => (StatusCode::OK, "invalidated"),
         Ok(_) => (StatusCode::ACCEPTED, "invalidated here; the fleet learns of it as soon as Redis can take it"),
@@ -241,44 +227,30 @@ pub(crate) fn order(live: &Live, route: &RouteState, target: &Target, headers: &
         order.tags.retain(|tag| readable(&check_tag(tag)));
         order.prefixes.retain(|prefix| readable(&parse_prefix(prefix)));
     }
-    order.urls.extend(Touched::by(live, target.clone(), headers).map(|touched| url(&touched.target)));
+    order.urls.extend(cached_url(live, target.clone(), headers));
     order
 }
 
 /// What a write's answer says it has changed or made, of the same origin (RFC 9111 section 4.4).
-fn named(live: &Live, target: &Target, answer: &HeaderMap) -> impl Iterator<Item = Touched> {
+fn named(live: &Live, target: &Target, answer: &HeaderMap) -> impl Iterator<Item = String> {
     [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| {
         let named = target.refer(answer.get(name)?.to_str().ok()?)?;
-        Touched::by(live, named, &HeaderMap::new())
+        cached_url(live, named, &HeaderMap::new())
     })
 }
 
-/// A URL whose GET is cached.
-struct Touched {
-    target: Target,
-    /// Where answers say which parameters count.
-    search: Option<Search>,
+/// The selector of what a GET of `target` is stored under, if it is cached.
+fn cached_url(live: &Live, mut target: Target, headers: &HeaderMap) -> Option<String> {
+    let (_, rule) = live.cached(&target, headers)?;
+    target.keep_query(&rule.query);
+    Some(selector(Some(rule), &target))
 }
 
-impl Touched {
-    /// What a request for `target` touches, if a GET of it is cached.
-    fn by(live: &Live, mut target: Target, headers: &HeaderMap) -> Option<Self> {
-        let (route, rule) = live.cached(&target, headers)?;
-        target.keep_query(&rule.query);
-        let search = route.search(&target, headers, None, &route.key(&target, headers, None));
-        Some(Self { target, search })
-    }
-
-    /// Selectors beside its own, by which everything is known that is the same by a rule that is known.
-    async fn also(&self, worker: &Worker, redis_deadline: Duration) -> Vec<String> {
-        let Some(search) = &self.search else { return Vec::new() };
-        let Some(rule) = search::rule(worker, search, &mut Budget::new(redis_deadline)).await else {
-            return Vec::new();
-        };
-        let own = url(&self.target);
-        let named = search.names(&rule).into_iter().map(|query| url_by(&self.target, query.as_deref()));
-        named.filter(|named| *named != own).collect()
-    }
+/// The selector of a URL with all its variants. Where answers say which parameters count, that is any query: by which rule
+/// something is stored depends on fields, time and pod, and none of it may be missed.
+pub(crate) fn selector(rule: Option<&CacheRule>, target: &Target) -> String {
+    let is_by_rule = rule.is_some_and(|rule| rule.no_vary_search);
+    url_by(target, if is_by_rule { Some("*") } else { target.query() })
 }
 
 fn readable<T>(read: &Result<T, SyntaxError>) -> bool {
@@ -288,12 +260,7 @@ fn readable<T>(read: &Result<T, SyntaxError>) -> bool {
     read.is_ok()
 }
 
-/// A target as an absolute selector; on any host where the target's is none that a selector can name.
-pub(crate) fn url(target: &Target) -> String {
-    url_by(target, target.query())
-}
-
-/// [`url`] with another query.
+/// A target with this query as an absolute selector; on any host where the target's is none that a selector can name.
 fn url_by(target: &Target, query: Option<&str>) -> String {
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     let path = format!("{}{query}", target.path());

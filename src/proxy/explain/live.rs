@@ -218,7 +218,11 @@ impl Show<'_> {
     fn foreseen(&self, in_redis: &InRedis) -> Foreseen {
         let (cache, ask) = (self.cache, self.ask);
         let hit = |from, found: &Found| Foreseen { from, cache_status: format!("weir; hit; ttl={}", found.ttl_s) };
-        let upstream = |why: Forward| Foreseen { from: "upstream", cache_status: why.member().to_owned() };
+        let stored_only = ask.directives.is_some_and(|wanted| wanted.only_if_cached);
+        let upstream = |why: Forward| match stored_only {
+            true => Foreseen { from: "weir", cache_status: "weir; detail=refused".to_owned() },
+            false => Foreseen { from: "upstream", cache_status: why.member().to_owned() },
+        };
         let mut missing = match cache.foresee(ask) {
             Look::Fresh(found) | Look::Stale(found) => return hit("memory", &found),
             Look::Uncacheable => return upstream(Forward::Bypass),
@@ -227,9 +231,6 @@ impl Show<'_> {
         if ask.credentials && cache.apart_until(ask).is_some() {
             return upstream(Forward::UriMiss);
         }
-        if ask.directives.is_some_and(|wanted| wanted.only_if_cached) {
-            return Foreseen { from: "weir", cache_status: "weir; detail=refused".to_owned() };
-        }
         let why = forward_reason(&missing);
         match in_redis.whole.as_ref().map(|slot| cache.judge(Arc::clone(slot), ask).0) {
             Some(Look::Fresh(found) | Look::Stale(found)) => return hit("redis", &found),
@@ -237,7 +238,7 @@ impl Show<'_> {
             Some(Look::Nothing(found)) => missing.previous = found.previous.or(missing.previous),
             None => {}
         }
-        if !self.case.is_part() {
+        if !self.case.is_part() || stored_only {
             return upstream(why);
         }
         // A part of what only needs the service's word comes with that.

@@ -91,7 +91,10 @@ impl Case<'_> {
         }
         if self.parts().method.as_str() == "PURGE" && route.rule.purge {
             let text = "invalidates the URL with all its variants; nothing is forwarded".to_owned();
-            return Way { invalidates: vec![format!("url {}", write::url(target))], ..way(Does::Purge, text) };
+            return Way {
+                invalidates: vec![format!("url {}", write::selector(self.route.rule.cache.as_ref(), target))],
+                ..way(Does::Purge, text)
+            };
         }
         let has_body = self.content.is_none() && self.asked.has_body;
         let (past, reason, clause) = match route.may_use_cache(target, self.reads_as(), self.parts(), has_body) {
@@ -198,7 +201,7 @@ impl Case<'_> {
             [method].into_iter().chain(fields).chain([("SHA-256 of the body".to_owned(), digest)])
         });
         let content = content.map(|(name, value)| Part { name, value });
-        let mut invalidated_by = vec![format!("url {}", write::url(&self.target))];
+        let mut invalidated_by = vec![format!("url {}", write::selector(None, &self.target))];
         invalidated_by.extend(tags.iter().map(|tag| format!("tag {tag}")));
         invalidated_by.push(format!("route {}", self.route.name));
         invalidated_by.push(format!("a prefix of {}", self.target.path()));
