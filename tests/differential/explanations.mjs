@@ -53,6 +53,8 @@ export const explanations = [
     hit(d => ats(d) && has(d.now.fields, 'authorization'))),
   named('pragma-request', "the peer heeds a request's Pragma, which 5.4 deprecates", hit(({ now }) => has(now.fields, 'pragma'))),
   named('pragma-response', "the peer takes an answer's Pragma for no-cache; 5.4: it was never specified there", hit(({ r }) => has(r.fields, 'pragma'))),
+  named('pragma-before', "the peer goes by the Pragma of an answer that a later one has confirmed; 5.4: it was never specified there",
+    hit(d => d.history.steps.slice(0, d.at).some(({ response }) => has(response.fields, 'pragma')))),
   named('squid-status', 'Squid uses only 200, 203, 300, 301 and 410 again; 3: any final status whose lifetime is explicit, 4.2.2: and 204, 308, 404, 405, 501 by a guess',
     hit(d => squid(d) && ![200, 203, 300, 301, 410].includes(d.r.status))),
   named('ats-status', 'Traffic Server guesses no lifetime for this status; 4.2.2 lets a cache',
@@ -163,9 +165,11 @@ export const explanations = [
     same(d => has(d.now.fields, 'range') && [206, 416].includes(d.w.status) && d.p.status === 200)),
   named('squid-empty', 'Squid answers a Range that it cannot meet with the status of the whole, and nothing',
     same(d => squid(d) && has(d.now.fields, 'range') && d.p.body === '' && d.w.body !== '' && (d.p.status === d.w.status || success(d.p.status)))),
-  named('only-if-cached-stale', 'Weir has only what came with an Age that is no number, and so stale (4.2.1): 504 (5.2.1.7)',
-    d => d.weir[d.at].status === 504 && said(d.step.request.fields, 'only-if-cached') && d.peer[d.at].cached &&
-      values(usedBy(d.peer, d)?.response.fields ?? [], 'age').some(text => !/^\d+$/.test(text))),
+  named('only-if-cached-stale', 'Weir has only what came with an Age or a lifetime that cannot be read, and so is stale (4.2.1): 504 (5.2.1.7)',
+    d => {
+      const used = d.weir[d.at].status === 504 && said(d.step.request.fields, 'only-if-cached') && d.peer[d.at].cached && usedBy(d.peer, d)
+      return Boolean(used) && (values(used.response.fields, 'age').some(text => !/^\d+$/.test(text)) || UNREADABLE.test(spelled(used.response.fields)))
+    }),
   named('most-recent', 'of what has come by and may be used Weir uses the last, the peer an older one; 4: the most recent must be used',
     d => d.weir[d.at].cached && d.peer[d.at].cached && d.weir[d.at].made > d.peer[d.at].made && mayReuse(d.history.steps, d.weir, d.at) === null),
   named('older-of-several', 'the peer uses an older answer than the last that came by; 4: the most recent must be used, and that is stale',

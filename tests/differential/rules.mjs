@@ -81,7 +81,8 @@ export function storedAnswer (steps, seen, at) {
   const { request, response } = steps[from]
   const before = seen[from].contacts.some(({ status }) => status === 304) ? storedAnswer(steps, seen, from) : null
   if (!before) return { from, request, response }
-  const renewed = new Set(response.fields.map(([name]) => name))
+  // How old the confirmation is says its own Age, or none (4.2.3).
+  const renewed = new Set(['age', 'Age', ...response.fields.map(([name]) => name)])
   const fields = [...before.response.fields.filter(([name]) => !renewed.has(name)), ...response.fields]
   return { from, request, response: { ...response, status: before.response.status, fields } }
 }
