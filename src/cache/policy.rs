@@ -68,15 +68,20 @@ impl RequestFacts {
     /// The facts of a request. A route accounts for a credential by having its field in `key_headers`, or by
     /// `credentials = "share"`.
     pub fn of(rule: &CacheRule, method: &Method, headers: &HeaderMap) -> Self {
-        let open = |name: &HeaderName| {
-            rule.credentials == Credentials::Protect && headers.contains_key(name) && !rule.key_headers.contains(name)
-        };
-        let authorization = open(&header::AUTHORIZATION);
-        Self {
-            get: method == Method::GET,
-            authorization,
-            credentials: authorization || open(&header::COOKIE) || rule.credential_headers.iter().any(open),
+        let mut facts = Self { get: method == Method::GET, ..Self::default() };
+        if rule.credentials == Credentials::Share {
+            return facts;
         }
+        // One pass, as above.
+        for name in headers.keys() {
+            let is_authorization = *name == header::AUTHORIZATION;
+            let is_credential = is_authorization || *name == header::COOKIE || rule.credential_headers.contains(name);
+            if is_credential && !rule.key_headers.contains(name) {
+                facts.credentials = true;
+                facts.authorization |= is_authorization;
+            }
+        }
+        facts
     }
 }
 
