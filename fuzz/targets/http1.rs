@@ -1,4 +1,5 @@
-//! Whatever a client sends, its connection ends in time, and its answers are the same however the bytes are cut.
+//! Whatever a client sends, its connection ends in time, and its answers are the same however the bytes are cut, as far as
+//! they go: who closes its side may have left, and is owed none that is not ready.
 //!
 //! Input: a byte that says how long the cuts are, then what the client sends. What reaches the service is checked there.
 #![no_main]
@@ -35,7 +36,8 @@ fuzz_target!(|data: &[u8]| {
     if !input.starts_with(b"PRI ")
         && let (Some(whole), Some(cut)) = (whole, cut)
     {
-        assert_eq!(whole.escape_ascii().to_string(), cut.escape_ascii().to_string());
+        let common = whole.len().min(cut.len());
+        assert_eq!(whole[..common].escape_ascii().to_string(), cut[..common].escape_ascii().to_string());
     }
 });
 
