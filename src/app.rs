@@ -1,7 +1,9 @@
 //! The composition root: builds every part, binds every listener, runs, reloads and drains. Nothing else constructs what
 //! it depends on.
 
+mod descriptors;
 mod explain;
+mod panics;
 
 use std::fmt;
 use std::future::Future;
@@ -171,6 +173,7 @@ impl App {
         }
         let ended = runtime.block_on(async {
             let parts = Parts::build(&loaded.config, &sink, &runtime)?;
+            panics::count(parts.metrics.panics.clone());
             let running = parts.serve(proxy, &loaded.config).await?;
             let (drain, _) = watch::channel(false);
             let serving = admin.serve(AdminState {
@@ -207,6 +210,8 @@ struct Parts {
     readiness: Readiness,
     token: admin::Token,
     limits: Arc<ArcSwap<ServerLimits>>,
+    /// Connections of clients for which there are descriptors.
+    most_clients: usize,
     shared: Arc<Shared>,
     connections: Arc<Connections>,
     kv: Option<Arc<kv::Shared>>,
@@ -217,6 +222,7 @@ struct Parts {
 
 impl Parts {
     fn build(config: &Config, sink: &log::Sink, runtime: &Runtime) -> Result<Self, StartError> {
+        let most_clients = descriptors::allow(config);
         let metrics = Metrics::new(Registry::new());
         metrics.adopt(sink.dropped_total());
         let clock = Clock::system();
@@ -248,7 +254,8 @@ impl Parts {
         let workers = config.server.workers.get();
         Ok(Self {
             token: Arc::new(ArcSwapOption::from_pointee(config.admin.token.clone())),
-            limits: Arc::new(ArcSwap::from_pointee(config.server.limits)),
+            limits: Arc::new(ArcSwap::from_pointee(descriptors::capped(config.server.limits, most_clients))),
+            most_clients,
             connections: Connections::new(config.upstream.clone(), workers, clock.clone()),
             shared: Shared::new(
                 Live::new(Arc::new(config.clone()), &secret, &metrics),
@@ -333,7 +340,7 @@ impl Parts {
             tracing::warn!(keys = ?restart, "these settings change at the next start only");
         }
         let config = loaded.config.keeping(&reloader.config);
-        self.limits.store(Arc::new(config.server.limits));
+        self.limits.store(Arc::new(descriptors::capped(config.server.limits, self.most_clients)));
         self.token.store(config.admin.token.clone().map(Arc::new));
         self.sink.set_access(config.log.access);
         self.shared.replace(Live::new(Arc::new(config.clone()), &self.secret, &self.metrics));

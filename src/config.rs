@@ -9,6 +9,7 @@ pub mod schema;
 pub mod watch;
 
 mod check;
+mod limits;
 mod load;
 mod machine;
 mod raw;
@@ -30,6 +31,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub use limits::{Http2Limits, ServerLimits};
 pub use overrides::Overrides;
 pub use report::Report;
 
@@ -97,21 +99,6 @@ pub enum AmbiguousPaths {
     Reject,
     /// Forward as it came, never cached.
     Pass,
-}
-
-/// `[server.limits]`.
-#[derive(Debug, Clone, Copy)]
-pub struct ServerLimits {
-    /// Open client connections.
-    pub connections: usize,
-    /// Bytes of request line and fields.
-    pub head: usize,
-    /// From the first byte wanted to the end of the head.
-    pub head_timeout: Duration,
-    /// Longest silence inside a body, either direction.
-    pub body_idle: Duration,
-    /// Longest pause between requests on one connection.
-    pub keep_alive: Duration,
 }
 
 /// `[admin]`.

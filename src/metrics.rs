@@ -15,7 +15,7 @@ use prometheus::{
     TextEncoder,
 };
 
-pub use self::labels::{Decision, Door, Fill, Lookup, Outcome, RedisResult, Reload, Source, Tier};
+pub use self::labels::{Decision, Door, Ended, Fill, Lookup, NotTaken, Outcome, RedisResult, Reload, Source, Tier};
 use self::ratio::RatioWindow;
 
 /// Bucket bounds of every duration histogram, in seconds.
@@ -53,8 +53,12 @@ pub struct Metrics {
     pub redis_breaker_open: IntGauge,
     /// Open client connections.
     pub connections: IntGauge,
-    /// Client connections over the cap.
-    pub connections_refused: IntCounter,
+    connections_refused: IntCounterVec,
+    connections_cut: IntCounterVec,
+    /// Accepts that failed for want of descriptors or memory.
+    pub accept_errors: IntCounter,
+    /// Panics, each of which ended one request or one task.
+    pub panics: IntCounter,
     routes: std::sync::Mutex<std::collections::HashMap<String, Arc<RouteMetrics>>>,
     levels: std::sync::Mutex<Vec<Level>>,
 }
@@ -169,7 +173,19 @@ impl Metrics {
             redis_breaker_open: families
                 .gauge("weir_redis_breaker_open", "1 while the breaker keeps requests from Redis"),
             connections: families.gauge("weir_connections", "Open client connections"),
-            connections_refused: families.counter("weir_connections_refused_total", "Client connections over the cap"),
+            connections_refused: families.counters(
+                "weir_connections_refused_total",
+                "Client connections over a cap",
+                &["reason"],
+            ),
+            connections_cut: families.counters(
+                "weir_connections_cut_total",
+                "Client connections ended before their time",
+                &["reason"],
+            ),
+            accept_errors: families
+                .counter("weir_accept_errors_total", "Accepts that failed for want of descriptors or memory"),
+            panics: families.counter("weir_panics_total", "Panics, each of which ended one request or task"),
             routes: std::sync::Mutex::default(),
             levels: std::sync::Mutex::default(),
             registry: families.0.clone(),
@@ -180,6 +196,12 @@ impl Metrics {
         metrics.registry.register(Box::new(process)).expect("process metrics are registered once");
         for result in Reload::ALL {
             metrics.reloads.with_label_values(&[result.as_str()]);
+        }
+        for reason in NotTaken::ALL {
+            metrics.connections_refused.with_label_values(&[reason.as_str()]);
+        }
+        for reason in Ended::ALL {
+            metrics.connections_cut.with_label_values(&[reason.as_str()]);
         }
         Arc::new(metrics)
     }
@@ -245,6 +267,16 @@ impl Metrics {
     /// Counts a configuration reload.
     pub fn reloaded(&self, result: Reload) {
         self.reloads.with_label_values(&[result.as_str()]).inc();
+    }
+
+    /// Counts a client's connection that was not taken.
+    pub fn connection_refused(&self, reason: NotTaken) {
+        self.connections_refused.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// Counts a client's connection that was ended before its time.
+    pub fn connection_cut(&self, reason: Ended) {
+        self.connections_cut.with_label_values(&[reason.as_str()]).inc();
     }
 
     fn resolve(&self, route: &str) -> RouteMetrics {

@@ -9,6 +9,7 @@
 //! is `Transfer-Encoding`; other hop-by-hop fields are the service's.
 
 mod answer;
+mod clients;
 mod drain;
 mod framing;
 mod guard;
@@ -67,6 +68,7 @@ pub struct Settings {
 struct Context {
     peer: Peer,
     limits: ServerLimits,
+    metrics: Arc<Metrics>,
     clock: Clock,
     drain: drain::Watch,
 }

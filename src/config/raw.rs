@@ -3,6 +3,8 @@
 //! These types are also where the known keys come from: `schema` turns them into a JSON Schema, and `check::shape` holds
 //! the document against that before it is read into them.
 
+mod server;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,17 +12,16 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
-use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+pub(super) use self::server::{Http2, Server, ServerLimits};
 use super::report::Span;
 use super::text::{Host, Name, Namespace, Text};
 use super::{
-    AmbiguousPaths, ClientDirectives, Cookies, Credentials, CutOff, IdentityPart, LogFormat, Protocol, RedisDown,
-    Stage, Unmatched, UpstreamTtl,
+    ClientDirectives, Cookies, Credentials, CutOff, IdentityPart, LogFormat, Protocol, RedisDown, Stage, UpstreamTtl,
 };
 use crate::syntax::glob::Glob;
 use crate::syntax::pattern::Pattern;
@@ -98,58 +99,6 @@ pub(super) struct Raw {
     pub(super) limit: Option<Vec<At<Limit>>>,
     /// Which requests are treated how.
     pub(super) route: Option<Vec<At<Route>>>,
-}
-
-/// `[server]`.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Server {
-    /// Address to accept on; port 0 takes a free one.
-    pub(super) listen: MaybeText<SocketAddr>,
-    /// Worker threads; by default the CPUs that this process may use.
-    pub(super) workers: Maybe<i64>,
-    /// Peers whose X-Forwarded-For and Forwarded are believed.
-    pub(super) trusted_proxies: Texts<IpNet>,
-    /// What happens to a request that no route takes.
-    pub(super) unmatched: Maybe<Unmatched>,
-    /// What happens to a path that two servers could read two ways.
-    pub(super) ambiguous_paths: Maybe<AmbiguousPaths>,
-    /// Unready but still accepting, after SIGTERM.
-    pub(super) lame_duck: MaybeText<Duration>,
-    /// Longest wait for requests in flight, after that.
-    pub(super) drain: MaybeText<Duration>,
-    /// Caps and deadlines of one connection.
-    pub(super) limits: Option<ServerLimits>,
-    /// Not available in this version.
-    pub(super) tls: Maybe<Tls>,
-}
-
-/// `[server.limits]`.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ServerLimits {
-    /// Open client connections.
-    pub(super) connections: Maybe<i64>,
-    /// Size of request line and fields.
-    pub(super) head: MaybeText<usize>,
-    /// From the first byte wanted to the end of the head.
-    pub(super) head_timeout: MaybeText<Duration>,
-    /// Longest silence inside a body, either direction.
-    pub(super) body_idle: MaybeText<Duration>,
-    /// Longest pause between requests on one connection.
-    pub(super) keep_alive: MaybeText<Duration>,
-}
-
-/// `[server.tls]`.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Tls {
-    /// Not available in this version.
-    #[serde(rename = "cert")]
-    pub(super) _cert: Maybe<String>,
-    /// Not available in this version.
-    #[serde(rename = "key")]
-    pub(super) _key: Maybe<String>,
 }
 
 /// `[admin]`.

@@ -156,3 +156,29 @@ labels! {
         Rejected = "rejected",
     }
 }
+
+labels! {
+    /// Why a client's connection was not taken.
+    NotTaken {
+        /// There are as many as there may be.
+        Total = "total",
+        /// This address has as many as one may have.
+        Client = "client",
+    }
+}
+
+labels! {
+    /// Why a client's connection was ended before its time.
+    Ended {
+        /// No whole head came in time.
+        HeadTimeout = "head_timeout",
+        /// A body stood still, in either direction.
+        BodyIdle = "body_idle",
+        /// HTTP/2 was broken, or misused in a way that the framing library sees.
+        Http2Error = "http2_error",
+        /// Too many HTTP/2 streams were reset.
+        Http2Resets = "http2_resets",
+        /// Too many HTTP/2 frames brought nothing.
+        Http2ControlFrames = "http2_control_frames",
+    }
+}

@@ -15,6 +15,7 @@ use http_body::{Body as _, Frame};
 
 use crate::message::interim::{Interim, Interims};
 use crate::message::{Answer, Body, BodyError, Tunnel};
+use crate::metrics::Ended;
 
 use super::answer::{self, Asked, Extent, Persistence};
 use super::head::{self, HTTP2_PREFACE, Head, Refusal, Scan};
@@ -58,6 +59,9 @@ pub(super) async fn serve<T: Transport, S: Service>(io: T, service: &S, context:
         connection.fresh = false;
     };
     let mut wire = connection.wire;
+    if wire.stood_still {
+        connection.context.metrics.connection_cut(Ended::BodyIdle);
+    }
     match after {
         After::Keep | After::Gone => {}
         After::Broken => wire.io.reset_on_close(),
@@ -147,8 +151,12 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
             }
             match self.wait_for_head().await {
                 Waited::More => {}
-                Waited::TimedOut if self.wire.input.is_empty() => return Next::Closed,
+                Waited::TimedOut if self.wire.input.is_empty() && !self.fresh => return Next::Closed,
                 Waited::TimedOut => {
+                    self.context.metrics.connection_cut(Ended::HeadTimeout);
+                    if self.wire.input.is_empty() {
+                        return Next::Closed;
+                    }
                     return Next::Refused(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the head took too long"));
                 }
                 Waited::Over => return Next::Closed,

@@ -1,60 +1,78 @@
 //! One HTTP/2 connection: hyper's framing and flow control, our bounds, and requests in HTTP/1's shape.
 
-use std::convert::Infallible;
-use std::io;
-use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context as Poller, Poll};
-use std::time::Duration;
+mod flood;
+mod streams;
+mod watched;
 
-use bytes::{Buf, Bytes, BytesMut};
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, request};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::MissedTickBehavior;
 
 use crate::config::ServerLimits;
 use crate::message::interim::Interim;
-use crate::message::{Answer, Body, BodyError, BodyFault, Peer};
+use crate::message::{Answer, Body, Peer};
+use crate::metrics::Ended;
 
+use self::flood::Flood;
+use self::streams::{Activity, AnswerBody, Asked, Stream, Verdict, Watch};
+use self::watched::Watched;
 use super::head::{self, Refusal};
 use super::http1::Http2;
-use super::wire::{Timer, Transport};
-use super::{Service, guard};
-
-/// Streams open at once on a connection.
-const STREAMS_MAX: u32 = 128;
-
-/// Bytes of a request body that a client may send ahead, on one stream and on all of them.
-const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 256 * 1024;
+use super::wire::Transport;
+use super::{Context, Service, guard};
 
 /// Bytes of an answer that wait for one stream's window.
 const SEND_MAX: usize = 64 * 1024;
 
-/// Streams that were reset before they were accepted; more ends the connection (CVE-2023-44487).
-const PENDING_RESETS_MAX: usize = 20;
-
-/// Streams that were reset for the client's own errors; more ends the connection (CVE-2025-8671).
-const LOCAL_RESETS_MAX: usize = 100;
-
-/// How often a quiet client is asked for a sign of life, and how long it has to give one.
-const PING_EVERY: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// The watch looks this often within the shortest deadline.
-const LOOKS_PER_DEADLINE: u32 = 4;
-
 /// Serves a connection to its end.
 pub(super) async fn serve<T: Transport, S: Service>(http2: Http2<T>, service: S) {
-    let Http2 { wire, mut context } = http2;
+    let Http2 { wire, context } = http2;
+    let metrics = Arc::clone(&context.metrics);
+    let mut io = Watched::new(wire);
+    let driven = drive(&mut io, context, service).await;
+    let (farewells, flood) = (io.farewells(), io.flood());
+    let reason = match (driven, flood) {
+        (_, Some(Flood::Resets)) => Ended::Http2Resets,
+        (_, Some(Flood::Control)) => Ended::Http2ControlFrames,
+        (Driven::Stalled, None) => Ended::BodyIdle,
+        (Driven::Unused, None) => Ended::HeadTimeout,
+        (Driven::Broken, None) if farewells > 0 => Ended::Http2Error,
+        (Driven::Broken | Driven::Over, None) => return,
+    };
+    metrics.connection_cut(reason);
+    tracing::debug!(reason = reason.as_str(), "an HTTP/2 connection was ended");
+    if flood.is_some() {
+        io.calm().await;
+    } else if driven == Driven::Stalled {
+        io.cut();
+    }
+}
+
+/// How serving a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Driven {
+    /// As either side wished.
+    Over,
+    /// By an error, of which the client was told if it broke the protocol.
+    Broken,
+    /// It asked for nothing.
+    Unused,
+    /// Nothing moved on it any more; it is still open.
+    Stalled,
+}
+
+async fn drive<T: Transport, S: Service>(io: &mut Watched<T>, mut context: Context, service: S) -> Driven {
     let (limits, peer) = (context.limits, context.peer);
     let activity = Arc::new(Activity::default());
     let seen = Arc::clone(&activity);
@@ -62,50 +80,55 @@ pub(super) async fn serve<T: Transport, S: Service>(http2: Http2<T>, service: S)
         let (service, stream) = (service.clone(), Stream::begin(&activity));
         async move { Ok::<_, Infallible>(respond(&service, request, peer, limits, stream).await) }
     });
-    let io = TokioIo::new(Rewound { io: wire.io, read: wire.input });
-    let mut connection = pin!(builder(&limits).serve_connection(io, respond));
+    let mut connection = pin!(builder(&limits).serve_connection(TokioIo::new(io), respond));
     let mut watch = Watch::new(limits);
     let mut looks = tokio::time::interval(watch.every);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut leaving = false;
+    let (mut leaving, mut over) = (false, Driven::Over);
     loop {
         tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
+            ended = connection.as_mut() => return match ended {
+                Ok(()) => over,
+                Err(error) => {
                     tracing::debug!(%error, "an HTTP/2 connection ended early");
+                    if leaving { over } else { Driven::Broken }
                 }
-                return;
-            }
+            },
             () = context.drain.draining(), if !leaving => {
                 leaving = true;
                 connection.as_mut().graceful_shutdown();
             }
             _ = looks.tick() => match watch.look(&seen) {
                 Verdict::Fine => {}
-                Verdict::Unused if !leaving => {
+                Verdict::Silent | Verdict::Unused if leaving => {}
+                verdict @ (Verdict::Silent | Verdict::Unused) => {
                     leaving = true;
+                    if verdict == Verdict::Silent {
+                        over = Driven::Unused;
+                    }
                     connection.as_mut().graceful_shutdown();
                 }
-                Verdict::Unused => {}
-                Verdict::Stalled => return,
+                Verdict::Stalled => return Driven::Stalled,
             },
         }
     }
 }
 
 fn builder(limits: &ServerLimits) -> Builder<TokioExecutor> {
+    let http2 = &limits.http2;
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(http2.streams)
         .max_header_list_size(u32::try_from(limits.head).unwrap_or(u32::MAX))
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(http2.stream_window)
+        .initial_connection_window_size(http2.connection_window)
         .max_send_buf_size(SEND_MAX)
-        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
-        .max_local_error_reset_streams(LOCAL_RESETS_MAX)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT);
+        .max_pending_accept_reset_streams(http2.resets as usize)
+        // The library's own count never ends: errors of days would sum up on a connection that lives long.
+        .max_local_error_reset_streams(None)
+        .keep_alive_interval(http2.ping_interval)
+        .keep_alive_timeout(http2.ping_timeout);
     builder
 }
 
@@ -127,11 +150,8 @@ async fn respond<S: Service>(
             answer
         }
         Ok(()) => {
-            let body = if body.is_end_stream() {
-                Body::Empty
-            } else {
-                Body::stream(Asked { body, idle: limits.body_idle, silence: Timer::default() })
-            };
+            let body =
+                if body.is_end_stream() { Body::Empty } else { Body::stream(Asked::new(body, limits.body_idle)) };
             let mut call = pin!(service.call(Request::from_parts(parts, body), peer, Interim::none()));
             std::future::poll_fn(|cx| guard::poll(call.as_mut(), cx)).await.unwrap_or_else(guard::panicked)
         }
@@ -210,7 +230,7 @@ fn response(mut answer: Answer, head_only: bool, stream: Stream) -> Response<Ans
     {
         fields.entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from(length));
     }
-    let mut response = Response::new(AnswerBody { body, handed: false, stream });
+    let mut response = Response::new(AnswerBody::new(body, stream));
     *response.status_mut() = answer.status;
     *response.headers_mut() = fields;
     response
@@ -225,205 +245,6 @@ fn prepared(lines: &Bytes) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
         let value = HeaderValue::from_maybe_shared(lines.slice_ref(line[colon + 1..].trim_ascii())).ok()?;
         Some((name, value))
     })
-}
-
-/// What happens on a connection, as far as its deadlines need to know.
-#[derive(Default)]
-struct Activity {
-    /// Requests between head and last byte.
-    open: AtomicUsize,
-    /// Answers of which the client has yet to take what was made.
-    unread: AtomicUsize,
-    /// Grows with everything that moves.
-    moves: AtomicU64,
-}
-
-/// A request, from its head until its answer has been handed over.
-struct Stream(Arc<Activity>);
-
-impl Stream {
-    fn begin(activity: &Arc<Activity>) -> Self {
-        activity.open.fetch_add(1, Ordering::Relaxed);
-        activity.moves.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(activity))
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-        self.0.moves.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-enum Verdict {
-    Fine,
-    /// No request for too long.
-    Unused,
-    /// Nothing moves although something should.
-    Stalled,
-}
-
-/// Looks now and then, so that no stream needs a timer.
-struct Watch {
-    limits: ServerLimits,
-    every: Duration,
-    moves: u64,
-    still: Duration,
-}
-
-impl Watch {
-    fn new(limits: ServerLimits) -> Self {
-        let shortest = limits.body_idle.min(limits.keep_alive).min(limits.head_timeout);
-        let every = (shortest / LOOKS_PER_DEADLINE).max(Duration::from_millis(1));
-        Self { limits, every, moves: 0, still: Duration::ZERO }
-    }
-
-    fn look(&mut self, activity: &Activity) -> Verdict {
-        let moves = activity.moves.load(Ordering::Relaxed);
-        if moves != self.moves {
-            (self.moves, self.still) = (moves, Duration::ZERO);
-            return Verdict::Fine;
-        }
-        self.still += self.every;
-        // A connection that has asked for nothing yet is a head that is awaited.
-        let unused_max = if moves == 0 { self.limits.head_timeout } else { self.limits.keep_alive };
-        let unused = activity.open.load(Ordering::Relaxed) == 0;
-        if activity.unread.load(Ordering::Relaxed) > 0 && self.still >= self.limits.body_idle {
-            Verdict::Stalled
-        } else if unused && self.still >= unused_max + self.limits.body_idle {
-            // It was told to go, and small answers that nobody takes keep it from going.
-            Verdict::Stalled
-        } else if unused && self.still >= unused_max {
-            Verdict::Unused
-        } else {
-            Verdict::Fine
-        }
-    }
-}
-
-/// An answer's body that notes whether it waits for the client or the client for it.
-struct AnswerBody {
-    body: Body,
-    handed: bool,
-    stream: Stream,
-}
-
-impl AnswerBody {
-    fn hand(&mut self, handed: bool) {
-        let activity = &self.stream.0;
-        activity.moves.fetch_add(1, Ordering::Relaxed);
-        match (self.handed, handed) {
-            (false, true) => _ = activity.unread.fetch_add(1, Ordering::Relaxed),
-            (true, false) => _ = activity.unread.fetch_sub(1, Ordering::Relaxed),
-            _ => {}
-        }
-        self.handed = handed;
-    }
-}
-
-impl HttpBody for AnswerBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        self.hand(matches!(frame, Poll::Ready(Some(Ok(_)))));
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for AnswerBody {
-    fn drop(&mut self) {
-        self.hand(false);
-    }
-}
-
-/// A request's body that ends in an error when it is silent for too long.
-struct Asked {
-    body: Incoming,
-    idle: Duration,
-    silence: Timer,
-}
-
-impl HttpBody for Asked {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-            this.silence.clear();
-            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
-        }
-        if !this.silence.is_set() {
-            this.silence.set(this.idle);
-        }
-        this.silence.poll(cx).map(|()| Some(Err(BodyFault::Silent.into())))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A connection whose first bytes have been read already.
-struct Rewound<T> {
-    io: T,
-    read: BytesMut,
-}
-
-impl<T: Transport> AsyncRead for Rewound<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Poller<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.read.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, into);
-        }
-        let count = self.read.len().min(into.remaining());
-        into.put_slice(&self.read[..count]);
-        self.read.advance(count);
-        if self.read.is_empty() {
-            self.read = BytesMut::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: Transport> AsyncWrite for Rewound<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Poller<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, from)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Poller<'_>,
-        from: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, from)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
 }
 
 #[cfg(test)]

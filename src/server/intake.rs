@@ -109,6 +109,7 @@ impl Intake {
                                 wire.reading.set(wire.limits.body_idle);
                             }
                             std::task::ready!(wire.reading.poll(cx));
+                            wire.stood_still = true;
                             self.fail(BodyFault::Silent);
                         }
                     }

@@ -3,15 +3,17 @@
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use prometheus::IntCounter;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::oneshot;
 
+use super::clients::Clients;
 use super::worker::{self, Desk, Drained, Worker};
 use super::{Service, Settings};
+use crate::metrics::NotTaken;
 
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -73,8 +75,7 @@ where
     let (done, accepted_last) = oneshot::channel();
     let counting = desks.clone();
     let thread = std::thread::Builder::new().name(String::from("weir-accept")).spawn(move || {
-        let refused = settings.metrics.connections_refused.clone();
-        let hall = Hall { desks, settings, refused, refusing: false };
+        let hall = Hall { desks, settings, clients: Arc::default(), refusing: false };
         if let Err(error) = runtime.block_on(hall.accept(listener, stopped)) {
             tracing::error!(%error, "no further connection is accepted");
         }
@@ -134,7 +135,7 @@ impl Running {
 struct Hall {
     desks: Vec<Desk>,
     settings: Settings,
-    refused: IntCounter,
+    clients: Arc<Clients>,
     refusing: bool,
 }
 
@@ -154,7 +155,10 @@ impl Hall {
                     self.place(stream, address);
                 }
                 Err(error) if concerns_one(&error) => {}
-                Err(error) => tokio::time::sleep(backoff.next(&error)).await,
+                Err(error) => {
+                    self.settings.metrics.accept_errors.inc();
+                    tokio::time::sleep(backoff.next(&error)).await;
+                }
             }
         }
         // What has connected before the end deserves an answer: closing the listener would reset it.
@@ -169,23 +173,29 @@ impl Hall {
     fn place(&mut self, stream: TcpStream, address: SocketAddr) {
         // A socket that refuses either has been reset already, which whoever reads it will see.
         let _ = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
-        let limit = self.settings.limits.load().connections;
+        let limits = **self.settings.limits.load();
         let open: usize = self.desks.iter().map(Desk::open).sum();
-        let desk = self.desks.iter().min_by_key(|desk| desk.open()).filter(|_| open < limit);
-        let refused = match desk {
-            Some(desk) => desk.hand(stream, address).err(),
-            None => Some(stream),
+        let desk = self.desks.iter().min_by_key(|desk| desk.open()).filter(|_| open < limits.connections);
+        // The cap of one client comes second: it is the rarer reason.
+        let refused = match (desk, limits.connections_per_client) {
+            (None, _) => Some((stream, NotTaken::Total)),
+            (Some(desk), None) => desk.hand(stream, address, None).err().map(|stream| (stream, NotTaken::Total)),
+            (Some(desk), Some(most)) => match self.clients.enter(address.ip(), most) {
+                None => Some((stream, NotTaken::Client)),
+                place => desk.hand(stream, address, place).err().map(|stream| (stream, NotTaken::Total)),
+            },
         };
-        if self.refusing != refused.is_some() {
-            self.refusing = refused.is_some();
+        let is_full = matches!(refused, Some((_, NotTaken::Total)));
+        if self.refusing != is_full {
+            self.refusing = is_full;
             if self.refusing {
-                tracing::warn!(open, limit, "connections are refused");
+                tracing::warn!(open, limit = limits.connections, "connections are refused");
             } else {
                 tracing::info!("connections are accepted again");
             }
         }
-        if let Some(mut stream) = refused {
-            self.refused.inc();
+        if let Some((mut stream, reason)) = refused {
+            self.settings.metrics.connection_refused(reason);
             let _ = stream.write(REFUSAL);
         }
     }

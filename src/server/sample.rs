@@ -11,22 +11,34 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
+use prometheus::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::Notify;
 
 use super::drain::Drain;
 use super::{Context, Service};
 use crate::clock::Clock;
-use crate::config::ServerLimits;
+use crate::config::{Http2Limits, ServerLimits};
 use crate::message::interim::Interim;
 use crate::message::{Answer, Body, BodyError, BodyFault, Peer, Tunnel};
+use crate::metrics::Metrics;
 
 pub(super) const LIMITS: ServerLimits = ServerLimits {
     connections: 100,
+    connections_per_client: None,
     head: 4096,
     head_timeout: Duration::from_secs(10),
     body_idle: Duration::from_secs(30),
     keep_alive: Duration::from_secs(75),
+    http2: Http2Limits {
+        streams: 128,
+        stream_window: 64 * 1024,
+        connection_window: 256 * 1024,
+        resets: 200,
+        control_frames: 2_000,
+        ping_interval: Duration::from_secs(20),
+        ping_timeout: Duration::from_secs(20),
+    },
 };
 
 /// Answers by path, and remembers what it saw.
@@ -47,6 +59,18 @@ struct Over(Arc<AtomicUsize>);
 impl Drop for Over {
     fn drop(&mut self) {
         self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Pieces for as long as somebody takes them.
+struct Endless(#[expect(dead_code, reason = "counts where it is dropped")] Over);
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Poller<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[b'x'; 16 * 1024])))))
     }
 }
 
@@ -91,6 +115,7 @@ impl Service for Sample {
                 ok(String::from("opened"))
             }
             "/panic" => panic!("as asked"),
+            "/endless" => ok(Body::stream(Endless(Over(Arc::clone(&self.over))))),
             "/big" => ok("x".repeat(1 << 20)),
             "/stream" => ok(Body::stream(frames(&["one", "two"]))),
             "/duplex" => {
@@ -157,6 +182,7 @@ impl Sample {
 pub(super) struct Talk {
     pub service: Sample,
     pub drain: Drain,
+    pub metrics: Arc<Metrics>,
     pub client: DuplexStream,
     pub served: tokio::task::JoinHandle<()>,
 }
@@ -169,9 +195,10 @@ pub(super) fn talk_with(limits: ServerLimits, pipe: usize) -> Talk {
     let (client, io) = duplex(pipe);
     let (service, drain) = (Sample::default(), Drain::default());
     let peer = Peer { address: ([127, 0, 0, 1], 1).into(), encrypted: false };
-    let context = Context { peer, limits, clock: Clock::fixed(784_111_777_000), drain: drain.watch() };
+    let (metrics, clock) = (Metrics::new(Registry::new()), Clock::fixed(784_111_777_000));
+    let context = Context { peer, limits, metrics: Arc::clone(&metrics), clock, drain: drain.watch() };
     let served = tokio::spawn(super::connection(io, service.clone(), context));
-    Talk { service, drain, client, served }
+    Talk { service, drain, metrics, client, served }
 }
 
 impl Talk {

@@ -151,6 +151,8 @@ pub(super) struct Wire<T> {
     pub limits: ServerLimits,
     /// The deadline of whatever is awaited from the client.
     pub reading: Timer,
+    /// Whether a body stood still for too long.
+    pub stood_still: bool,
     writing: Timer,
     ended: bool,
 }
@@ -163,6 +165,7 @@ impl<T: Transport> Wire<T> {
             output: Output::default(),
             limits,
             reading: Timer::default(),
+            stood_still: false,
             writing: Timer::default(),
             ended: false,
         }
@@ -222,6 +225,7 @@ impl<T: Transport> Wire<T> {
                         self.writing.set(self.limits.body_idle);
                     }
                     ready!(self.writing.poll(cx));
+                    self.stood_still = true;
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
             }

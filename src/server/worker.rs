@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::message::Peer;
 
+use super::clients::Place;
 use super::drain::Drain;
 use super::{Context, Service, Settings};
 
@@ -37,13 +38,15 @@ pub(super) struct Accepted {
 pub(super) struct Counted {
     load: Arc<Load>,
     gauge: IntGauge,
+    /// Where its client's connections are capped.
+    _place: Option<Place>,
 }
 
 impl Counted {
-    fn new(load: &Arc<Load>, gauge: &IntGauge) -> Self {
+    fn new(load: &Arc<Load>, gauge: &IntGauge, place: Option<Place>) -> Self {
         load.open.fetch_add(1, Ordering::Relaxed);
         gauge.inc();
-        Self { load: Arc::clone(load), gauge: gauge.clone() }
+        Self { load: Arc::clone(load), gauge: gauge.clone(), _place: place }
     }
 }
 
@@ -77,8 +80,8 @@ impl Desk {
     }
 
     /// Hands over a connection, or gives it back if too many wait or the worker is gone.
-    pub(super) fn hand(&self, stream: TcpStream, address: SocketAddr) -> Result<(), TcpStream> {
-        let counted = Counted::new(&self.load, &self.gauge);
+    pub(super) fn hand(&self, stream: TcpStream, address: SocketAddr, place: Option<Place>) -> Result<(), TcpStream> {
+        let counted = Counted::new(&self.load, &self.gauge, place);
         let accepted = Accepted { stream, address, counted };
         self.waiting.try_send(accepted).map_err(|refused| refused.into_inner().stream)
     }
@@ -192,6 +195,7 @@ impl Round {
         Context {
             peer: Peer { address, encrypted: false },
             limits: **self.settings.limits.load(),
+            metrics: Arc::clone(&self.settings.metrics),
             clock: self.settings.clock.clone(),
             drain: self.drain.watch(),
         }

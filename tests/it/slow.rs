@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use crate::harness::{Connection, Gate, PATIENCE, Weir, get, noise, reply, upstream, weir, within_async};
 
 const SHORT: &str = r#"
@@ -104,4 +106,49 @@ async fn connections_over_the_cap_are_refused_while_probes_answer() {
         get("/held").try_send(weir.proxy).await.is_ok_and(|answer| answer.status == 200)
     })
     .await;
+}
+
+#[tokio::test]
+async fn want_of_descriptors_is_survived_and_counted() {
+    let up = upstream();
+    up.route("*", reply("ok"));
+    // From the cache: a fetch would want a descriptor too.
+    let weir = weir("[[route]]\nname = \"all\"\npath = \"/{*path}\"\ncache.ttl = \"1h\"").to(up.url()).start().await;
+    assert_eq!(get("/").send(weir.proxy).await.status, 200);
+    // One more client fits.
+    let before = weir.allow_files(weir.files() + 1);
+    let mut open = Vec::new();
+    for _ in 0..5 {
+        open.push(opened(&weir, b"GET / HTTP/1.1\r\nhost: service.test\r\n\r\n").await);
+    }
+    assert_eq!(open[0].read(false).await.unwrap().status, 200);
+    within_async(PATIENCE, "it says so", async || {
+        weir.output().iter().any(|line| line.contains("connections cannot be accepted"))
+    })
+    .await;
+    weir.allow_files(before);
+    for connection in &mut open[1..] {
+        assert_eq!(connection.read(false).await.unwrap().status, 200, "who waited is served");
+    }
+    assert!(weir.metric("weir_accept_errors_total").await >= 1.0);
+}
+
+#[tokio::test]
+async fn clients_leave_descriptors_for_the_upstream() {
+    let up = upstream();
+    up.route("*", reply("ok"));
+    let setup = weir("").set("upstream.connections", 20).to(up.url()).files(200);
+    let weir = setup.start().await;
+    let (mut open, mut answered) = (Vec::new(), 0);
+    for _ in 0..200 {
+        let mut stream = tokio::net::TcpStream::connect(weir.proxy).await.unwrap();
+        // Who is refused may see a reset.
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let mut head = [0; 12];
+        answered += usize::from(stream.read_exact(&mut head).await.is_ok() && &head == b"HTTP/1.1 200");
+        open.push(stream);
+    }
+    assert!(weir.metric("weir_connections_refused_total{reason=\"total\"}").await >= 90.0);
+    assert!(answered >= 40, "{answered} were served");
+    assert!(weir.output().iter().any(|line| line.contains("more connections than file descriptors")));
 }

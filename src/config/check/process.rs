@@ -10,7 +10,8 @@ use http::Uri;
 use super::{Check, bytes};
 use crate::config::raw::{self, At, UpstreamHost};
 use crate::config::{
-    Admin, AmbiguousPaths, CacheTiers, Log, LogFormat, Protocol, Server, ServerLimits, Target, Unmatched, Upstream,
+    Admin, AmbiguousPaths, CacheTiers, Http2Limits, Log, LogFormat, Protocol, Server, ServerLimits, Target, Unmatched,
+    Upstream,
 };
 
 const KIB: usize = 1024;
@@ -24,6 +25,10 @@ const MOST_WORKERS: u32 = 1024;
 const MOST_CONNECTIONS: u32 = 1_000_000;
 /// A request line and a `Host` must fit.
 const HEAD: std::ops::RangeInclusive<usize> = KIB..=MIB;
+/// Most requests at once on an HTTP/2 connection.
+const MOST_STREAMS: u32 = 10_000;
+/// HTTP/2 windows: from the initial one of RFC 9113 section 6.9.2, rounded up, to what a body may be let pile up.
+const WINDOW: std::ops::RangeInclusive<usize> = 64 * KIB..=16 * MIB;
 /// More attempts than this help nobody who waits.
 const MOST_RETRIES: u32 = 10;
 /// Shorter than this, no peer could ever be in time.
@@ -62,19 +67,39 @@ impl Check<'_, '_> {
             ambiguous_paths: raw.ambiguous_paths.as_ref().map_or(AmbiguousPaths::Reject, |at| at.value),
             lame_duck: self.duration(&raw.lame_duck, Duration::ZERO).unwrap_or(Duration::from_secs(5)),
             drain: self.duration(&raw.drain, Duration::ZERO).unwrap_or(Duration::from_secs(20)),
-            limits: self.server_limits(limits),
+            limits: self.server_limits(limits, raw.http2.as_ref()),
         }
     }
 
-    fn server_limits(&mut self, raw: Option<&raw::ServerLimits>) -> ServerLimits {
+    fn server_limits(&mut self, raw: Option<&raw::ServerLimits>, http2: Option<&raw::Http2>) -> ServerLimits {
         let absent = raw::ServerLimits::default();
         let raw = raw.unwrap_or(&absent);
         ServerLimits {
             connections: self.count(&raw.connections, 1..=MOST_CONNECTIONS).unwrap_or(10_000) as usize,
+            connections_per_client: self.count(&raw.connections_per_client, 1..=MOST_CONNECTIONS).map(nonzero),
             head: self.size(&raw.head, HEAD).unwrap_or(32 * KIB),
             head_timeout: self.duration(&raw.head_timeout, SHORTEST_WAIT).unwrap_or(Duration::from_secs(10)),
             body_idle: self.duration(&raw.body_idle, SHORTEST_WAIT).unwrap_or(Duration::from_secs(30)),
             keep_alive: self.duration(&raw.keep_alive, SHORTEST_WAIT).unwrap_or(Duration::from_secs(75)),
+            http2: self.http2(http2),
+        }
+    }
+
+    fn http2(&mut self, raw: Option<&raw::Http2>) -> Http2Limits {
+        let absent = raw::Http2::default();
+        let raw = raw.unwrap_or(&absent);
+        let mut window =
+            |raw, default: u32| self.size(raw, WINDOW).and_then(|size| u32::try_from(size).ok()).unwrap_or(default);
+        let stream_window = window(&raw.stream_window, 64 * 1024);
+        let connection_window = window(&raw.connection_window, 256 * 1024);
+        Http2Limits {
+            streams: self.count(&raw.streams, 1..=MOST_STREAMS).unwrap_or(128),
+            stream_window,
+            connection_window,
+            resets: self.count(&raw.resets, 1..=MOST_CONNECTIONS).unwrap_or(200),
+            control_frames: self.count(&raw.control_frames, 100..=MOST_CONNECTIONS).unwrap_or(2_000),
+            ping_interval: self.duration(&raw.ping_interval, SHORTEST_WAIT).unwrap_or(Duration::from_secs(20)),
+            ping_timeout: self.duration(&raw.ping_timeout, SHORTEST_WAIT).unwrap_or(Duration::from_secs(20)),
         }
     }
 

@@ -37,6 +37,36 @@ async fn ask(stream: &mut TcpStream, path: &str) -> String {
 }
 
 #[tokio::test]
+async fn one_client_has_only_so_many_connections() {
+    let limits = ServerLimits { connections_per_client: NonZeroUsize::new(2), ..LIMITS };
+    let (running, _, settings) = server(1, limits).await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        assert!(ask(&mut stream, "/hello").await.ends_with("hello"));
+        open.push(stream);
+    }
+    let mut refused = TcpStream::connect(running.address).await.unwrap();
+    let mut heard = Vec::new();
+    // The refusal may be overtaken by the close.
+    let _ = refused.read_to_end(&mut heard).await;
+    assert!(heard.is_empty() || heard.starts_with(b"HTTP/1.1 503 "));
+    assert!(settings.metrics.render(0).contains("weir_connections_refused_total{reason=\"client\"} 1\n"));
+    let neighbour = tokio::net::TcpSocket::new_v4().unwrap();
+    neighbour.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    let mut neighbour = neighbour.connect(running.address).await.unwrap();
+    assert!(ask(&mut neighbour, "/hello").await.ends_with("hello"));
+    drop(open);
+    while running.open() > 1 {
+        tokio::task::yield_now().await;
+    }
+    let mut again = TcpStream::connect(running.address).await.unwrap();
+    assert!(ask(&mut again, "/hello").await.ends_with("hello"));
+    drop((neighbour, again));
+    assert_eq!(running.drain(Duration::from_secs(5)).await, Drained { cut: 0 });
+}
+
+#[tokio::test]
 async fn connections_spread_over_workers_and_the_cap_holds() {
     let (running, _, settings) = server(3, ServerLimits { connections: 6, ..LIMITS }).await;
     let mut open = Vec::new();
@@ -51,7 +81,7 @@ async fn connections_spread_over_workers_and_the_cap_holds() {
     // The refusal may be overtaken by the close.
     let _ = refused.read_to_end(&mut heard).await;
     assert!(heard.is_empty() || heard.starts_with(b"HTTP/1.1 503 "));
-    assert_eq!(settings.metrics.connections_refused.get(), 1);
+    assert!(settings.metrics.render(0).contains("weir_connections_refused_total{reason=\"total\"} 1\n"));
     assert_eq!(settings.metrics.connections.get(), 6);
     settings.limits.store(Arc::new(LIMITS));
     let mut stream = TcpStream::connect(running.address).await.unwrap();

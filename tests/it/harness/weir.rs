@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit, setrlimit};
 use tokio::time::Instant;
 
 use super::client::{Answer, Request, get, request};
@@ -21,7 +21,7 @@ const SHOWN: usize = 40;
 pub fn weir(config: &str) -> Setup {
     let config = config.parse().unwrap_or_else(|error| panic!("the test's own TOML: {error}"));
     allow_many_files();
-    Setup { config, env: Vec::new() }
+    Setup { config, env: Vec::new(), files: None }
         .or_set("server.listen", "127.0.0.1:0")
         .or_set("server.lame_duck", "0s")
         .or_set("admin.listen", "127.0.0.1:0")
@@ -44,6 +44,7 @@ fn allow_many_files() {
 pub struct Setup {
     config: toml::Table,
     env: Vec<(String, String)>,
+    files: Option<u64>,
 }
 
 impl Setup {
@@ -93,6 +94,12 @@ impl Setup {
         self
     }
 
+    /// Where it may have no more files open than this.
+    pub fn files(mut self, most: u64) -> Self {
+        self.files = Some(most);
+        self
+    }
+
     /// The configuration's text.
     pub fn toml(&self) -> String {
         toml::to_string(&self.config).expect("TOML")
@@ -110,7 +117,7 @@ impl Setup {
         let scratch = Scratch::new();
         let config = scratch.write("weir.toml", &self.toml());
         let began = Instant::now();
-        let mut child = command(&self.env)
+        let mut child = command(&self.env, self.files)
             .args([Path::new("run"), Path::new("--config"), &config])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -161,8 +168,16 @@ impl Setup {
 }
 
 /// The binary, with no setting of the developer's own environment.
-fn command(env: &[(String, String)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+fn command(env: &[(String, String)], files: Option<u64>) -> Command {
+    const BINARY: &str = env!("CARGO_BIN_EXE_weir");
+    let mut command = match files {
+        None => Command::new(BINARY),
+        Some(most) => {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\""), BINARY]);
+            shell
+        }
+    };
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("WEIR_")) {
             command.env_remove(name);
@@ -289,8 +304,11 @@ impl Weir {
     }
 
     fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid");
-        kill_process(pid, signal).expect("our own child");
+        kill_process(self.pid(), signal).expect("our own child");
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid")
     }
 
     /// How it ended, if it has.
@@ -314,6 +332,18 @@ impl Weir {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running process");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
+    /// Files that it has open.
+    pub fn files(&self) -> u64 {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("a running process").count() as u64
+    }
+
+    /// Lets it have so many files open from now on, and returns how many it could have.
+    pub fn allow_files(&self, count: u64) -> u64 {
+        let limit =
+            prlimit(Some(self.pid()), Resource::Nofile, Rlimit { current: Some(count), ..getrlimit(Resource::Nofile) });
+        limit.expect("a running process of ours").current.expect("a limit")
     }
 }
 
@@ -369,7 +399,7 @@ impl Ended {
 
     /// The same, in a directory and with environment variables.
     pub fn run(directory: &Path, env: &[(String, String)], args: &[&str]) -> Self {
-        let mut child = command(env)
+        let mut child = command(env, None)
             .args(args)
             .current_dir(directory)
             .stdout(Stdio::piped())
