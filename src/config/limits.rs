@@ -16,6 +16,8 @@ pub struct ServerLimits {
     pub head_timeout: Duration,
     /// Longest silence inside a body, either direction.
     pub body_idle: Duration,
+    /// Bytes that must move in that time; fewer count as silence.
+    pub body_progress: usize,
     /// Longest pause between requests on one connection.
     pub keep_alive: Duration,
     /// Bounds of a connection that speaks HTTP/2.

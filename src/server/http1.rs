@@ -51,7 +51,7 @@ pub(super) async fn serve<T: Transport, S: Service>(io: T, service: &S, context:
             },
             Next::Refused(refusal) => connection.refuse(refusal).await,
             Next::Http2 => return Some(Http2 { wire: connection.wire, context: connection.context }),
-            Next::Closed => return None,
+            Next::Closed => After::Gone,
         };
         if after != After::Keep {
             break after;

@@ -150,8 +150,7 @@ async fn respond<S: Service>(
             answer
         }
         Ok(()) => {
-            let body =
-                if body.is_end_stream() { Body::Empty } else { Body::stream(Asked::new(body, limits.body_idle)) };
+            let body = if body.is_end_stream() { Body::Empty } else { Body::stream(Asked::new(body, &limits)) };
             let mut call = pin!(service.call(Request::from_parts(parts, body), peer, Interim::none()));
             std::future::poll_fn(|cx| guard::poll(call.as_mut(), cx)).await.unwrap_or_else(guard::panicked)
         }

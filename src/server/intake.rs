@@ -103,12 +103,9 @@ impl Intake {
                     }
                     match wire.poll_fill(BODY_READ, cx) {
                         Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
-                        Poll::Ready(Ok(_)) => wire.reading.clear(),
+                        Poll::Ready(Ok(count)) => wire.coming.moved(count),
                         Poll::Pending => {
-                            if !wire.reading.is_set() {
-                                wire.reading.set(wire.limits.body_idle);
-                            }
-                            std::task::ready!(wire.reading.poll(cx));
+                            std::task::ready!(wire.coming.poll_waited(cx));
                             wire.stood_still = true;
                             self.fail(BodyFault::Silent);
                         }
@@ -119,7 +116,7 @@ impl Intake {
             if self.decoder.is_done()
                 && let Some(sink) = self.sink.take()
             {
-                wire.reading.clear();
+                wire.coming.moved(wire.limits.body_progress);
                 sink.end(Ok(()));
             }
         }

@@ -29,6 +29,7 @@ pub(super) const LIMITS: ServerLimits = ServerLimits {
     head: 4096,
     head_timeout: Duration::from_secs(10),
     body_idle: Duration::from_secs(30),
+    body_progress: 1024,
     keep_alive: Duration::from_secs(75),
     http2: Http2Limits {
         streams: 128,

@@ -93,6 +93,42 @@ impl Timer {
     }
 }
 
+/// The time that a body may stand still, which only what moves enough buys anew: a client that sends or takes a byte now
+/// and then is as good as silent. Only waiting for the client counts.
+pub(super) struct Pace {
+    idle: Duration,
+    progress: usize,
+    timer: Timer,
+    left: Duration,
+    moved: usize,
+}
+
+impl Pace {
+    /// At least `progress` bytes in every `idle` of waiting.
+    pub(super) fn new(idle: Duration, progress: usize) -> Self {
+        Self { idle, progress, timer: Timer::default(), left: idle, moved: 0 }
+    }
+
+    /// So many bytes moved.
+    pub(super) fn moved(&mut self, count: usize) {
+        self.moved += count;
+        if self.moved >= self.progress {
+            (self.left, self.moved) = (self.idle, 0);
+        } else if let Some(due) = self.timer.due {
+            self.left = due.saturating_duration_since(Instant::now());
+        }
+        self.timer.clear();
+    }
+
+    /// Ready once the client has been waited for too long.
+    pub(super) fn poll_waited(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.timer.is_set() {
+            self.timer.set(self.left);
+        }
+        self.timer.poll(cx)
+    }
+}
+
 /// Bytes on their way to the client: a buffer that is used again, and perhaps one large piece behind it.
 #[derive(Default)]
 pub(super) struct Output {
@@ -149,11 +185,13 @@ pub(super) struct Wire<T> {
     pub output: Output,
     /// Caps and deadlines.
     pub limits: ServerLimits,
-    /// The deadline of whatever is awaited from the client.
+    /// The deadline of a head.
     pub reading: Timer,
     /// Whether a body stood still for too long.
     pub stood_still: bool,
-    writing: Timer,
+    /// How a body comes.
+    pub coming: Pace,
+    going: Pace,
     ended: bool,
 }
 
@@ -166,7 +204,8 @@ impl<T: Transport> Wire<T> {
             limits,
             reading: Timer::default(),
             stood_still: false,
-            writing: Timer::default(),
+            coming: Pace::new(limits.body_idle, limits.body_progress),
+            going: Pace::new(limits.body_idle, limits.body_progress),
             ended: false,
         }
     }
@@ -201,7 +240,7 @@ impl<T: Transport> Wire<T> {
     /// Writes what waits.
     ///
     /// # Errors
-    /// If the connection is broken, or the client took nothing for `body_idle`.
+    /// If the connection is broken, or the client took next to nothing for `body_idle`.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.output.len() > 0 {
             let rest = &self.output.buffer[self.output.written..];
@@ -217,15 +256,14 @@ impl<T: Transport> Wire<T> {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(count)) => {
                     self.output.wrote(count);
-                    self.writing.clear();
+                    self.going.moved(count);
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    if !self.writing.is_set() {
-                        self.writing.set(self.limits.body_idle);
-                    }
-                    ready!(self.writing.poll(cx));
+                    ready!(self.going.poll_waited(cx));
                     self.stood_still = true;
+                    // The kernel must not go on where nobody takes anything.
+                    self.io.reset_on_close();
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
             }

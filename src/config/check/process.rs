@@ -80,6 +80,7 @@ impl Check<'_, '_> {
             head: self.size(&raw.head, HEAD).unwrap_or(32 * KIB),
             head_timeout: self.duration(&raw.head_timeout, SHORTEST_WAIT).unwrap_or(Duration::from_secs(10)),
             body_idle: self.duration(&raw.body_idle, SHORTEST_WAIT).unwrap_or(Duration::from_secs(30)),
+            body_progress: self.size(&raw.body_progress, 1..=MIB).unwrap_or(KIB),
             keep_alive: self.duration(&raw.keep_alive, SHORTEST_WAIT).unwrap_or(Duration::from_secs(75)),
             http2: self.http2(http2),
         }

@@ -50,6 +50,8 @@ pub(in crate::config) struct ServerLimits {
     pub(in crate::config) head_timeout: MaybeText<Duration>,
     /// Longest silence inside a body, either direction.
     pub(in crate::config) body_idle: MaybeText<Duration>,
+    /// Bytes that must move in that time; fewer count as silence.
+    pub(in crate::config) body_progress: MaybeText<usize>,
     /// Longest pause between requests on one connection.
     pub(in crate::config) keep_alive: MaybeText<Duration>,
 }

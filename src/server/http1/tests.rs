@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 
 use crate::config::ServerLimits;
@@ -273,6 +273,50 @@ async fn a_head_that_drips_ends_at_its_deadline_and_a_pause_does_not_count() {
     }
     assert!(talk.rest().await.starts_with("HTTP/1.1 408 "));
     assert!(began.elapsed() < LIMITS.head_timeout + Duration::from_secs(4));
+}
+
+/// Sends a body in such pieces, a second apart, and returns how long it was listened to, and how it ended.
+async fn trickle(piece: &'static str, pieces: usize) -> (Duration, Option<BodyFault>) {
+    let mut talk = talk();
+    let began = Instant::now();
+    let length = format!("Content-Length: {}\r\n", piece.len() * pieces);
+    talk.send(post("/echo", &length, "")).await;
+    let mut over = began;
+    for _ in 0..pieces {
+        sleep(Duration::from_secs(1)).await;
+        if talk.client.write_all(piece.as_bytes()).await.is_err() {
+            break;
+        }
+        if talk.service.over() == 0 {
+            over = Instant::now();
+        }
+    }
+    let fault = *talk.service.fault.lock().unwrap();
+    (over - began, fault)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_trickles_is_silent_and_a_slow_one_is_not() {
+    let (listened, fault) = trickle("x", 100).await;
+    assert_eq!(fault, Some(BodyFault::Silent));
+    assert!((LIMITS.body_idle - listened).as_secs() <= 1, "{listened:?}");
+    // 40 bytes a second are more than 1024 in 30.
+    let (listened, fault) = trickle("0123456789012345678901234567890123456789", 100).await;
+    assert_eq!((listened.as_secs(), fault), (100, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_trickles_is_cut() {
+    let mut talk = talk_with(LIMITS, 4096);
+    let began = Instant::now();
+    talk.send(get("/big")).await;
+    while !talk.served.is_finished() {
+        sleep(Duration::from_secs(1)).await;
+        let _ = talk.client.read_u8().await;
+        assert!(began.elapsed() < LIMITS.body_idle * 2);
+    }
+    assert!(began.elapsed() >= LIMITS.body_idle);
+    assert!(talk.metrics.render(0).contains("weir_connections_cut_total{reason=\"body_idle\"} 1\n"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 
 use crate::config::ServerLimits;
 use crate::message::{Body, BodyError, BodyFault};
-use crate::server::wire::Timer;
+use crate::server::wire::Pace;
 
 /// The watch looks this often within the shortest deadline.
 const LOOKS_PER_DEADLINE: u32 = 4;
@@ -223,16 +223,15 @@ impl Drop for AnswerBody {
     }
 }
 
-/// A request's body that ends in an error when it is silent for too long.
+/// A request's body that ends in an error when it stands still for too long.
 pub(super) struct Asked {
     body: Incoming,
-    idle: Duration,
-    silence: Timer,
+    pace: Pace,
 }
 
 impl Asked {
-    pub(super) fn new(body: Incoming, idle: Duration) -> Self {
-        Self { body, idle, silence: Timer::default() }
+    pub(super) fn new(body: Incoming, limits: &ServerLimits) -> Self {
+        Self { body, pace: Pace::new(limits.body_idle, limits.body_progress) }
     }
 }
 
@@ -243,13 +242,11 @@ impl HttpBody for Asked {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-            this.silence.clear();
+            let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref);
+            this.pace.moved(bytes.map_or(0, Bytes::len));
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        if !this.silence.is_set() {
-            this.silence.set(this.idle);
-        }
-        this.silence.poll(cx).map(|()| Some(Err(BodyFault::Silent.into())))
+        this.pace.poll_waited(cx).map(|()| Some(Err(BodyFault::Silent.into())))
     }
 
     fn is_end_stream(&self) -> bool {
