@@ -29,6 +29,9 @@ const UNREAD_MAX: u64 = 64 * 1024;
 /// Longest that this may take.
 const UNREAD_TIME: Duration = Duration::from_secs(5);
 
+/// How long a connection is idle before it lets go of its buffers: busy ones never are, and most are idle for long.
+const REST_AFTER: Duration = Duration::from_secs(1);
+
 /// How long a connection that has not sent its first request may still do so while the worker drains.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
@@ -126,6 +129,7 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
         let mut empty_line_allowed = true;
         self.wire.reading.clear();
         let mut begun = self.fresh;
+        let mut rested = false;
         if self.fresh {
             self.wire.reading.set(limits.head_timeout);
         }
@@ -147,10 +151,19 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
             }
             if !begun {
                 begun = !self.wire.input.is_empty();
-                self.wire.reading.set(if begun { limits.head_timeout } else { limits.keep_alive });
+                self.wire.reading.set(match (begun, rested) {
+                    (true, _) => limits.head_timeout,
+                    (false, false) => REST_AFTER.min(limits.keep_alive),
+                    (false, true) => limits.keep_alive.saturating_sub(REST_AFTER),
+                });
             }
             match self.wait_for_head().await {
                 Waited::More => {}
+                Waited::TimedOut if !begun && !rested && limits.keep_alive > REST_AFTER => {
+                    rested = true;
+                    self.wire.rest();
+                    self.fields = HeaderMap::new();
+                }
                 Waited::TimedOut if self.wire.input.is_empty() && !self.fresh => return Next::Closed,
                 Waited::TimedOut => {
                     self.context.metrics.connection_cut(Ended::HeadTimeout);

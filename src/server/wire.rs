@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -15,6 +15,9 @@ use crate::config::ServerLimits;
 
 /// Bytes asked of the socket while a head is awaited.
 pub(super) const HEAD_READ: usize = 8 * 1024;
+
+/// Bytes asked of it after a rest, on the stack: room for most heads.
+const WAKE_READ: usize = 1024;
 
 /// Bytes asked of the socket while a body is awaited.
 pub(super) const BODY_READ: usize = 16 * 1024;
@@ -193,6 +196,8 @@ pub(super) struct Wire<T> {
     pub coming: Pace,
     going: Pace,
     ended: bool,
+    /// Whether it has been idle for so long that it holds no buffer.
+    resting: bool,
 }
 
 impl<T: Transport> Wire<T> {
@@ -207,6 +212,7 @@ impl<T: Transport> Wire<T> {
             coming: Pace::new(limits.body_idle, limits.body_progress),
             going: Pace::new(limits.body_idle, limits.body_progress),
             ended: false,
+            resting: false,
         }
     }
 
@@ -215,6 +221,9 @@ impl<T: Transport> Wire<T> {
         if self.ended {
             return Poll::Ready(Ok(0));
         }
+        if self.resting {
+            return self.poll_wake(cx);
+        }
         if self.input.capacity() - self.input.len() < want / 4 {
             // Once a request is gone its bytes are nobody's, and this uses their room again.
             self.input.reserve(want.saturating_sub(self.input.len()).max(want / 4));
@@ -222,6 +231,17 @@ impl<T: Transport> Wire<T> {
         let read = ready!(pin!(self.io.read_buf(&mut self.input)).poll(cx));
         self.ended = matches!(read, Ok(0));
         Poll::Ready(read)
+    }
+
+    /// The first bytes after a rest: no buffer was kept to read them into.
+    fn poll_wake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut room = [0; WAKE_READ];
+        let mut read = ReadBuf::new(&mut room);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+        self.resting = false;
+        self.ended = read.filled().is_empty();
+        self.input.extend_from_slice(read.filled());
+        Poll::Ready(Ok(self.input.len()))
     }
 
     /// Ready once the client is known to have left; reads ahead, within a bound, to notice.
@@ -280,6 +300,15 @@ impl<T: Transport> Wire<T> {
     pub(super) fn shrink(&mut self) {
         if self.output.buffer.capacity() > KEPT_ROOM && self.output.len() == 0 {
             self.output.buffer = Vec::new();
+        }
+    }
+
+    /// Holds no buffer until the client speaks again. Nothing may be on its way.
+    pub(super) fn rest(&mut self) {
+        if self.input.is_empty() && self.output.len() == 0 {
+            self.input = BytesMut::new();
+            self.output.buffer = Vec::new();
+            self.resting = true;
         }
     }
 

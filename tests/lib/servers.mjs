@@ -66,6 +66,14 @@ class Servers {
     return child
   }
 
+  /** Ends one before the others. */
+  async stop ({ pid }) {
+    const at = this.started.findIndex(({ child }) => child.pid === pid)
+    const [{ child, ended }] = this.started.splice(at, 1)
+    child.kill('SIGKILL')
+    await ended
+  }
+
   async end () {
     for (const { child } of this.started.reverse()) child.kill('SIGTERM')
     const timer = setTimeout(() => this.started.forEach(({ child }) => child.kill('SIGKILL')), STOP_MS)

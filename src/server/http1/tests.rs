@@ -384,3 +384,23 @@ async fn short_deadlines_hold_after_long_ones() {
     assert_eq!(talk.rest().await, "");
     assert!(began.elapsed() < Duration::from_millis(4700));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_rests_holds_nothing_and_wakes() {
+    let mut talk = talk();
+    for _ in 0..3 {
+        talk.send(get("/hello")).await;
+        talk.hear("hello").await;
+        sleep(LIMITS.keep_alive / 2).await;
+    }
+    // A head that is larger than what a resting connection reads at once.
+    let long = format!("GET /hello HTTP/1.1\r\nHost: h\r\nx-long: {}\r\n\r\n", "x".repeat(3_000));
+    let (first, rest) = long.split_at(1);
+    talk.send(first).await;
+    sleep(Duration::from_secs(1)).await;
+    talk.send(rest).await;
+    talk.hear("hello").await;
+    let rested = Instant::now();
+    assert_eq!(talk.rest().await, "");
+    assert_eq!(rested.elapsed().as_secs(), LIMITS.keep_alive.as_secs());
+}
