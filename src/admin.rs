@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -82,6 +82,9 @@ pub trait Explain: Send + Sync {
     fn explain<'a>(&'a self, question: &'a Question, json: bool) -> Explanation<'a>;
 }
 
+/// A text that is replaced with each reload.
+pub type Shown = Arc<ArcSwap<String>>;
+
 /// What the port shows and moves.
 pub struct AdminState {
     /// Shown at `/metrics`.
@@ -92,6 +95,8 @@ pub struct AdminState {
     pub invalidation: Arc<dyn Invalidate>,
     /// Behind `GET /explain`.
     pub explain: Arc<dyn Explain>,
+    /// Behind `GET /config`: what is in force, as TOML without secrets.
+    pub config: Shown,
     /// Whether other processes share the invalidations, so that waiting for all of them means something.
     pub fleet: bool,
     /// What changes need.

@@ -29,7 +29,7 @@ use crate::admin::{self, AdminState};
 use crate::cache::Cache;
 use crate::cache::shared::SharedTier;
 use crate::clock::Clock;
-use crate::config::watch::Watch;
+use crate::config::watch::{Seen, Watch};
 use crate::config::{Config, Loaded, Overrides, Report, Secret, ServerLimits};
 use crate::fleet::Fleet;
 use crate::invalidation::Invalidation;
@@ -172,7 +172,7 @@ impl App {
             tracing::warn!(place = %warning.place, remedy = warning.remedy, "{}", warning.text);
         }
         let ended = runtime.block_on(async {
-            let parts = Parts::build(&loaded.config, &sink, &runtime)?;
+            let parts = Parts::build(&loaded, &sink, &runtime)?;
             panics::count(parts.metrics.panics.clone());
             let running = parts.serve(proxy, &loaded.config).await?;
             let (drain, _) = watch::channel(false);
@@ -181,6 +181,7 @@ impl App {
                 clock: parts.clock.clone(),
                 invalidation: Arc::clone(&parts.shared.invalidation) as Arc<dyn admin::Invalidate>,
                 explain: Arc::new(explain::Door::new(&parts, &loaded.config)?),
+                config: Arc::clone(&parts.shown),
                 fleet: loaded.config.redis.is_some(),
                 token: Arc::clone(&parts.token),
                 readiness: parts.readiness.clone(),
@@ -209,6 +210,7 @@ struct Parts {
     clock: Clock,
     readiness: Readiness,
     token: admin::Token,
+    shown: admin::Shown,
     limits: Arc<ArcSwap<ServerLimits>>,
     /// Connections of clients for which there are descriptors.
     most_clients: usize,
@@ -221,7 +223,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn build(config: &Config, sink: &log::Sink, runtime: &Runtime) -> Result<Self, StartError> {
+    fn build(loaded: &Loaded, sink: &log::Sink, runtime: &Runtime) -> Result<Self, StartError> {
+        let config = &loaded.config;
         let most_clients = descriptors::allow(config);
         let metrics = Metrics::new(Registry::new());
         metrics.adopt(sink.dropped_total());
@@ -254,6 +257,7 @@ impl Parts {
         let workers = config.server.workers.get();
         Ok(Self {
             token: Arc::new(ArcSwapOption::from_pointee(config.admin.token.clone())),
+            shown: Arc::new(ArcSwap::from_pointee(loaded.shown.clone())),
             limits: Arc::new(ArcSwap::from_pointee(descriptors::capped(config.server.limits, most_clients))),
             most_clients,
             connections: Connections::new(config.upstream.clone(), workers, clock.clone()),
@@ -339,6 +343,11 @@ impl Parts {
         if !restart.is_empty() {
             tracing::warn!(keys = ?restart, "these settings change at the next start only");
         }
+        let mut shown = String::new();
+        for key in &restart {
+            shown += &format!("# {key}: what is shown here begins with the next start\n");
+        }
+        self.shown.store(Arc::new(shown + &loaded.shown));
         let config = loaded.config.keeping(&reloader.config);
         self.limits.store(Arc::new(descriptors::capped(config.server.limits, self.most_clients)));
         self.token.store(config.admin.token.clone().map(Arc::new));
@@ -402,7 +411,7 @@ struct Reloader {
     config: Config,
     source: Source,
     overrides: Overrides,
-    files: Vec<PathBuf>,
+    files: Vec<Seen>,
     watch: Option<(Watch, mpsc::Receiver<()>)>,
 }
 
@@ -414,13 +423,13 @@ impl Reloader {
         Ok(reloader)
     }
 
-    fn take(&mut self, config: Config, files: Vec<PathBuf>) {
+    fn take(&mut self, config: Config, files: Vec<Seen>) {
         self.config = config;
         self.observe(files);
     }
 
-    fn observe(&mut self, files: Vec<PathBuf>) {
-        if files == self.files {
+    fn observe(&mut self, files: Vec<Seen>) {
+        if files.iter().map(Seen::path).eq(self.files.iter().map(Seen::path)) {
             return;
         }
         self.watch = match Watch::start(files.clone()) {

@@ -9,6 +9,7 @@ pub mod schema;
 pub mod watch;
 
 mod check;
+mod dump;
 mod limits;
 mod load;
 mod machine;
@@ -34,6 +35,7 @@ use serde::Deserialize;
 pub use limits::{Http2Limits, ServerLimits};
 pub use overrides::Overrides;
 pub use report::Report;
+use watch::Seen;
 
 use crate::syntax::glob::Glob;
 use crate::syntax::pattern::Pattern;
@@ -477,10 +479,12 @@ pub enum QueryKeep {
 pub struct Loaded {
     /// The checked configuration.
     pub config: Config,
+    /// What was loaded, as TOML without secrets.
+    pub shown: String,
     /// Nothing that stops Weir; perhaps empty.
     pub warnings: Report,
     /// To watch: the file itself and every secret file it names.
-    pub files: Vec<PathBuf>,
+    pub files: Vec<Seen>,
 }
 
 impl Config {

@@ -73,8 +73,10 @@ struct Context {
     drain: drain::Watch,
 }
 
-/// Serves one connection to its end, in the protocol that its first bytes speak.
-async fn connection<T: wire::Transport, S: Service>(io: T, service: S, context: Context) {
+/// Serves one connection to its end, in the protocol that its first bytes speak; `_held` is dropped with it.
+///
+/// It is spawned as it is: a future around it would have room for it twice.
+async fn connection<T: wire::Transport, S: Service>(io: T, service: S, context: Context, _held: impl Send) {
     if let Some(http2) = http1::serve(io, &service, context).await {
         http2::serve(http2, service).await;
     }

@@ -26,8 +26,16 @@ const BODY_BYTES: usize = 1 << 20;
 const SUBMISSIONS: usize = CONNECTIONS;
 
 /// What there is, for whoever asks for something else.
-const PATHS: &[&str] =
-    &["GET /metrics", "GET /livez", "GET /readyz", "GET /version", "GET /explain", "POST /drain", "POST /invalidate"];
+const PATHS: &[&str] = &[
+    "GET /metrics",
+    "GET /livez",
+    "GET /readyz",
+    "GET /version",
+    "GET /explain",
+    "GET /config",
+    "POST /drain",
+    "POST /invalidate",
+];
 
 type Reply = Response<Full<Bytes>>;
 
@@ -52,14 +60,15 @@ impl Api {
             "/readyz" if read => self.ready(head.uri.query()),
             "/version" if read => self.version(),
             "/metrics" | "/livez" | "/readyz" | "/version" => only("GET, HEAD"),
-            "/explain" if !read => only("GET, HEAD"),
+            "/explain" | "/config" if !read => only("GET, HEAD"),
             // A kubelet's httpGet hook can only GET; reading /drain is as guarded as writing it.
             "/drain" if !read && head.method != Method::POST => only("POST, GET"),
             "/invalidate" if head.method != Method::POST => only("POST"),
-            // It changes nothing, but says much of what is stored and for whom.
-            path @ ("/drain" | "/invalidate" | "/explain") => match self.admit(&head, peer) {
+            // Two of them change nothing, but say much of what is stored and for whom.
+            path @ ("/drain" | "/invalidate" | "/explain" | "/config") => match self.admit(&head, peer) {
                 Err(refusal) => refused(refusal),
                 Ok(()) if path == "/drain" => self.drain(),
+                Ok(()) if path == "/config" => text(StatusCode::OK, String::clone(&self.state.config.load())),
                 Ok(()) if path == "/explain" => self.explain(&head).await,
                 Ok(()) => self.invalidate(body).await,
             },

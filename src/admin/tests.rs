@@ -67,6 +67,7 @@ impl Port {
             clock: Clock::fixed(1_000_000),
             invalidation: Arc::clone(&doors) as Arc<dyn Invalidate>,
             explain: Arc::new(Echo),
+            config: Arc::new(ArcSwap::from_pointee(String::from("[upstream]\n"))),
             fleet,
             token: Arc::clone(&token),
             readiness: readiness.clone(),

@@ -9,7 +9,8 @@ use toml::de::DeTable;
 use super::check::check;
 use super::machine::Machine;
 use super::report::{Place, Problem, Severity, Sources};
-use super::{Config, Loaded, Overrides, Report};
+use super::watch::Seen;
+use super::{Config, Loaded, Overrides, Report, dump};
 
 /// Largest configuration file, in bytes: ten thousand routes with room to spare.
 const FILE_BYTES: u64 = 8 * 1024 * 1024;
@@ -36,7 +37,7 @@ impl Config {
         })?;
         let directory = path.parent().unwrap_or(Path::new(""));
         let mut loaded = from_text(&name, &text, overrides, directory)?;
-        loaded.files.insert(0, path.to_owned());
+        loaded.files.insert(0, Seen::holding(path.to_owned(), text.as_bytes()));
         Ok(loaded)
     }
 
@@ -66,11 +67,14 @@ fn from_text(name: &str, text: &str, overrides: &Overrides, directory: &Path) ->
         return Err(Report { problems: syntax_problems(&errors, &sources) });
     }
     overrides.apply(root.get_mut(), &mut sources, &mut problems);
+    let shown = dump::shown(&root);
     let (config, files) = check(root, &sources, Machine::this(), directory, &mut problems);
     problems.sort_by_key(|problem| order(&problem.place));
     let report = Report { problems };
     match config {
-        Some(config) if report.errors() == 0 => Ok(Loaded { config, warnings: report, files: unique(files) }),
+        Some(config) if report.errors() == 0 => {
+            Ok(Loaded { config, shown, warnings: report, files: unique(files).into_iter().map(Seen::now).collect() })
+        }
         _ => Err(report),
     }
 }

@@ -20,6 +20,31 @@ const DEBOUNCE: Duration = Duration::from_millis(200);
 /// Content beyond this is not compared; larger than any configuration that is taken.
 const COMPARED_BYTES: u64 = 16 * 1024 * 1024;
 
+/// A file to watch, and what it held when it was read.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Seen {
+    path: PathBuf,
+    digest: Option<[u8; 32]>,
+}
+
+impl Seen {
+    /// The file as it is now.
+    pub fn now(path: PathBuf) -> Self {
+        let digest = digest(&path);
+        Self { path, digest }
+    }
+
+    /// The file, which held `content`.
+    pub fn holding(path: PathBuf, content: &[u8]) -> Self {
+        Self { path, digest: Some(Sha256::digest(content).into()) }
+    }
+
+    /// Its name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// A running watch; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Watch {
@@ -27,12 +52,12 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches `files`. The receiver gets one `()` after each change of their content; changes that come before it is read
-    /// are one. A file that is gone is not a change: what replaces it is.
+    /// Watches `files`. The receiver gets one `()` after each change of their content since they were seen; changes that come
+    /// before it is read are one. A file that is gone is not a change: what replaces it is.
     ///
     /// # Errors
     /// A directory that cannot be watched, or no thread to be had.
-    pub fn start(files: Vec<PathBuf>) -> io::Result<(Self, mpsc::Receiver<()>)> {
+    pub fn start(files: Vec<Seen>) -> io::Result<(Self, mpsc::Receiver<()>)> {
         let (event, events) = std_mpsc::channel();
         // What the event says is of no interest, and an error (a queue that overflowed) is a reason to look as well. The
         // send fails only once the thread below is gone.
@@ -44,44 +69,41 @@ impl Watch {
             watcher.watch(&directory, RecursiveMode::NonRecursive).map_err(io::Error::other)?;
         }
         let (change, changes) = mpsc::channel(1);
-        // Taken after the watch began, or a change in between would be lost.
-        let known = files.iter().map(|file| digest(file)).collect();
-        thread::Builder::new().name("weir-watch".to_owned()).spawn(move || look(&files, known, &events, &change))?;
+        thread::Builder::new().name("weir-watch".to_owned()).spawn(move || look(files, &events, &change))?;
         Ok((Self { _watcher: watcher }, changes))
     }
 }
 
 /// Directories in which the files are named, and in which they really lie where they are symlinks.
-fn directories(files: &[PathBuf]) -> BTreeSet<PathBuf> {
+fn directories(files: &[Seen]) -> BTreeSet<PathBuf> {
     let parent = |file: &Path| match file.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
-    let real = files.iter().filter_map(|file| file.canonicalize().ok());
-    files.iter().map(|file| parent(file)).chain(real.map(|file| parent(&file))).collect()
+    let real = files.iter().filter_map(|file| file.path.canonicalize().ok());
+    files.iter().map(|file| parent(&file.path)).chain(real.map(|file| parent(&file))).collect()
 }
 
 /// Ends when the watcher or the receiver is dropped.
-fn look(
-    files: &[PathBuf],
-    mut known: Vec<Option<[u8; 32]>>,
-    events: &std_mpsc::Receiver<()>,
-    change: &mpsc::Sender<()>,
-) {
-    while events.recv().is_ok() {
-        thread::sleep(DEBOUNCE);
-        while events.try_recv().is_ok() {}
+fn look(mut files: Vec<Seen>, events: &std_mpsc::Receiver<()>, change: &mpsc::Sender<()>) {
+    loop {
+        // The first look is for what changed between being read and being watched.
         let mut changed = false;
-        for (file, known) in files.iter().zip(&mut known) {
-            let now = digest(file);
-            if now.is_some() && now != *known {
-                *known = now;
+        for file in &mut files {
+            let now = digest(&file.path);
+            if now.is_some() && now != file.digest {
+                file.digest = now;
                 changed = true;
             }
         }
         if changed && matches!(change.try_send(()), Err(mpsc::error::TrySendError::Closed(()))) {
             return;
         }
+        if events.recv().is_err() {
+            return;
+        }
+        thread::sleep(DEBOUNCE);
+        while events.try_recv().is_ok() {}
     }
 }
 
@@ -131,7 +153,7 @@ mod tests {
         let scratch = Scratch::new("configmap");
         scratch.swap("..1", "a");
         symlink("..data/weir.toml", scratch.0.join("weir.toml")).unwrap();
-        let (_watch, mut changes) = Watch::start(vec![scratch.0.join("weir.toml")]).unwrap();
+        let (_watch, mut changes) = Watch::start(vec![Seen::now(scratch.0.join("weir.toml"))]).unwrap();
         for (version, content) in [("..2", "b"), ("..3", "c"), ("..4", "d")] {
             scratch.swap(version, content);
             timeout(PATIENCE, changes.recv()).await.unwrap().unwrap();
@@ -143,7 +165,7 @@ mod tests {
         let scratch = Scratch::new("content");
         let (file, other) = (scratch.0.join("weir.toml"), scratch.0.join("token"));
         fs::write(&file, "a").unwrap();
-        let (_watch, mut changes) = Watch::start(vec![file.clone(), other.clone()]).unwrap();
+        let (_watch, mut changes) = Watch::start(vec![Seen::now(file.clone()), Seen::now(other.clone())]).unwrap();
         fs::write(&file, "a").unwrap();
         fs::write(scratch.0.join("unrelated"), "x").unwrap();
         assert!(timeout(DEBOUNCE * 3, changes.recv()).await.is_err());
@@ -152,9 +174,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_changed_before_the_watch_began_counts() {
+        let scratch = Scratch::new("before");
+        let file = scratch.0.join("weir.toml");
+        fs::write(&file, "a").unwrap();
+        let seen = Seen::holding(file.clone(), b"a");
+        fs::write(&file, "b").unwrap();
+        let (_watch, mut changes) = Watch::start(vec![seen]).unwrap();
+        timeout(PATIENCE, changes.recv()).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
     async fn a_dropped_watch_ends() {
         let scratch = Scratch::new("drop");
-        let (watch, mut changes) = Watch::start(vec![scratch.0.join("weir.toml")]).unwrap();
+        let (watch, mut changes) = Watch::start(vec![Seen::now(scratch.0.join("weir.toml"))]).unwrap();
         drop(watch);
         assert_eq!(timeout(PATIENCE, changes.recv()).await.unwrap(), None);
     }

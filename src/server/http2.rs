@@ -52,10 +52,10 @@ pub(super) async fn serve<T: Transport, S: Service>(http2: Http2<T>, service: S)
     };
     metrics.connection_cut(reason);
     tracing::debug!(reason = reason.as_str(), "an HTTP/2 connection was ended");
-    if flood.is_some() {
-        io.calm().await;
-    } else if driven == Driven::Stalled {
-        io.cut();
+    match reason {
+        Ended::BodyIdle => io.cut(),
+        Ended::HeadTimeout => {}
+        Ended::Http2Error | Ended::Http2Resets | Ended::Http2ControlFrames => io.end().await,
     }
 }
 
@@ -151,7 +151,8 @@ async fn respond<S: Service>(
         }
         Ok(()) => {
             let body = if body.is_end_stream() { Body::Empty } else { Body::stream(Asked::new(body, &limits)) };
-            let mut call = pin!(service.call(Request::from_parts(parts, body), peer, Interim::none()));
+            // On the heap, for as long as it takes: the stream's task lives on until the client has taken the answer.
+            let mut call = Box::pin(service.call(Request::from_parts(parts, body), peer, Interim::none()));
             std::future::poll_fn(|cx| guard::poll(call.as_mut(), cx)).await.unwrap_or_else(guard::panicked)
         }
     };

@@ -198,7 +198,7 @@ pub(super) fn talk_with(limits: ServerLimits, pipe: usize) -> Talk {
     let peer = Peer { address: ([127, 0, 0, 1], 1).into(), encrypted: false };
     let (metrics, clock) = (Metrics::new(Registry::new()), Clock::fixed(784_111_777_000));
     let context = Context { peer, limits, metrics: Arc::clone(&metrics), clock, drain: drain.watch() };
-    let served = tokio::spawn(super::connection(io, service.clone(), context));
+    let served = tokio::spawn(super::connection(io, service.clone(), context, ()));
     Talk { service, drain, metrics, client, served }
 }
 

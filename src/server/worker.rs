@@ -168,11 +168,7 @@ impl Round {
         while let Some(Accepted { stream, address, counted }) = self.accepted.recv().await {
             match tokio::net::TcpStream::from_std(stream) {
                 Ok(stream) => {
-                    let served = super::connection(stream, service.clone(), self.context(address));
-                    tokio::spawn(async move {
-                        let _counted = counted;
-                        served.await;
-                    });
+                    tokio::spawn(super::connection(stream, service.clone(), self.context(address), counted));
                 }
                 Err(error) => tracing::warn!(%error, "a connection could not be registered"),
             }

@@ -1,14 +1,10 @@
 //! G8 and G11: ends, reloads and bad files fail no request; the process says how it fared by its exit code.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::caching::stored;
 use crate::harness::{
-    Connection, Ended, Gate, Load, PATIENCE, Scratch, Setup, Upstream, get, join_all, optimised, reply, request,
-    upstream, weir, within_async,
+    Connection, Ended, Gate, PATIENCE, Scratch, Setup, Upstream, get, join_all, optimised, reply, request, upstream,
+    weir, within_async,
 };
 
 const ROUTES: &str = r#"
@@ -81,76 +77,6 @@ async fn the_drain_has_an_end() {
     gate.reached(1).await;
     weir.sigterm();
     assert_eq!(weir.ended(Duration::from_secs(5)).await, Some(0));
-}
-
-#[tokio::test]
-async fn a_rolling_restart_fails_no_request() {
-    let up = service();
-    let setup = setup(&up).set("server.lame_duck", "1s");
-    let mut old = setup.start().await;
-    let new = setup.start().await;
-    let (targets, turn) = ([old.proxy, new.proxy], Arc::new(AtomicUsize::new(0)));
-    let balancer = {
-        let turn = Arc::clone(&turn);
-        move |_| -> SocketAddr { targets[turn.load(Ordering::SeqCst)] }
-    };
-    let load =
-        Load::new(200, Duration::from_secs(3), |i| get(&format!("/cached/{}", i % 50))).choosing(balancer).start();
-    crate::harness::eventually("the load runs", || up.total() >= 20).await;
-    old.sigterm();
-    within_async(Duration::from_secs(1), "unready", async || old.admin("/readyz").await.status == 503).await;
-    turn.store(1, Ordering::SeqCst);
-    assert_eq!(old.ended(PATIENCE).await, Some(0));
-    let report = load.finish().await;
-    eprintln!("rolling restart: {report}");
-    assert_eq!(report.count(200), report.sent(), "{:?}", report.errors());
-}
-
-#[tokio::test]
-async fn a_reload_keeps_requests_cache_and_buckets() {
-    let up = service();
-    let weir = setup(&up).start().await;
-    stored(&weir, "/cached/keep").await;
-    for _ in 0..2 {
-        assert_eq!(weir.get("/limited").await.status, 200);
-    }
-    let good = std::fs::read_to_string(&weir.config).unwrap();
-    let load =
-        Load::new(200, Duration::from_secs(3), |i| get(&format!("/cached/{}", i % 50))).to(&[weir.proxy]).start();
-    let mut rejected = 0.0;
-    for round in 0..10 {
-        let (text, result) = match round % 2 {
-            0 => (
-                format!(
-                    "{good}\n[[route]]\nname = 'extra'\npath = '/extra'\nresponse.set = {{ x-round = '{round}' }}\n"
-                ),
-                "applied",
-            ),
-            _ => (format!("{good}\n[[route]]\nname = 'broken'\npath = 'no slash'\nnonsense = 1\n"), "rejected"),
-        };
-        std::fs::write(&weir.config, text).unwrap();
-        weir.sighup();
-        let counter = format!("weir_config_reloads_total{{result=\"{result}\"}}");
-        if result == "rejected" {
-            rejected += 1.0;
-            weir.metric_reaches(&counter, rejected).await;
-        }
-        let round = if result == "applied" { round } else { round - 1 };
-        let expected = round.to_string();
-        within_async(PATIENCE, "the last good file is in force", async || {
-            weir.get("/extra").await.header("x-round") == Some(expected.as_str())
-        })
-        .await;
-    }
-    let report = load.finish().await;
-    eprintln!("ten reloads: {report}");
-    assert_eq!(report.count(200), report.sent(), "{:?}", report.errors());
-    assert!(weir.get("/cached/keep").await.is_hit(), "the cache was kept");
-    assert_eq!(up.count("/cached/keep"), 1);
-    assert_eq!(weir.get("/limited").await.status, 200, "the third of three");
-    assert_eq!(weir.get("/limited").await.status, 429, "the bucket was kept");
-    let log = weir.output().join("\n");
-    assert!(log.contains("no slash") || log.contains("nonsense"), "the log says what was wrong");
 }
 
 #[tokio::test]

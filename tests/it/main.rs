@@ -22,6 +22,7 @@ mod ranges;
 mod real;
 mod redis_faults;
 mod reports;
+mod restarts;
 mod routing;
 mod search;
 mod selftest;

@@ -55,10 +55,10 @@ impl<T: Transport> Watched<T> {
         self.farewells
     }
 
-    /// Ends a connection that floods, after its streams were dropped: says why, where that can be said, and reads on for
-    /// a while, so that the client sees it.
-    pub(super) async fn calm(mut self) {
-        if self.going.is_between() {
+    /// Ends a connection that floods or broke the protocol, after its streams were dropped: says why, where that can be said
+    /// and was not said yet, and reads on for a while, so that the client sees it.
+    pub(super) async fn end(mut self) {
+        if self.flood.is_some() && self.going.is_between() {
             let mut goaway = vec![0, 0, 8, 7, 0, 0, 0, 0, 0];
             goaway.extend(self.last.to_be_bytes());
             goaway.extend(ENHANCE_YOUR_CALM.to_be_bytes());

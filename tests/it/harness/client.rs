@@ -452,29 +452,45 @@ impl H2 {
 
     /// Sends a request (`http://authority/path` in its URI) and reads its answer.
     pub async fn send(&self, request: http::Request<Full<Bytes>>) -> Answer {
+        self.try_send(request).await.expect("an answer").expect("the connection is open")
+    }
+
+    /// The same; `None` if the connection had ended before the request was sent.
+    pub async fn try_send(&self, request: http::Request<Full<Bytes>>) -> hyper::Result<Option<Answer>> {
         let began = Instant::now();
         let mut sender = self.0.clone();
-        let (head, body) = patiently("an answer", sender.send_request(request)).await.expect("an answer").into_parts();
-        let read = patiently("a body", body.collect()).await.expect("a whole body");
+        let (head, body) = match patiently("an answer", sender.try_send_request(request)).await {
+            Ok(answer) => answer.into_parts(),
+            Err(mut error) => {
+                let unsent = error.take_message().is_some();
+                return if unsent { Ok(None) } else { Err(error.into_error()) };
+            }
+        };
+        let read = patiently("a body", body.collect()).await?;
         let text = |fields: &http::HeaderMap| -> Vec<(String, String)> {
             let pair = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
                 (name.to_string(), value.to_str().expect("text").to_owned())
             };
             fields.iter().map(pair).collect()
         };
-        Answer {
+        Ok(Some(Answer {
             status: head.status.as_u16(),
             fields: text(&head.headers),
             trailers: read.trailers().map(text).unwrap_or_default(),
             body: read.to_bytes(),
             interim: Vec::new(),
             took: began.elapsed(),
-        }
+        }))
     }
 
     /// A GET.
     pub async fn get(&self, path: &str) -> Answer {
+        self.try_get(path).await.expect("an answer").expect("the connection is open")
+    }
+
+    /// The same; `None` if the connection had ended before the request was sent.
+    pub async fn try_get(&self, path: &str) -> hyper::Result<Option<Answer>> {
         let request = http::Request::get(format!("http://{HOST}{path}")).body(Full::default()).expect("a request");
-        self.send(request).await
+        self.try_send(request).await
     }
 }

@@ -21,7 +21,7 @@ const SHOWN: usize = 40;
 pub fn weir(config: &str) -> Setup {
     let config = config.parse().unwrap_or_else(|error| panic!("the test's own TOML: {error}"));
     allow_many_files();
-    Setup { config, env: Vec::new(), files: None }
+    Setup { config, env: Vec::new(), files: None, beside: Vec::new() }
         .or_set("server.listen", "127.0.0.1:0")
         .or_set("server.lame_duck", "0s")
         .or_set("admin.listen", "127.0.0.1:0")
@@ -45,6 +45,7 @@ pub struct Setup {
     config: toml::Table,
     env: Vec<(String, String)>,
     files: Option<u64>,
+    beside: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -100,6 +101,12 @@ impl Setup {
         self
     }
 
+    /// With this file beside its configuration.
+    pub fn beside(mut self, name: &str, text: &str) -> Self {
+        self.beside.push((name.into(), text.into()));
+        self
+    }
+
     /// The configuration's text.
     pub fn toml(&self) -> String {
         toml::to_string(&self.config).expect("TOML")
@@ -115,6 +122,9 @@ impl Setup {
     /// Starts it and waits until it listens, ready or not.
     pub async fn launch(&self) -> Weir {
         let scratch = Scratch::new();
+        for (name, text) in &self.beside {
+            scratch.write(name, text);
+        }
         let config = scratch.write("weir.toml", &self.toml());
         let began = Instant::now();
         let mut child = command(&self.env, self.files)
