@@ -81,6 +81,20 @@ exchanges: redis ## Random exchanges through a fleet, and an observer that knows
 	node tests/exchanges/run.mjs $(WEIR) $(ARGS)
 	node tests/exchanges/run.mjs $(WEIR) --mode memory $(ARGS)
 
+.PHONY: attacks
+attacks: ## What hostile clients can cost: slow ones, floods of HTTP/2, ten thousand idle ones
+	$(call install,node,nodejs)
+	$(call install,slowhttptest,slowhttptest)
+	$(call install,h2load,nghttp2-client)
+	$(BUILD_WEIR)
+	node tests/attacks/run.mjs $(WEIR) $(ARGS)
+
+.PHONY: soak
+soak: redis ## An hour of mixed traffic with faults, and whether memory and descriptors stay level
+	$(call install,node,nodejs)
+	$(BUILD_WEIR)
+	node tests/soak/run.mjs $(WEIR) $(ARGS)
+
 .PHONY: lint
 lint: ## Formatting, clippy, documentation, dependency policy, scripts
 	cargo fmt --check

@@ -69,7 +69,7 @@ impl Crowd {
 
     /// New connections go there from now on.
     fn aim(&self, target: SocketAddr) {
-        *self.shared.target.lock().unwrap() = target;
+        *self.shared.target.lock().expect("no panic while held") = target;
     }
 
     /// Waits until some more requests were answered.
@@ -77,7 +77,7 @@ impl Crowd {
         let before = self.shared.answered.load(Ordering::SeqCst);
         within_async(PATIENCE, "the clients are answered", async || {
             self.shared.answered.load(Ordering::SeqCst) >= before + BETWEEN
-                || !self.shared.failed.lock().unwrap().is_empty()
+                || !self.shared.failed.lock().expect("no panic while held").is_empty()
         })
         .await;
     }
@@ -86,10 +86,10 @@ impl Crowd {
     async fn end(self, what: &str) {
         self.shared.over.store(true, Ordering::SeqCst);
         for client in self.clients {
-            client.await.unwrap();
+            client.await.expect("a client does not panic");
         }
         let answered = self.shared.answered.load(Ordering::SeqCst);
-        let failed = self.shared.failed.lock().unwrap();
+        let failed = self.shared.failed.lock().expect("no panic while held");
         let opened = self.shared.opened.load(Ordering::SeqCst);
         eprintln!("{what}: {answered} answered over {opened} connections, {} failed", failed.len());
         assert!(failed.is_empty(), "{failed:?}");
@@ -98,12 +98,12 @@ impl Crowd {
 
 impl Shared {
     fn is_over(&self) -> bool {
-        self.over.load(Ordering::SeqCst) || !self.failed.lock().unwrap().is_empty()
+        self.over.load(Ordering::SeqCst) || !self.failed.lock().expect("no panic while held").is_empty()
     }
 
     fn target(&self) -> SocketAddr {
         self.opened.fetch_add(1, Ordering::SeqCst);
-        *self.target.lock().unwrap()
+        *self.target.lock().expect("no panic while held")
     }
 
     /// One path of two is answered from the cache.
@@ -114,7 +114,7 @@ impl Shared {
     fn count(&self, what: &str, status: u16) {
         self.answered.fetch_add(1, Ordering::SeqCst);
         if status != 200 {
-            self.failed.lock().unwrap().push(format!("{what}: {status}"));
+            self.failed.lock().expect("no panic while held").push(format!("{what}: {status}"));
         }
     }
 
@@ -128,12 +128,18 @@ impl Shared {
                 Some(connection) => connection,
                 None => match Connection::try_open(self.target()).await {
                     Ok(connection) => connection,
-                    Err(error) => return self.failed.lock().unwrap().push(format!("HTTP/1 connect: {error}")),
+                    Err(error) => {
+                        return self
+                            .failed
+                            .lock()
+                            .expect("no panic while held")
+                            .push(format!("HTTP/1 connect: {error}"));
+                    }
                 },
             };
             match connection.try_send(&get(&self.path(client, number))).await {
                 Ok(answer) => self.count("HTTP/1", answer.status),
-                Err(error) => self.failed.lock().unwrap().push(format!("HTTP/1: {error}")),
+                Err(error) => self.failed.lock().expect("no panic while held").push(format!("HTTP/1: {error}")),
             }
             kept = Some(connection).filter(|connection| connection.reusable);
         }
@@ -156,7 +162,7 @@ impl Shared {
             };
             match answer {
                 Ok(answer) => self.count("HTTP/2", answer.status),
-                Err(error) => self.failed.lock().unwrap().push(format!("HTTP/2: {error}")),
+                Err(error) => self.failed.lock().expect("no panic while held").push(format!("HTTP/2: {error}")),
             }
         }
     }
