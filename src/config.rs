@@ -6,6 +6,7 @@
 pub mod overrides;
 pub mod report;
 pub mod schema;
+pub mod tls;
 pub mod watch;
 
 mod check;
@@ -70,6 +71,10 @@ pub struct Server {
     pub workers: NonZeroUsize,
     /// Peers whose forwarding fields are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Peers that begin every connection with a PROXY header.
+    pub proxy_protocol: Vec<IpNet>,
+    /// TLS towards clients; without it they speak in plain text.
+    pub tls: Option<tls::ServerTls>,
     /// What happens to a request that no route takes.
     pub unmatched: Unmatched,
     /// What happens to a path that two servers could read two ways.
@@ -158,6 +163,8 @@ impl std::fmt::Debug for Secret {
 pub struct Upstream {
     /// Where the service listens.
     pub target: Target,
+    /// TLS towards it: there if and only if the URL says `https`.
+    pub tls: Option<tls::UpstreamTls>,
     /// How it is spoken to.
     pub protocol: Protocol,
     /// `Host` sent to it: the client's own (`preserve`) or the upstream's authority.
@@ -179,11 +186,11 @@ pub struct Upstream {
 /// `upstream.url`, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// `http://host:port`.
+    /// `http://host:port` or `https://host:port`.
     Tcp {
         /// Name or address literal, without brackets.
         host: String,
-        /// Port, 80 where the URL has none.
+        /// Port; 80 or, with TLS, 443 where the URL has none.
         port: u16,
         /// `host[:port]` as it is sent in `Host` when the client's own is not kept.
         authority: String,
@@ -485,6 +492,13 @@ pub struct Loaded {
     pub warnings: Report,
     /// To watch: the file itself and every secret file it names.
     pub files: Vec<Seen>,
+}
+
+impl Upstream {
+    /// Whether both name the same service, reached with or without TLS alike.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        self.target == other.target && self.tls.is_some() == other.tls.is_some()
+    }
 }
 
 impl Config {

@@ -189,7 +189,7 @@ fn called() -> String {
 fn serve(source: Source, overrides: Overrides, announce: impl FnOnce(&app::Addresses)) -> ExitCode {
     let loaded = match source.load(&overrides) {
         Ok(loaded) => loaded,
-        Err(report) => return fail(WRONG, &report.to_string()),
+        Err(report) => return fail(if report.is_of_files() { NO_START } else { WRONG }, &report.to_string()),
     };
     let app = match App::bind(loaded, source, overrides) {
         Ok(app) => app,

@@ -11,6 +11,7 @@ mod redis;
 mod route;
 mod secret;
 mod shape;
+mod tls;
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,8 @@ struct Check<'s, 't> {
     machine: Machine,
     /// What relative paths of files are relative to.
     directory: &'s Path,
-    /// Whether `server.trusted_proxies` was left out; an empty list says that there is none.
+    /// Whether nothing says who stands in front: neither `server.trusted_proxies`, of which an empty list says that nobody
+    /// does, nor `server.proxy_protocol`.
     proxies_unsaid: bool,
     /// Secret files that were named.
     files: Vec<PathBuf>,
@@ -62,8 +64,8 @@ pub(super) fn check(
             return (None, Vec::new());
         }
     };
-    let proxies = raw.server.as_ref().and_then(|server| server.trusted_proxies.as_ref());
-    let proxies_unsaid = proxies.is_none();
+    let says_who = |server: &super::raw::Server| server.trusted_proxies.is_some() || server.proxy_protocol.is_some();
+    let proxies_unsaid = !raw.server.as_ref().is_some_and(says_who);
     let mut check = Check { sources, machine, directory, proxies_unsaid, files: Vec::new(), problems };
     let config = check.config(&raw);
     (config, check.files)

@@ -33,7 +33,16 @@ impl Config {
         let name = path.display().to_string();
         let text = read(path).map_err(|(text, remedy)| {
             let place = Place::Whole(name.clone());
-            Report { problems: vec![Problem { severity: Severity::Error, place, text, remedy, snippet: None }] }
+            Report {
+                problems: vec![Problem {
+                    severity: Severity::Error,
+                    place,
+                    text,
+                    remedy,
+                    snippet: None,
+                    is_file: false,
+                }],
+            }
         })?;
         let directory = path.parent().unwrap_or(Path::new(""));
         let mut loaded = from_text(&name, &text, overrides, directory)?;

@@ -4,6 +4,7 @@
 //! the document against that before it is read into them.
 
 mod server;
+mod tls;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,6 +19,8 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 pub(super) use self::server::{Http2, Server, ServerLimits};
+pub(super) use self::tls::{CertificateFiles, ClientAuthMode, Tls, UpstreamTls};
+
 use super::report::Span;
 use super::text::{Host, Name, Namespace, Text};
 use super::{
@@ -127,7 +130,7 @@ pub(super) struct Log {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Upstream {
-    /// Where the service listens: `http://host:port` or `unix:/path`.
+    /// Where the service listens: `http://host:port`, `https://host:port` or `unix:/path`.
     #[schemars(required)]
     pub(super) url: Maybe<String>,
     /// How it is spoken to.
@@ -146,6 +149,8 @@ pub(super) struct Upstream {
     pub(super) queue_timeout: MaybeText<Duration>,
     /// Further attempts at what was never sent, or is safe and unanswered.
     pub(super) retries: Maybe<i64>,
+    /// TLS towards an `https` service.
+    pub(super) tls: Maybe<UpstreamTls>,
 }
 
 /// `upstream.host`.

@@ -25,7 +25,17 @@ const FIXED: [Fixed; 20] = [
     fixed!("server.limits.connections", server.limits.connections),
     fixed!("admin.listen", admin.listen),
     fixed!("log.format", log.format),
-    fixed!("upstream.url", upstream.target),
+    Fixed {
+        key: "upstream.url",
+        differs: |old, new| !old.upstream.is_same_place(&new.upstream),
+        keep: |new, old| {
+            // Certificates and names for another place are of no use at this one.
+            if !new.upstream.is_same_place(&old.upstream) {
+                new.upstream.target.clone_from(&old.upstream.target);
+                new.upstream.tls.clone_from(&old.upstream.tls);
+            }
+        },
+    },
     fixed!("upstream.protocol", upstream.protocol),
     fixed!("upstream.host", upstream.preserve_host),
     fixed!("upstream.connect_timeout", upstream.connect_timeout),

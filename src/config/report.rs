@@ -79,6 +79,8 @@ pub struct Problem {
     pub remedy: String,
     /// The line itself, where there is one to show.
     pub snippet: Option<Snippet>,
+    /// Whether the file that a setting names is at fault, and not what is written.
+    pub is_file: bool,
 }
 
 impl fmt::Display for Problem {
@@ -111,6 +113,11 @@ impl Report {
     /// How many problems stop Weir.
     pub fn errors(&self) -> usize {
         self.problems.iter().filter(|problem| problem.severity == Severity::Error).count()
+    }
+
+    /// Whether the configuration may be right, and only files with certificates or keys cannot be used.
+    pub fn is_of_files(&self) -> bool {
+        self.problems.iter().all(|problem| problem.severity != Severity::Error || problem.is_file)
     }
 }
 
@@ -185,7 +192,7 @@ impl<'t> Sources<'t> {
                 None => self.locate(span),
             },
         };
-        Problem { severity, place, text: text.into(), remedy: remedy.into(), snippet }
+        Problem { severity, place, text: text.into(), remedy: remedy.into(), snippet, is_file: false }
     }
 
     /// One past the end of the text, so that a span at its very end still belongs to the file.

@@ -55,14 +55,13 @@ impl Check<'_, '_> {
     pub(super) fn server(&mut self, raw: Option<&raw::Server>) -> Server {
         let absent = raw::Server::default();
         let raw = raw.unwrap_or(&absent);
-        if let Some(tls) = &raw.tls {
-            self.refuse(&tls.span(), "server.tls", "remove the table, and end TLS in front of Weir");
-        }
         let limits = raw.limits.as_ref();
         Server {
             listen: self.read(&raw.listen).unwrap_or(LISTEN),
             workers: self.count(&raw.workers, 1..=MOST_WORKERS).map_or(self.machine.cpus, nonzero),
             trusted_proxies: self.read_all(&raw.trusted_proxies),
+            proxy_protocol: self.read_all(&raw.proxy_protocol),
+            tls: raw.tls.as_ref().and_then(|tls| self.server_tls(tls)),
             unmatched: raw.unmatched.as_ref().map_or(Unmatched::Forward, |at| at.value),
             ambiguous_paths: raw.ambiguous_paths.as_ref().map_or(AmbiguousPaths::Reject, |at| at.value),
             lame_duck: self.duration(&raw.lame_duck, Duration::ZERO).unwrap_or(Duration::from_secs(5)),
@@ -134,6 +133,7 @@ impl Check<'_, '_> {
         let connections = self.count(&raw.connections, 1..=MOST_CONNECTIONS);
         let upstream = Upstream {
             target: Target::Unix(PathBuf::new()),
+            tls: None,
             protocol: raw.protocol.as_ref().map_or(Protocol::Http1, |at| at.value),
             preserve_host: host == UpstreamHost::Preserve,
             connect_timeout: self.duration(&raw.connect_timeout, SHORTEST_WAIT).unwrap_or(Duration::from_secs(1)),
@@ -143,7 +143,18 @@ impl Check<'_, '_> {
             queue_timeout: self.duration(&raw.queue_timeout, Duration::ZERO).unwrap_or(Duration::from_secs(5)),
             retries: self.count(&raw.retries, 0..=MOST_RETRIES).unwrap_or(1),
         };
-        target.map(|target| Upstream { target, ..upstream })
+        let (target, url) = (target?, raw.url.as_ref()?);
+        let tls = if uses_tls(&url.value) {
+            Some(self.upstream_tls(raw.tls.as_ref().map(|tls| &tls.value), &target, url)?)
+        } else {
+            if let Some(tls) = &raw.tls {
+                let text =
+                    "`upstream.tls` is there, and `upstream.url` is not \"https://\": nothing would be encrypted";
+                self.error(&tls.span(), text, "write \"https://\" in the URL, or remove the table");
+            }
+            None
+        };
+        Some(Upstream { target, tls, ..upstream })
     }
 
     fn target(&mut self, url: &At<String>, server: &Server) -> Option<Target> {
@@ -168,15 +179,7 @@ impl Check<'_, '_> {
             return None;
         };
         match scheme.to_ascii_lowercase().as_str() {
-            "http" => {}
-            "https" => {
-                self.refuse(
-                    &span,
-                    "https",
-                    "speak \"http://\" to the service beside Weir, or put a TLS client between them",
-                );
-                return None;
-            }
+            "http" | "https" => {}
             _ => {
                 self.error(&span, "`upstream.url` has an unknown scheme", EXAMPLE);
                 return None;
@@ -199,12 +202,12 @@ impl Check<'_, '_> {
         };
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() || text.contains('#') {
-            let remedy = format!("write \"http://{authority}\": the request's own path is forwarded");
+            let remedy = format!("write \"{scheme}://{authority}\": the request's own path is forwarded");
             self.error(&span, "`upstream.url` has a path", remedy);
             return None;
         }
         let host = uri.host().unwrap_or("").trim_matches(['[', ']']).to_ascii_lowercase();
-        let port = uri.port_u16().unwrap_or(80);
+        let port = uri.port_u16().unwrap_or(if uses_tls(text) { 443 } else { 80 });
         if is_own(&host, port, server.listen) {
             let text = "`upstream.url` is where this Weir itself listens: requests would go round for ever";
             self.error(&span, text, "write the port of the service, or change `server.listen`");
@@ -246,6 +249,11 @@ impl Check<'_, '_> {
             generation: self.read(&raw.generation).map_or_else(|| GENERATION.to_owned(), |name| name.0),
         }
     }
+}
+
+/// Whether an upstream's URL asks for TLS.
+fn uses_tls(url: &str) -> bool {
+    url.split_once("://").is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("https"))
 }
 
 /// The smaller of 256 MiB and 40% of what the control group allows: the rest is for connections and fills.

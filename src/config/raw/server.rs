@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::super::{AmbiguousPaths, Unmatched};
-use super::{Maybe, MaybeText, Texts};
+use super::{Maybe, MaybeText, Texts, Tls};
 
 /// `[server]`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -32,7 +32,9 @@ pub(in crate::config) struct Server {
     pub(in crate::config) limits: Option<ServerLimits>,
     /// Bounds of a connection that speaks HTTP/2.
     pub(in crate::config) http2: Option<Http2>,
-    /// Not available in this version.
+    /// Peers that begin every connection with a PROXY header; others must not.
+    pub(in crate::config) proxy_protocol: Texts<IpNet>,
+    /// TLS towards clients.
     pub(in crate::config) tls: Maybe<Tls>,
 }
 
@@ -74,16 +76,4 @@ pub(in crate::config) struct Http2 {
     pub(in crate::config) ping_interval: MaybeText<Duration>,
     /// How long it has to give one.
     pub(in crate::config) ping_timeout: MaybeText<Duration>,
-}
-
-/// `[server.tls]`.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(in crate::config) struct Tls {
-    /// Not available in this version.
-    #[serde(rename = "cert")]
-    pub(in crate::config) _cert: Maybe<String>,
-    /// Not available in this version.
-    #[serde(rename = "key")]
-    pub(in crate::config) _key: Maybe<String>,
 }
