@@ -43,7 +43,7 @@ use crate::proxy::Proxy;
 use crate::proxy::exchange::Books;
 use crate::proxy::state::{Live, Shared, Worker};
 use crate::proxy::upstream::{Connections, Upstream};
-use crate::server::{self, Service};
+use crate::server::{self, Entrance, Service};
 
 /// How often gauges are set and unused connections are closed.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -214,6 +214,7 @@ struct Parts {
     limits: Arc<ArcSwap<ServerLimits>>,
     /// Connections of clients for which there are descriptors.
     most_clients: usize,
+    entrance: Arc<ArcSwap<Entrance>>,
     shared: Arc<Shared>,
     connections: Arc<Connections>,
     kv: Option<Arc<kv::Shared>>,
@@ -260,6 +261,7 @@ impl Parts {
             shown: Arc::new(ArcSwap::from_pointee(loaded.shown.clone())),
             limits: Arc::new(ArcSwap::from_pointee(descriptors::capped(config.server.limits, most_clients))),
             most_clients,
+            entrance: Arc::new(ArcSwap::from_pointee(entrance(config))),
             connections: Connections::new(config.upstream.clone(), workers, clock.clone()),
             shared: Shared::new(
                 Live::new(Arc::new(config.clone()), &secret, &metrics),
@@ -281,6 +283,7 @@ impl Parts {
     async fn serve(&self, bound: server::Bound, config: &Config) -> io::Result<server::Running> {
         let settings = server::Settings {
             limits: Arc::clone(&self.limits),
+            entrance: Arc::clone(&self.entrance),
             metrics: Arc::clone(&self.metrics),
             clock: self.clock.clone(),
         };
@@ -350,6 +353,8 @@ impl Parts {
         self.shown.store(Arc::new(shown + &loaded.shown));
         let config = loaded.config.keeping(&reloader.config);
         self.limits.store(Arc::new(descriptors::capped(config.server.limits, self.most_clients)));
+        self.entrance.store(Arc::new(entrance(&config)));
+        self.connections.renew(&config.upstream);
         self.token.store(config.admin.token.clone().map(Arc::new));
         self.sink.set_access(config.log.access);
         self.shared.replace(Live::new(Arc::new(config.clone()), &self.secret, &self.metrics));
@@ -371,6 +376,11 @@ impl Parts {
         let drained = running.drain(config.server.drain).await;
         tracing::info!(cut = drained.cut, "ended");
     }
+}
+
+/// What stands in front of HTTP.
+fn entrance(config: &Config) -> Entrance {
+    Entrance::new(config.server.tls.as_ref(), config.server.proxy_protocol.clone())
 }
 
 /// The key of the HMACs: shared by the fleet, or this process's own where there is none.

@@ -15,7 +15,9 @@ use prometheus::{
     TextEncoder,
 };
 
-pub use self::labels::{Decision, Door, Ended, Fill, Lookup, NotTaken, Outcome, RedisResult, Reload, Source, Tier};
+pub use self::labels::{
+    Decision, Door, Ended, Fault, Fill, Layer, Lookup, NotTaken, Outcome, RedisResult, Reload, Source, Tier,
+};
 use self::ratio::RatioWindow;
 
 /// Bucket bounds of every duration histogram, in seconds.
@@ -37,6 +39,7 @@ pub struct Metrics {
     redis_commands: IntCounterVec,
     redis_seconds: HistogramVec,
     reloads: IntCounterVec,
+    connections_failed: IntCounterVec,
     /// Requests between head and last byte.
     pub requests_in_flight: IntGauge,
     /// Bytes that the memory tier holds.
@@ -186,6 +189,11 @@ impl Metrics {
             accept_errors: families
                 .counter("weir_accept_errors_total", "Accepts that failed for want of descriptors or memory"),
             panics: families.counter("weir_panics_total", "Panics, each of which ended one request or task"),
+            connections_failed: families.counters(
+                "weir_connections_failed_total",
+                "Client connections that ended before HTTP began",
+                &["layer", "reason"],
+            ),
             routes: std::sync::Mutex::default(),
             levels: std::sync::Mutex::default(),
             registry: families.0.clone(),
@@ -262,6 +270,11 @@ impl Metrics {
     /// Counts an invalidation that came in through `door`; `selector` is a selector kind's text.
     pub fn invalidated(&self, selector: &'static str, door: Door) {
         self.invalidations.with_label_values(&[selector, door.as_str()]).inc();
+    }
+
+    /// Counts a client's connection that ended before HTTP began.
+    pub fn connection_failed(&self, layer: Layer, fault: Fault) {
+        self.connections_failed.with_label_values(&[layer.as_str(), fault.as_str()]).inc();
     }
 
     /// Counts a configuration reload.

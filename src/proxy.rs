@@ -20,6 +20,7 @@ pub mod search;
 pub mod socket;
 pub mod state;
 pub mod target;
+pub mod tls;
 pub mod upstream;
 pub mod write;
 

@@ -2,7 +2,8 @@
 //!
 //! HTTP/1 is spoken by a loop of our own on `httparse` (`http1`, with `head`, `framing` and `answer` as its grammars), so
 //! that there is one parser and nothing to repair or to read two ways, one place for every deadline, and one write for a
-//! small answer. HTTP/2 is hyper's, by prior knowledge (`http2`); its requests reach the service in the same shape.
+//! small answer. HTTP/2 is hyper's, by prior knowledge or by TLS' handshake (`http2`); its requests reach the service in the same shape.
+//! What may come before HTTP is in `entrance`: the header that names a balancer's client (`proxy_protocol`), and `tls`.
 //!
 //! What a request has when it reaches the [`Service`]: a target in origin form (or `*`), one valid `Host` (HTTP/1.0 may
 //! have none), and a body without its framing. `Expect` has been dealt with, an offer to upgrade to HTTP/2 is gone, and so
@@ -11,6 +12,7 @@
 mod answer;
 mod clients;
 mod drain;
+mod entrance;
 mod framing;
 mod guard;
 mod head;
@@ -18,6 +20,8 @@ mod http1;
 mod http2;
 mod intake;
 mod listener;
+pub mod proxy_protocol;
+mod tls;
 mod tunnel;
 mod wire;
 mod worker;
@@ -34,6 +38,7 @@ use crate::message::interim::Interim;
 use crate::message::{Answer, Body, Peer};
 use crate::metrics::Metrics;
 
+pub use entrance::Entrance;
 pub use listener::{Bound, Running, bind, start};
 pub use worker::Drained;
 
@@ -58,6 +63,8 @@ pub trait Service: Clone + Send + Sync + 'static {
 pub struct Settings {
     /// Caps and deadlines; a connection takes those of the moment it is accepted.
     pub limits: Arc<ArcSwap<ServerLimits>>,
+    /// What stands in front of HTTP; a connection takes it likewise.
+    pub entrance: Arc<ArcSwap<Entrance>>,
     /// Where connections are counted.
     pub metrics: Arc<Metrics>,
     /// Dates answers that have none.
@@ -71,6 +78,29 @@ struct Context {
     metrics: Arc<Metrics>,
     clock: Clock,
     drain: drain::Watch,
+    spoken: Spoken,
+}
+
+/// What is known of a connection's protocol before its first byte of HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spoken {
+    /// Nothing: the first bytes tell.
+    Either,
+    /// TLS' handshake settled on HTTP/1.1, or on nothing (RFC 7301, RFC 9113 section 3.2).
+    Http1,
+    /// It settled on HTTP/2.
+    Http2,
+}
+
+impl Spoken {
+    /// Whether a connection may begin so.
+    fn allows(self, first: &[u8]) -> bool {
+        match self {
+            Self::Either => true,
+            Self::Http1 => !first.starts_with(head::HTTP2_PREFACE),
+            Self::Http2 => first.starts_with(head::HTTP2_PREFACE) || head::HTTP2_PREFACE.starts_with(first),
+        }
+    }
 }
 
 /// Serves one connection to its end, in the protocol that its first bytes speak; `_held` is dropped with it.

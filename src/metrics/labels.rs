@@ -148,6 +148,36 @@ labels! {
 }
 
 labels! {
+    /// What a connection begins with before HTTP.
+    Layer {
+        /// The header that names the client.
+        ProxyProtocol = "proxy_protocol",
+        /// The handshake.
+        Tls = "tls",
+    }
+}
+
+labels! {
+    /// Why a connection ended before HTTP began.
+    Fault {
+        /// It was not through in time.
+        Timeout = "timeout",
+        /// The other side left.
+        Left = "left",
+        /// It said something else, or said it wrong.
+        Malformed = "malformed",
+        /// It spoke HTTP where TLS was expected.
+        PlainHttp = "plain_http",
+        /// It had no certificate that is accepted, though it had to.
+        Certificate = "certificate",
+        /// Both sides have no version, cipher or protocol in common.
+        Incompatible = "incompatible",
+        /// It did not accept Weir's certificate, or ended the handshake for another reason of its own.
+        Refused = "refused",
+    }
+}
+
+labels! {
     /// How a configuration reload ended.
     Reload {
         /// Taken.

@@ -18,6 +18,7 @@ fn touch_everything(metrics: &Metrics) {
     metrics.command("get").ended(RedisResult::Ok, took);
     metrics.invalidated("tag", Door::Admin);
     metrics.reloaded(Reload::Applied);
+    metrics.connection_failed(Layer::Tls, Fault::Malformed);
     metrics.adopt(IntCounter::new("weir_log_dropped_total", "Log lines lost").expect("valid"));
 }
 

@@ -63,8 +63,13 @@ impl Connection {
     }
 
     /// Whether the other side has neither closed it nor sent what nobody asked for.
-    pub fn is_quiet(&self) -> bool {
+    pub fn is_quiet(&mut self) -> bool {
         self.socket.is_quiet()
+    }
+
+    /// See [`Socket::farewell`].
+    pub fn farewell(&mut self) {
+        self.socket.farewell();
     }
 
     /// Reads once; 0 is the other side's end.
@@ -84,7 +89,8 @@ impl Connection {
                 }
             }
         }
-        Poll::Ready(Ok(()))
+        // TLS may have taken bytes that the socket has not.
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 }
 

@@ -1,4 +1,4 @@
-//! HTTP/2 towards the upstream, by prior knowledge: one connection a worker, by hyper.
+//! HTTP/2 towards the upstream, by prior knowledge or, over TLS, by its handshake: one connection a worker, by hyper.
 
 use http::{Request, Uri, Version, header};
 use hyper::client::conn::http2::{self, SendRequest};
@@ -30,7 +30,8 @@ pub async fn exchange(upstream: &Upstream, request: &mut Request<Body>, patience
     let host = outgoing.headers_mut().remove(header::HOST);
     let authority = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("localhost");
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
-    let uri = Uri::builder().scheme("http").authority(authority).path_and_query(target).build();
+    let scheme = if upstream.settings().tls.is_some() { "https" } else { "http" };
+    let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build();
     *outgoing.uri_mut() = uri.map_err(|_| Failure::Malformed("the request's host is no authority"))?;
     match timeout(patience.response, sender.send_request(outgoing)).await {
         Err(_) => Err(Failure::ResponseTimeout),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -16,6 +17,7 @@ use tokio::time::timeout;
 use super::http1::{self, Connection};
 use super::http2;
 use super::socket::Socket;
+use super::tls::Tls;
 use crate::clock::{Clock, SteadyMs};
 use crate::config::{Protocol, Target, Upstream as Settings};
 use crate::message::Body;
@@ -89,6 +91,7 @@ pub struct Patience {
 /// What all workers share: the cap, and every worker's unused connections.
 pub struct Connections {
     settings: Settings,
+    tls: ArcSwapOption<Tls>,
     permits: Arc<Semaphore>,
     waiting: AtomicUsize,
     /// One list a worker, so that the usual case takes a lock that nobody else wants.
@@ -105,6 +108,7 @@ impl Connections {
     /// For so many workers.
     pub fn new(settings: Settings, workers: usize, clock: Clock) -> Arc<Self> {
         Arc::new(Self {
+            tls: ArcSwapOption::from_pointee(settings.tls.as_ref().map(|tls| Tls::new(tls, settings.protocol))),
             permits: Arc::new(Semaphore::new(settings.connections.get())),
             waiting: AtomicUsize::new(0),
             idle: (0..workers).map(|_| Mutex::default()).collect(),
@@ -113,11 +117,24 @@ impl Connections {
         })
     }
 
+    /// Opens connections with other certificates from now on. An upstream that was reached over TLS never is without.
+    pub fn renew(&self, settings: &Settings) {
+        if let Some(tls) = &settings.tls {
+            self.tls.store(Some(Arc::new(Tls::new(tls, self.settings.protocol))));
+        }
+    }
+
     /// Closes connections that were unused for longer than `idle_timeout`.
     pub fn sweep(&self) {
         let now = self.clock.steady();
         for list in &self.idle {
-            self.lock(list).retain(|idle| self.is_young(idle, now));
+            self.lock(list).retain_mut(|idle| {
+                let is_young = self.is_young(idle, now);
+                if !is_young {
+                    idle.connection.farewell();
+                }
+                is_young
+            });
         }
     }
 
@@ -266,10 +283,11 @@ impl Upstream {
         let shared = &self.0.shared;
         let now = shared.clock.steady();
         loop {
-            let idle = shared.lock(&shared.idle[self.0.index]).pop()?;
+            let mut idle = shared.lock(&shared.idle[self.0.index]).pop()?;
             if shared.is_young(&idle, now) && idle.connection.is_quiet() {
                 return Some(idle.connection);
             }
+            idle.connection.farewell();
         }
     }
 
@@ -292,7 +310,13 @@ impl Upstream {
         let settings = self.settings();
         let opened = async {
             match &settings.target {
-                Target::Tcp { host, port, .. } => connect_tcp(host, *port).await.map(Socket::Tcp),
+                Target::Tcp { host, port, .. } => {
+                    let stream = connect_tcp(host, *port).await?;
+                    match self.0.shared.tls.load_full() {
+                        None => Ok(Socket::Tcp(stream)),
+                        Some(tls) => tls.connect(stream).await.map(Socket::Tls),
+                    }
+                }
                 Target::Unix(path) => tokio::net::UnixStream::connect(path).await.map(Socket::Unix),
             }
         };

@@ -33,7 +33,7 @@ const UNREAD_TIME: Duration = Duration::from_secs(5);
 const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// How long a connection that has not sent its first request may still do so while the worker drains.
-const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+pub(super) const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// A connection that turned out to speak HTTP/2: nothing of it has been taken.
 pub(super) struct Http2<T> {
@@ -54,7 +54,13 @@ pub(super) async fn serve<T: Transport, S: Service>(io: T, service: &S, context:
             },
             Next::Refused(refusal) => connection.refuse(refusal).await,
             Next::Http2 => return Some(Http2 { wire: connection.wire, context: connection.context }),
-            Next::Closed => After::Gone,
+            Next::Closed => {
+                // Who takes nothing would not take a farewell.
+                if !connection.wire.stood_still {
+                    connection.wire.farewell().await;
+                }
+                After::Gone
+            }
         };
         if after != After::Keep {
             break after;
@@ -71,7 +77,7 @@ pub(super) async fn serve<T: Transport, S: Service>(io: T, service: &S, context:
         After::Close | After::Unread => match wire.flush().await {
             Err(_) => wire.io.reset_on_close(),
             Ok(()) if after == After::Unread || !wire.input.is_empty() => wire.linger().await,
-            Ok(()) => {}
+            Ok(()) => wire.farewell().await,
         },
     }
     None
@@ -138,6 +144,9 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
             if empty_line_allowed && self.wire.input.starts_with(b"\r\n") {
                 self.wire.input.advance(2);
                 (scanned, empty_line_allowed) = (0, false);
+            }
+            if self.fresh && !self.context.spoken.allows(&self.wire.input) {
+                return Next::Closed;
             }
             match head::scan(&self.wire.input, &mut scanned) {
                 Scan::End(_) if self.fresh && self.wire.input.starts_with(HTTP2_PREFACE) => return Next::Http2,
@@ -248,7 +257,7 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
                     return Poll::Ready(Some(answered));
                 }
                 // Answers before this one do not wait for it.
-                if wire.output.len() > 0 && matches!(wire.poll_flush(cx), Poll::Ready(Err(_))) {
+                if wire.is_unwritten() && matches!(wire.poll_flush(cx), Poll::Ready(Err(_))) {
                     return Poll::Ready(None);
                 }
                 intake.poll(wire, cx).map(|()| None)

@@ -61,8 +61,9 @@ where
 {
     let Bound { listener, address } = bound;
     let (mut started, mut desks, mut waits) = (Vec::new(), Vec::new(), Vec::new());
+    let clients = Arc::<Clients>::default();
     for index in 0..workers.get() {
-        let (worker, desk, ready) = Worker::start(index, settings.clone(), make.clone())?;
+        let (worker, desk, ready) = Worker::start(index, settings.clone(), Arc::clone(&clients), make.clone())?;
         started.push(worker);
         desks.push(desk);
         waits.push(ready);
@@ -75,7 +76,7 @@ where
     let (done, accepted_last) = oneshot::channel();
     let counting = desks.clone();
     let thread = std::thread::Builder::new().name(String::from("weir-accept")).spawn(move || {
-        let hall = Hall { desks, settings, clients: Arc::default(), refusing: false };
+        let hall = Hall { desks, settings, clients, refusing: false };
         if let Err(error) = runtime.block_on(hall.accept(listener, stopped)) {
             tracing::error!(%error, "no further connection is accepted");
         }
@@ -174,10 +175,12 @@ impl Hall {
         // A socket that refuses either has been reset already, which whoever reads it will see.
         let _ = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
         let limits = **self.settings.limits.load();
+        let entrance = self.settings.entrance.load();
         let open: usize = self.desks.iter().map(Desk::open).sum();
         let desk = self.desks.iter().min_by_key(|desk| desk.open()).filter(|_| open < limits.connections);
-        // The cap of one client comes second: it is the rarer reason.
-        let refused = match (desk, limits.connections_per_client) {
+        // Who stands behind a balancer is known only once it has said so.
+        let per_client = limits.connections_per_client.filter(|_| !entrance.is_announced(address.ip()));
+        let refused = match (desk, per_client) {
             (None, _) => Some((stream, NotTaken::Total)),
             (Some(desk), None) => desk.hand(stream, address, None).err().map(|stream| (stream, NotTaken::Total)),
             (Some(desk), Some(most)) => match self.clients.enter(address.ip(), most) {
@@ -196,7 +199,10 @@ impl Hall {
         }
         if let Some((mut stream, reason)) = refused {
             self.settings.metrics.connection_refused(reason);
-            let _ = stream.write(REFUSAL);
+            // To who does not speak HTTP yet it would mean nothing.
+            if entrance.is_open_to(address.ip()) {
+                let _ = stream.write(REFUSAL);
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::Notify;
 
 use super::drain::Drain;
-use super::{Context, Service};
+use super::{Context, Service, Spoken};
 use crate::clock::Clock;
 use crate::config::{Http2Limits, ServerLimits};
 use crate::message::interim::Interim;
@@ -197,7 +197,8 @@ pub(super) fn talk_with(limits: ServerLimits, pipe: usize) -> Talk {
     let (service, drain) = (Sample::default(), Drain::default());
     let peer = Peer { address: ([127, 0, 0, 1], 1).into(), encrypted: false };
     let (metrics, clock) = (Metrics::new(Registry::new()), Clock::fixed(784_111_777_000));
-    let context = Context { peer, limits, metrics: Arc::clone(&metrics), clock, drain: drain.watch() };
+    let context =
+        Context { peer, limits, metrics: Arc::clone(&metrics), clock, drain: drain.watch(), spoken: Spoken::Either };
     let served = tokio::spawn(super::connection(io, service.clone(), context, ()));
     Talk { service, drain, metrics, client, served }
 }

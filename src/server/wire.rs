@@ -48,6 +48,11 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Turns the coming close into a reset: the client must not take what it has for the whole, and the kernel must
     /// not go on sending.
     fn reset_on_close(&self);
+
+    /// Says that the end is meant, where the transport has a word for it; to be called once all has been written.
+    fn poll_farewell(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
 }
 
 impl Transport for TcpStream {
@@ -195,6 +200,8 @@ pub(super) struct Wire<T> {
     /// How a body comes.
     pub coming: Pace,
     going: Pace,
+    /// Whether the transport holds bytes that it has not written yet, as TLS may.
+    is_held: bool,
     ended: bool,
     /// Whether it has been idle for so long that it holds no buffer.
     resting: bool,
@@ -211,6 +218,7 @@ impl<T: Transport> Wire<T> {
             stood_still: false,
             coming: Pace::new(limits.body_idle, limits.body_progress),
             going: Pace::new(limits.body_idle, limits.body_progress),
+            is_held: false,
             ended: false,
             resting: false,
         }
@@ -279,16 +287,35 @@ impl<T: Transport> Wire<T> {
                     self.going.moved(count);
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => {
-                    ready!(self.going.poll_waited(cx));
-                    self.stood_still = true;
-                    // The kernel must not go on where nobody takes anything.
-                    self.io.reset_on_close();
-                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-                }
+                Poll::Pending => return self.poll_stalled(cx),
             }
         }
-        Pin::new(&mut self.io).poll_flush(cx)
+        match Pin::new(&mut self.io).poll_flush(cx) {
+            Poll::Ready(flushed) => {
+                if self.is_held {
+                    self.is_held = false;
+                    self.going.moved(self.limits.body_progress);
+                }
+                Poll::Ready(flushed)
+            }
+            Poll::Pending => {
+                self.is_held = true;
+                self.poll_stalled(cx)
+            }
+        }
+    }
+
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.going.poll_waited(cx));
+        self.stood_still = true;
+        // The kernel must not go on where nobody takes anything.
+        self.io.reset_on_close();
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Whether something is still to be written.
+    pub(super) fn is_unwritten(&self) -> bool {
+        self.output.len() > 0 || self.is_held
     }
 
     /// See [`Wire::poll_flush`].
@@ -305,10 +332,20 @@ impl<T: Transport> Wire<T> {
 
     /// Holds no buffer until the client speaks again. Nothing may be on its way.
     pub(super) fn rest(&mut self) {
-        if self.input.is_empty() && self.output.len() == 0 {
+        if self.input.is_empty() && !self.is_unwritten() {
             self.input = BytesMut::new();
             self.output.buffer = Vec::new();
             self.resting = true;
+        }
+    }
+
+    /// Ends the connection well, after its last byte has been written.
+    pub(super) async fn farewell(&mut self) {
+        // Most transports have nothing to say, and need no timer.
+        if poll_fn(|cx| Poll::Ready(self.io.poll_farewell(cx))).await.is_pending() {
+            let said = poll_fn(|cx| self.io.poll_farewell(cx));
+            // Who does not take it in time goes without.
+            let _ = tokio::time::timeout(LINGER_TIME, said).await;
         }
     }
 
@@ -336,4 +373,56 @@ impl<T: Transport> Wire<T> {
 #[cfg(test)]
 impl Transport for tokio::io::DuplexStream {
     fn reset_on_close(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::ReadBuf;
+
+    use super::*;
+    use crate::server::sample::LIMITS;
+
+    /// Takes every byte at once and gets rid of none.
+    struct Holding;
+
+    impl AsyncRead for Holding {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Holding {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl Transport for Holding {
+        fn reset_on_close(&self) {}
+
+        fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+            Pin::new(self).poll_shutdown(cx).map(|_| ())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_transport_holds_has_deadlines_too() {
+        let mut wire = Wire::new(Holding, LIMITS);
+        wire.output.buffer().extend_from_slice(b"answer");
+        let began = Instant::now();
+        assert_eq!(wire.flush().await.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+        assert_eq!(began.elapsed().as_secs(), LIMITS.body_idle.as_secs());
+        assert!(wire.is_unwritten(), "nothing of ours waits, but it was not written");
+        let began = Instant::now();
+        wire.farewell().await;
+        assert_eq!(began.elapsed().as_secs(), LINGER_TIME.as_secs());
+    }
 }

@@ -13,9 +13,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::message::Peer;
 
-use super::clients::Place;
+use super::clients::{Clients, Place};
 use super::drain::Drain;
-use super::{Context, Service, Settings};
+use super::{Context, Service, Settings, Spoken, entrance};
 
 /// Connections that wait for one worker to take them.
 const WAITING_MAX: usize = 1024;
@@ -100,6 +100,7 @@ impl Worker {
     pub(super) fn start<S, F, M>(
         index: usize,
         settings: Settings,
+        clients: Arc<Clients>,
         make: M,
     ) -> io::Result<(Self, Desk, oneshot::Receiver<()>)>
     where
@@ -114,7 +115,7 @@ impl Worker {
         let (ready, is_ready) = oneshot::channel();
         let (load, drain) = (Arc::new(Load::default()), Drain::default());
         let desk = Desk { load: Arc::clone(&load), gauge: settings.metrics.connections.clone(), waiting };
-        let round = Round { settings, load, drain: drain.clone(), accepted, ending };
+        let round = Round { settings, clients, load, drain: drain.clone(), accepted, ending };
         let thread = std::thread::Builder::new().name(format!("weir-worker-{index}")).spawn(move || {
             let drained = runtime.block_on(async {
                 let service = make(index).await;
@@ -157,6 +158,7 @@ impl Ending {
 /// What a worker's thread works with.
 struct Round {
     settings: Settings,
+    clients: Arc<Clients>,
     load: Arc<Load>,
     drain: Drain,
     accepted: mpsc::Receiver<Accepted>,
@@ -168,7 +170,15 @@ impl Round {
         while let Some(Accepted { stream, address, counted }) = self.accepted.recv().await {
             match tokio::net::TcpStream::from_std(stream) {
                 Ok(stream) => {
-                    tokio::spawn(super::connection(stream, service.clone(), self.context(address), counted));
+                    let (service, context) = (service.clone(), self.context(address));
+                    let entrance = self.settings.entrance.load();
+                    if entrance.is_open_to(address.ip()) {
+                        tokio::spawn(super::connection(stream, service, context, counted));
+                    } else {
+                        let entrance = Arc::clone(&entrance);
+                        let clients = Arc::clone(&self.clients);
+                        tokio::spawn(entrance::serve(entrance, clients, stream, service, context, counted));
+                    }
                 }
                 Err(error) => tracing::warn!(%error, "a connection could not be registered"),
             }
@@ -194,6 +204,7 @@ impl Round {
             metrics: Arc::clone(&self.settings.metrics),
             clock: self.settings.clock.clone(),
             drain: self.drain.watch(),
+            spoken: Spoken::Either,
         }
     }
 }

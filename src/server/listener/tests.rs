@@ -14,7 +14,12 @@ use crate::server::sample::{LIMITS, Sample};
 
 async fn server(workers: usize, limits: ServerLimits) -> (Running, Sample, Settings) {
     let metrics = Metrics::new(prometheus::Registry::new());
-    let settings = Settings { limits: Arc::new(ArcSwap::from_pointee(limits)), metrics, clock: Clock::system() };
+    let settings = Settings {
+        limits: Arc::new(ArcSwap::from_pointee(limits)),
+        entrance: Arc::default(),
+        metrics,
+        clock: Clock::system(),
+    };
     let bound = bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let service = Sample::default();
     let make = service.clone();
