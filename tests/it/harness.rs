@@ -10,6 +10,7 @@ mod raw_upstream;
 mod redis;
 mod reply;
 mod scratch;
+mod tls;
 mod upstream;
 mod weir;
 
@@ -27,7 +28,8 @@ pub use raw_upstream::{black_hole, raw_upstream, refusing};
 pub use redis::{Redis, redis, redis_not_started};
 pub use reply::{Reply, reply};
 pub use scratch::Scratch;
-pub use upstream::{Recorded, Upstream, h2_upstream, unix_upstream, upstream};
+pub use tls::{Authority, Caller};
+pub use upstream::{Recorded, Upstream, h2_upstream, tls_upstream, unix_upstream, upstream};
 pub use weir::{Ended, Setup, Weir, sum, weir};
 
 /// Longest that anything is waited for before a test fails.

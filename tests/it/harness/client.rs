@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -207,8 +207,8 @@ impl fmt::Debug for Answer {
 }
 
 /// One HTTP/1 connection.
-pub struct Connection {
-    stream: TcpStream,
+pub struct Connection<S = TcpStream> {
+    stream: S,
     buffer: Vec<u8>,
     /// Whether another request may follow.
     pub reusable: bool,
@@ -227,7 +227,14 @@ impl Connection {
     pub async fn try_open(to: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: Vec::new(), reusable: true })
+        Ok(Self::over(stream))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Over a stream that is open already.
+    pub fn over(stream: S) -> Self {
+        Self { stream, buffer: Vec::new(), reusable: true }
     }
 
     /// Sends a request and reads its answer.
@@ -243,7 +250,7 @@ impl Connection {
     pub async fn try_send(&mut self, request: &Request) -> io::Result<Answer> {
         let began = Instant::now();
         let (head, body) = request.encode();
-        let (mut read, mut write) = self.stream.split();
+        let (mut read, mut write) = tokio::io::split(&mut self.stream);
         let mut written = false;
         let writing = async {
             let sent = async {
@@ -279,8 +286,7 @@ impl Connection {
 
     /// Reads one answer.
     pub async fn read(&mut self, to_head: bool) -> io::Result<Answer> {
-        let (mut read, _write) = self.stream.split();
-        patiently("an answer", read_answer(&mut read, &mut self.buffer, to_head)).await
+        patiently("an answer", read_answer(&mut self.stream, &mut self.buffer, to_head)).await
     }
 
     /// Reads exactly `len` bytes.
@@ -302,6 +308,13 @@ impl Connection {
             }
         })
         .await;
+    }
+
+    /// Reads on to the end; says what came, and whether it ended as it should (over TLS: with `close_notify`).
+    pub async fn read_to_end(&mut self) -> (Vec<u8>, bool) {
+        let mut received = std::mem::take(&mut self.buffer);
+        let read = patiently("an end", self.stream.read_to_end(&mut received)).await;
+        (received, read.is_ok())
     }
 
     /// Whether the other side closes it within `longest`.
@@ -444,6 +457,11 @@ impl H2 {
     pub async fn open(to: SocketAddr) -> Self {
         let stream = TcpStream::connect(to).await.expect("a connection");
         stream.set_nodelay(true).expect("nodelay");
+        Self::over(stream).await
+    }
+
+    /// Over a stream that is open already.
+    pub async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
         let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
         let (sender, connection) = patiently("a handshake", handshake).await.expect("a handshake");
         tokio::spawn(connection);

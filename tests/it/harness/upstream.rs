@@ -19,9 +19,11 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 
 use super::background::Background;
 use super::reply::{Piece, Reply, Wait};
@@ -29,12 +31,17 @@ use super::{Scratch, reply};
 
 /// A service on a TCP port that speaks HTTP/1.1.
 pub fn upstream() -> Upstream {
-    Upstream::start(false)
+    Upstream::start(false, None)
 }
 
 /// A service on a TCP port that speaks HTTP/2 by prior knowledge.
 pub fn h2_upstream() -> Upstream {
-    Upstream::start(true)
+    Upstream::start(true, None)
+}
+
+/// A service on a TCP port behind TLS, in the protocol that `tls` names.
+pub fn tls_upstream(tls: Arc<ServerConfig>) -> Upstream {
+    Upstream::start(tls.alpn_protocols == [b"h2"], Some(tls))
 }
 
 /// A service on a unix socket that speaks HTTP/1.1.
@@ -52,12 +59,13 @@ pub fn unix_upstream() -> Upstream {
             tokio::spawn(serve(stream, false, Arc::clone(&served)));
         }
     });
-    Upstream { place: Place::Unix(path), state, _scratch: Some(scratch), _background: background }
+    Upstream { place: Place::Unix(path), scheme: "unix", state, _scratch: Some(scratch), _background: background }
 }
 
 /// A running fake service; a panic in it fails the test.
 pub struct Upstream {
     place: Place,
+    scheme: &'static str,
     state: Arc<State>,
     _scratch: Option<Scratch>,
     _background: Background,
@@ -130,7 +138,7 @@ struct State {
 }
 
 impl Upstream {
-    fn start(h2: bool) -> Self {
+    fn start(h2: bool, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("non-blocking");
         // The library's own 128 overflow when hundreds connect at once, which costs each of the others a second.
@@ -138,21 +146,32 @@ impl Upstream {
         let address = listener.local_addr().expect("an address");
         let state = Arc::new(State::default());
         let served = Arc::clone(&state);
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let background = Background::run("upstream", move || async move {
             let listener = TcpListener::from_std(listener).expect("a listener");
             loop {
                 let (stream, _) = listener.accept().await.expect("accept");
                 stream.set_nodelay(true).expect("nodelay");
-                tokio::spawn(serve(stream, h2, Arc::clone(&served)));
+                let state = Arc::clone(&served);
+                let Some(tls) = tls.clone().map(TlsAcceptor::from) else {
+                    tokio::spawn(serve(stream, h2, state));
+                    continue;
+                };
+                tokio::spawn(async move {
+                    // Who does not get so far has not connected.
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve(stream, h2, state).await;
+                    }
+                });
             }
         });
-        Self { place: Place::Tcp(address), state, _scratch: None, _background: background }
+        Self { place: Place::Tcp(address), scheme, state, _scratch: None, _background: background }
     }
 
     /// Its address as the configuration wants it.
     pub fn url(&self) -> String {
         match &self.place {
-            Place::Tcp(address) => format!("http://{address}"),
+            Place::Tcp(address) => format!("{}://{address}", self.scheme),
             Place::Unix(path) => format!("unix:{}", path.display()),
         }
     }
