@@ -172,17 +172,20 @@ impl App {
             tracing::warn!(place = %warning.place, remedy = warning.remedy, "{}", warning.text);
         }
         let ended = runtime.block_on(async {
+            // Both before anybody is told that Weir is there: who knows it may end it, or change its files.
+            let mut signals = Signals::new()?;
             let parts = Parts::build(&loaded, &sink, &runtime)?;
             panics::count(parts.metrics.panics.clone());
-            let running = parts.serve(proxy, &loaded.config).await?;
+            let mut reloader = Reloader::new(loaded, source, overrides)?;
+            let running = parts.serve(proxy, &reloader.config).await?;
             let (drain, _) = watch::channel(false);
             let serving = admin.serve(AdminState {
                 metrics: Arc::clone(&parts.metrics),
                 clock: parts.clock.clone(),
                 invalidation: Arc::clone(&parts.shared.invalidation) as Arc<dyn admin::Invalidate>,
-                explain: Arc::new(explain::Door::new(&parts, &loaded.config)?),
+                explain: Arc::new(explain::Door::new(&parts, &reloader.config)?),
                 config: Arc::clone(&parts.shown),
-                fleet: loaded.config.redis.is_some(),
+                fleet: reloader.config.redis.is_some(),
                 token: Arc::clone(&parts.token),
                 readiness: parts.readiness.clone(),
                 drain,
@@ -193,8 +196,7 @@ impl App {
                 version = env!("CARGO_PKG_VERSION"),
                 "listening"
             );
-            let mut reloader = Reloader::new(loaded, source, overrides)?;
-            parts.attend(&mut reloader).await?;
+            parts.attend(&mut reloader, &mut signals).await;
             parts.end(running, &reloader.config).await;
             drop(serving);
             Ok(())
@@ -307,17 +309,14 @@ impl Parts {
     }
 
     /// Signals, changed files and the clock, until a signal says to end.
-    async fn attend(&self, reloader: &mut Reloader) -> Result<(), StartError> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+    async fn attend(&self, reloader: &mut Reloader, signals: &mut Signals) {
         let mut tick = interval(HOUSEKEEPING);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => self.reload(reloader),
+                _ = signals.terminate.recv() => return,
+                _ = signals.interrupt.recv() => return,
+                _ = signals.hangup.recv() => self.reload(reloader),
                 () = reloader.changed() => self.reload(reloader),
                 _ = tick.tick() => {
                     self.connections.sweep();
@@ -396,6 +395,23 @@ async fn unblock(invalidation: Arc<Invalidation>, item: admin::readiness::Blocke
         tracing::warn!(?wait, "Redis did not answer in time; serving without it until it does");
     }
     drop(item);
+}
+
+/// What an operator says to the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 /// A second signal while the first is obeyed.
