@@ -140,7 +140,8 @@ async fn the_header_comes_before_the_handshake() {
 async fn who_must_send_a_header_and_does_not_is_not_heard() {
     let up = upstream();
     up.route("*", reply("ok"));
-    let weir = weir(&PASS.replace("20s", "300ms")).to(up.url()).start().await;
+    let setup = weir(PASS).to(up.url());
+    let weir = setup.start().await;
     for wrong in [
         &b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"[..],
         b"PROXY TCP4 192.0.2.7 198.51.100.2 1\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -152,13 +153,15 @@ async fn who_must_send_a_header_and_does_not_is_not_heard() {
         assert!(closed && heard.is_empty(), "{heard:?}");
     }
     weir.metric_reaches(r#"weir_connections_failed_total{layer="proxy_protocol",reason="malformed"}"#, 5.0).await;
+    drop(announced(weir.proxy, &LINE[..20], 64).await);
+    weir.metric_reaches(r#"weir_connections_failed_total{layer="proxy_protocol",reason="left"}"#, 1.0).await;
+
+    let weir = setup.set("server.limits.head_timeout", "300ms").start().await;
     for partial in [&b""[..], &LINE[..20], SIGNATURE, &binary(0x21, 0x11, &block([1, 2, 3, 4]))[..20]] {
         let mut connection = announced(weir.proxy, partial, 64).await;
         assert!(connection.closes_within(SOON).await, "{partial:?} stays open");
     }
     weir.metric_reaches(r#"weir_connections_failed_total{layer="proxy_protocol",reason="timeout"}"#, 4.0).await;
-    drop(announced(weir.proxy, &LINE[..20], 64).await);
-    weir.metric_reaches(r#"weir_connections_failed_total{layer="proxy_protocol",reason="left"}"#, 1.0).await;
     assert_eq!(up.total(), 0);
     // A deadline that was for the header is not one for the connection.
     let mut connection = announced(weir.proxy, LINE, 64).await;

@@ -165,8 +165,8 @@ async fn a_certificate_is_replaced_while_clients_come_and_a_bad_one_is_kept_out(
 #[tokio::test]
 async fn silent_slow_and_foreign_handshakes_end() {
     let (authority, scratch, up) = (Authority::new(), Scratch::new(), upstream());
-    let config = PASS.replace("20s", "300ms");
-    let weir = secure(&config, &authority, &scratch).to(up.url()).start().await;
+    let setup = secure(PASS, &authority, &scratch).to(up.url());
+    let weir = setup.clone().set("server.limits.head_timeout", "300ms").start().await;
     // A record of 512 bytes that does not come, or comes byte by byte.
     let hello = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
     for begun in [&[][..], &hello[..1], &hello] {
@@ -179,6 +179,8 @@ async fn silent_slow_and_foreign_handshakes_end() {
     within_async(SOON, "dripping ends", async || dripping.write_all(&[0]).await.is_err()).await;
     weir.metric_reaches(r#"weir_connections_failed_total{layer="tls",reason="timeout"}"#, 4.0).await;
 
+    // What is wrong is not waited for.
+    let weir = setup.start().await;
     for garbage in [&b"\x00\x01garbage"[..], b"\x16garbage garbage garbage", b"\r\n\r\n\0\r\nQUIT\n"] {
         let (heard, closed) = raw(weir.proxy, garbage, PATIENCE).await;
         assert!(closed && !heard.starts_with(b"HTTP"), "{garbage:?}: {heard:?}");
