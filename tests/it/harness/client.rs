@@ -255,7 +255,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let writing = async {
             let sent = async {
                 write.write_all(&head).await?;
-                write.write_all(&body).await
+                write.write_all(&body).await?;
+                // TLS may hold what the socket did not take.
+                write.flush().await
             };
             // Whoever answers early may close its side; the answer is what counts.
             let sent = sent.await;
@@ -276,7 +278,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Writes bytes as they are.
     pub async fn write(&mut self, bytes: &[u8]) {
-        patiently("writing", self.stream.write_all(bytes)).await.expect("the connection takes bytes");
+        let written = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        patiently("writing", written).await.expect("the connection takes bytes");
     }
 
     /// Ends the sending side.
