@@ -256,7 +256,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let sent = async {
                 write.write_all(&head).await?;
                 write.write_all(&body).await?;
-                // TLS may hold what the socket did not take.
                 write.flush().await
             };
             // Whoever answers early may close its side; the answer is what counts.
@@ -276,13 +275,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Ok(answer)
     }
 
-    /// Writes bytes as they are.
+    /// Writes bytes as they are; TLS may not keep what the socket does not take.
     pub async fn write(&mut self, bytes: &[u8]) {
-        let written = async {
-            self.stream.write_all(bytes).await?;
-            self.stream.flush().await
-        };
-        patiently("writing", written).await.expect("the connection takes bytes");
+        patiently("writing", self.stream.write_all(bytes)).await.expect("the connection takes bytes");
+        patiently("writing", self.stream.flush()).await.expect("the connection takes bytes");
     }
 
     /// Ends the sending side.
