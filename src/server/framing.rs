@@ -128,9 +128,7 @@ impl Decoder {
         if size.is_empty() || size.len() > SIZE_DIGITS_MAX {
             return Err(Malformed);
         }
-        // RFC 9112 section 7.1.1 allows white space before the semicolon; it is never useful and was an attack.
-        let is_text = |b: &u8| matches!(b, b'\t' | b' '..=b'~' | 0x80..);
-        if !(extension.is_empty() || extension[0] == b';' && extension.iter().all(is_text)) {
+        if !are_extensions(extension) {
             return Err(Malformed);
         }
         self.extensions += extension.len();
@@ -156,6 +154,54 @@ impl Decoder {
             }
         }
     }
+}
+
+/// Whether these are chunk extensions: `;name`, `;name=token` or `;name="quoted"`, as often as there are any.
+///
+/// RFC 9112 section 7.1.1 allows white space around `;` and `=`; it is never useful and was an attack. So was a quote that
+/// is left open, behind which another reader may look for the end of the line in the next.
+fn are_extensions(mut rest: &[u8]) -> bool {
+    while let Some(extension) = rest.strip_prefix(b";") {
+        let (name, behind) = extension.split_at(token_length(extension));
+        if name.is_empty() {
+            return false;
+        }
+        rest = match behind.strip_prefix(b"=") {
+            None => behind,
+            Some(value) => match value.strip_prefix(b"\"") {
+                Some(quoted) => match quoted_length(quoted) {
+                    Some(length) => &quoted[length..],
+                    None => return false,
+                },
+                None => match token_length(value) {
+                    0 => return false,
+                    length => &value[length..],
+                },
+            },
+        };
+    }
+    rest.is_empty()
+}
+
+/// Bytes of the token (RFC 9110 section 5.6.2) that `text` begins with.
+fn token_length(text: &[u8]) -> usize {
+    let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    text.iter().position(|b| !is_token(b)).unwrap_or(text.len())
+}
+
+/// Bytes up to and with the quote that ends a quoted string (RFC 9110 section 5.6.4).
+fn quoted_length(text: &[u8]) -> Option<usize> {
+    let mut escaped = false;
+    for (at, byte) in text.iter().enumerate() {
+        match byte {
+            b'\t' | b' '..=b'~' | 0x80.. if escaped => escaped = false,
+            b'"' => return Some(at + 1),
+            b'\\' => escaped = true,
+            b'\t' | b' '..=b'~' | 0x80.. => {}
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// Up to `left` bytes of `input`, and how many are then left.
@@ -191,7 +237,7 @@ mod tests {
     #[test]
     fn bodies_end_where_their_framing_says_however_they_arrive() {
         let wire =
-            b"4\r\nWiki\r\n5;a=\"b\"\r\npedia\r\nE\r\n in\r\n\r\nchunks.\r\n0\r\nX-Sum: 1\r\n\r\nGET / HTTP/1.1\r\n";
+            b"4\r\nWiki\r\n5;a=\"b;\\\"\";c;d=e\r\npedia\r\nE\r\n in\r\n\r\nchunks.\r\n0\r\nX-Sum: 1\r\n\r\nGET / HTTP/1.1\r\n";
         for step in 1..=wire.len() {
             let (body, trailers, rest) = decode(Framing::Chunked, wire, step).expect("well formed");
             assert_eq!(body, b"Wikipedia in\r\n\r\nchunks.");
@@ -222,6 +268,15 @@ mod tests {
             "1;a\nb\r\na\r\n0\r\n\r\n",
             "1;a\rb\r\na\r\n0\r\n\r\n",
             "1;a\0b\r\na\r\n0\r\n\r\n",
+            "1;\r\na\r\n0\r\n\r\n",
+            "1;a=\r\na\r\n0\r\n\r\n",
+            "1; a\r\na\r\n0\r\n\r\n",
+            "1;a =b\r\na\r\n0\r\n\r\n",
+            "1;a=b \r\na\r\n0\r\n\r\n",
+            "1;a=\"\r\na\r\n0\r\n\r\n",
+            "1;a=\"b\\\"\r\na\r\n0\r\n\r\n",
+            "1;a=\"b\"c\r\na\r\n0\r\n\r\n",
+            "1;a=\"b\0\"\r\na\r\n0\r\n\r\n",
             "1\r\na\n0\r\n\r\n",
             "1\r\nab\r\n0\r\n\r\n",
             "1\r\na0\r\n\r\n",

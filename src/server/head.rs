@@ -4,6 +4,7 @@
 //! (RFC 9112 sections 2 to 6, RFC 9110 section 7.2). Pure: no I/O and no clock.
 
 use std::mem::MaybeUninit;
+use std::net::Ipv6Addr;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -26,13 +27,20 @@ const UPGRADE_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 const BAD_HOST: Refusal = Refusal::bad("the Host is malformed");
 
-/// Bytes of a registered name (RFC 3986 section 3.2.2) but the comma, which would make a list of it.
+/// See [`stands_once`].
+pub(super) const TWICE: Refusal = Refusal::bad("a field that has one value is there twice");
+
+/// See [`mimics_framing`].
+pub(super) const MIMIC: Refusal = Refusal::bad("a field would frame the body where _ is read as -");
+
+/// Bytes of a registered name (RFC 3986 section 3.2.2) but the comma, which would make a list of it, and the percent sign,
+/// behind which some servers would find any other byte.
 const NAME_BYTES: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0_u8;
     loop {
         table[byte as usize] = byte.is_ascii_alphanumeric()
-            || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*')
+            || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*')
             || matches!(byte, b'+' | b';' | b'=');
         if byte == u8::MAX {
             break table;
@@ -129,8 +137,11 @@ pub(super) fn parse(head: &Bytes, fields: HeaderMap) -> Result<Head, Refusal> {
     };
     let method = match method {
         "GET" => Method::GET,
-        "CONNECT" | "TRACE" => return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method is not allowed")),
-        other => Method::from_bytes(other.as_bytes()).map_err(|_| Refusal::bad("the method is malformed"))?,
+        other => {
+            let method = Method::from_bytes(other.as_bytes()).map_err(|_| Refusal::bad("the method is malformed"))?;
+            check_method(&method)?;
+            method
+        }
     };
     let http11 = minor == 1;
     let mut notes = Notes::new(fields, parsed.headers.len());
@@ -150,6 +161,50 @@ pub(super) fn parse(head: &Bytes, fields: HeaderMap) -> Result<Head, Refusal> {
     parts.headers = notes.fields;
     let takes_trailers = notes.trailers && http11;
     Ok(Head { parts, framing, keep_alive, expects_continue, takes_trailers })
+}
+
+/// Takes methods in capitals only, as every registered one is: `get` is another method than GET (RFC 9110 section 9.1), but
+/// not to every server, and only one that is not told of it can be sure to agree.
+pub(super) fn check_method(method: &Method) -> Result<(), Refusal> {
+    if matches!(*method, Method::GET | Method::HEAD | Method::POST) {
+        return Ok(());
+    }
+    let name = method.as_str();
+    if matches!(name, "CONNECT" | "TRACE" | "PRI") {
+        return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method is not allowed"));
+    }
+    let is_plain = name.bytes().all(|b| b.is_ascii_uppercase() || matches!(b, b'-' | b'_'));
+    if is_plain { Ok(()) } else { Err(Refusal::bad("the method is not in capitals")) }
+}
+
+/// Whether a field's name is one that frames the message, to a server that reads `_` as `-`, as CGI's variables make it.
+pub(super) fn mimics_framing(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "content_length" | "transfer_encoding")
+}
+
+/// Whether a field that says what is done with the request has one value: of two, some servers take the first, others the
+/// last, or both as a list.
+pub(super) fn stands_once(name: &str) -> bool {
+    const FIELDS: [&str; 8] = [
+        "authorization",
+        "content-range",
+        "content-type",
+        "if-modified-since",
+        "if-range",
+        "if-unmodified-since",
+        "max-forwards",
+        "range",
+    ];
+    FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field))
+}
+
+/// RFC 9112 section 3.2: what is no URI is not put right, since two servers would do it in two ways.
+pub(super) fn check_target(target: &str) -> Result<(), Refusal> {
+    if target.is_ascii() {
+        Ok(())
+    } else {
+        Err(Refusal::bad("the request target has bytes that must be escaped (%XX)"))
+    }
 }
 
 /// Parses a trailer section, empty line included.
@@ -177,14 +232,20 @@ pub(super) fn is_host(value: &[u8]) -> bool {
         Some(b'[') => {
             let Some(end) = memchr::memchr(b']', value) else { return false };
             let inside = &value[1..end];
-            if inside.len() < 2 || !inside.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')) {
+            if !std::str::from_utf8(inside).is_ok_and(|inside| inside.parse::<Ipv6Addr>().is_ok()) {
                 return false;
             }
             (inside, &value[end + 1..])
         }
         Some(_) => {
             let (host, port) = value.split_at(memchr::memchr(b':', value).unwrap_or(value.len()));
-            if !host.iter().all(|b| NAME_BYTES[usize::from(*b)]) {
+            // An empty label, which some servers drop and others refuse; the last dot is the root's.
+            let mut before = b'.';
+            let is_name = host.iter().all(|b| {
+                let follows_dot = std::mem::replace(&mut before, *b) == b'.';
+                NAME_BYTES[usize::from(*b)] && !(follows_dot && *b == b'.')
+            });
+            if !is_name {
                 return false;
             }
             (host, port)
@@ -255,6 +316,7 @@ fn target_uri(method: &Method, target: &str, head: &Bytes) -> Result<(Uri, Optio
     if memchr::memchr(b'#', target.as_bytes()).is_some() {
         return Err(Refusal::bad("the request target has a fragment"));
     }
+    check_target(target)?;
     let bytes = head.slice_ref(target.as_bytes());
     if target.starts_with('/') {
         let path = PathAndQuery::from_maybe_shared(bytes).map_err(|_| MALFORMED)?;
@@ -340,8 +402,12 @@ impl Notes {
             self.offers += 1;
         } else if name == header::TE {
             self.trailers |= tokens(&value).any(|token| token.eq_ignore_ascii_case(b"trailers"));
+        } else if mimics_framing(&name) {
+            return Err(MIMIC);
         }
-        self.fields.append(name, value);
+        if self.fields.append(name, value) && stands_once(parsed.name) {
+            return Err(TWICE);
+        }
         Ok(())
     }
 
@@ -405,14 +471,15 @@ impl Notes {
     }
 
     /// HTTP/2 is spoken by prior knowledge only, and HTTP/1.0 has no upgrades (RFC 9110 section 7.8): such an offer
-    /// must not reach an upstream that would take it.
+    /// must not reach an upstream that would take it. Nor one of another HTTP, whose requests nobody here would read.
     fn upgrade(&mut self, http11: bool) {
         if self.offers == 0 {
             return;
         }
         let mut offers = self.fields.get_all(header::UPGRADE).iter();
-        let to_http2 = |token: &[u8]| token.len() >= 2 && token[..2].eq_ignore_ascii_case(b"h2");
-        if !http11 || offers.any(|offer| tokens(offer).any(to_http2)) {
+        let begins = |token: &[u8], with: &[u8]| token.get(..with.len()).is_some_and(|t| t.eq_ignore_ascii_case(with));
+        let to_http = |token: &[u8]| begins(token, b"h2") || begins(token, b"h3") || begins(token, b"http");
+        if !http11 || offers.any(|offer| tokens(offer).any(to_http)) {
             self.fields.remove(header::UPGRADE);
             self.fields.remove(UPGRADE_SETTINGS);
         }

@@ -95,6 +95,18 @@ fn what_could_be_read_two_ways_is_refused() {
         ("GET /\r\n\r\n", 400),
         ("CONNECT h:443 HTTP/1.1\r\nHost: h:443\r\n\r\n", 405),
         ("TRACE / HTTP/1.1\r\nHost: h\r\n\r\n", 405),
+        ("PRI / HTTP/1.1\r\nHost: h\r\n\r\n", 405),
+        ("get / HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        ("trace / HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        ("G|T / HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        ("GET /\u{e4} HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        ("GET /?\u{e4} HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        ("GET /?\u{7f} HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        (&with("Range: bytes=0-1\r\nRange: bytes=2-3\r\n"), 400),
+        (&with("Authorization: a\r\nX: y\r\nauthorization: a\r\n"), 400),
+        // What others read `_` as.
+        (&with("Content_Length: 1\r\n"), 400),
+        (&with("transfer_encoding: chunked\r\n"), 400),
         // Hosts.
         ("GET / HTTP/1.1\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost:\r\n\r\n", 400),
@@ -114,6 +126,12 @@ fn what_could_be_read_two_ways_is_refused() {
         ("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: [::1]x\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: [a/b]\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: [abcd]\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: [1.2.3.4]\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a%2fb\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a..b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: .a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: .\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: \u{e4}\r\n\r\n", 400),
         // Expectations.
         (&with("Expect: miracles\r\n"), 417),
@@ -149,7 +167,7 @@ fn what_is_right_is_taken() {
     let head = parse_text("GET / HTTP/1.0\r\n\r\n").expect("HTTP/1.0 needs no Host");
     assert!(!head.keep_alive);
     assert!(parse_text("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").expect("valid").keep_alive);
-    for host in ["a", "a.b-c_d:80", "127.0.0.1:1", "[::1]", "[::ffff:1.2.3.4]:8080", "a:"] {
+    for host in ["a", "a.", "a.b-c_d:80", "127.0.0.1:1", "[::1]", "[::ffff:1.2.3.4]:8080", "a:"] {
         parse_text(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).unwrap_or_else(|refusal| panic!("{refusal:?}"));
     }
 }
@@ -176,7 +194,7 @@ fn targets_come_in_origin_form() {
 
 #[test]
 fn an_offer_of_http2_goes_and_other_offers_stay() {
-    for offer in ["h2c", "websocket, H2C", "h2"] {
+    for offer in ["h2c", "websocket, H2C", "h2", "h3", "HTTP/2.0", "TLS/1.0, http/1.1"] {
         let head = parse_text(&with(&format!("Upgrade: {offer}\r\nHTTP2-Settings: a\r\n"))).expect("valid");
         assert!(!head.parts.headers.contains_key("upgrade") && !head.parts.headers.contains_key("http2-settings"));
     }
