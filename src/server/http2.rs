@@ -161,8 +161,9 @@ async fn respond<S: Service>(
 
 /// Gives a request the shape that it would have over HTTP/1 (RFC 9113 section 8.3).
 fn normalise(parts: &mut request::Parts) -> Result<(), Refusal> {
-    if parts.method == Method::CONNECT || parts.method == Method::TRACE {
-        return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method is not allowed"));
+    head::check_method(&parts.method)?;
+    if parts.uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
+        return Err(Refusal::bad("the request target's scheme is not http or https"));
     }
     let path = match parts.uri.path_and_query() {
         Some(path) if path.as_str().starts_with('/') => path.clone(),
@@ -170,7 +171,9 @@ fn normalise(parts: &mut request::Parts) -> Result<(), Refusal> {
         None if parts.method == Method::OPTIONS => PathAndQuery::from_static("*"),
         _ => return Err(Refusal::bad("the request target does not begin with a slash")),
     };
+    head::check_target(path.as_str())?;
     let fields = &mut parts.headers;
+    check_fields(fields)?;
     let mut hosts = fields.get_all(header::HOST).iter();
     let host = match (parts.uri.authority(), hosts.next(), hosts.next()) {
         (_, _, Some(_)) => return Err(Refusal::bad("there is more than one Host")),
@@ -187,14 +190,40 @@ fn normalise(parts: &mut request::Parts) -> Result<(), Refusal> {
         return Err(Refusal::bad("the Host is malformed"));
     }
     fields.insert(header::HOST, host);
-    if let Some(expected) = fields.remove(header::EXPECT)
-        && !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")
-    {
+    let is_known = |expected: &HeaderValue| expected.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if !fields.get_all(header::EXPECT).iter().all(is_known) {
         return Err(Refusal::new(StatusCode::EXPECTATION_FAILED, "the expectation is unknown"));
     }
+    fields.remove(header::EXPECT);
     join_cookies(fields)?;
     parts.uri = Uri::from(path);
     Ok(())
+}
+
+/// What the library lets through, and HTTP/1 would say in another way.
+fn check_fields(fields: &http::HeaderMap) -> Result<(), Refusal> {
+    let mut lengths = 0;
+    for (name, value) in fields {
+        if is_padded(value) {
+            return Err(Refusal::bad("a field value begins or ends with white space"));
+        }
+        lengths += usize::from(name == header::CONTENT_LENGTH);
+        if head::mimics_framing(name) {
+            return Err(head::MIMIC);
+        }
+    }
+    let is_twice =
+        |name: &&HeaderName| head::stands_once(name.as_str()) && fields.get_all(*name).iter().nth(1).is_some();
+    if fields.len() > fields.keys_len() && fields.keys().any(|name| is_twice(&name)) {
+        return Err(head::TWICE);
+    }
+    if lengths > 1 { Err(Refusal::bad("there is more than one Content-Length")) } else { Ok(()) }
+}
+
+/// Whether white space stands at either end, which HTTP/2 forbids (RFC 9113 section 8.2.1) and HTTP/1 drops.
+fn is_padded(value: &HeaderValue) -> bool {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last())
 }
 
 /// RFC 9113 section 8.2.3: HTTP/2 may split what HTTP/1 has in one line.

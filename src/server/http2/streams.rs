@@ -244,6 +244,11 @@ impl HttpBody for Asked {
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
             let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref);
             this.pace.moved(bytes.map_or(0, Bytes::len));
+            if let Some(Ok(frame)) = &frame
+                && frame.trailers_ref().is_some_and(|trailers| trailers.values().any(super::is_padded))
+            {
+                return Poll::Ready(Some(Err(BodyFault::Malformed.into())));
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         this.pace.poll_waited(cx).map(|()| Some(Err(BodyFault::Silent.into())))

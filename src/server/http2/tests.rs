@@ -53,6 +53,13 @@ async fn what_is_ambiguous_or_unwanted_is_refused() {
         (request("GET", "http://a/", "").header("host", "a").header("host", "a"), 400),
         (request("GET", "http://u@a/", ""), 400),
         (request("GET", "http://a/", "").header("expect", "miracles"), 417),
+        (request("GET", "http://a/", "").header("expect", "100-continue").header("expect", "x"), 417),
+        (request("GET", "http://a/", "").header("x", " y"), 400),
+        (request("GET", "http://a/", "").header("transfer_encoding", "chunked"), 400),
+        (request("GET", "http://a/", "").header("range", "bytes=0-1").header("range", "bytes=2-3"), 400),
+        (request("GET", "ftp://a/", ""), 400),
+        (request("GET", "http://a/?\u{e4}", ""), 400),
+        (request("get", "http://a/", ""), 400),
         (request("TRACE", "http://a/", ""), 405),
         (request("GET", "http://a/panic", ""), 500),
     ];
