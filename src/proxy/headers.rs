@@ -33,12 +33,12 @@ pub fn strip_hop_by_hop(fields: &mut HeaderMap) -> Hop {
     }
     let mut hop = Hop { te_trailers: wants_trailers(fields), ..Hop::default() };
     strip_nominated(fields);
-    let says = |wanted: &str| {
+    let says = |wanted: &[u8]| {
         let options = fields.get_all(CONNECTION).iter().flat_map(tokens);
         options.into_iter().any(|option| option.eq_ignore_ascii_case(wanted))
     };
-    hop.close = says("close");
-    let upgrade = says("upgrade");
+    hop.close = says(b"close");
+    let upgrade = says(b"upgrade");
     if upgrade {
         hop.upgrade = offered_protocols(fields);
     }
@@ -54,7 +54,7 @@ pub fn strip_nominated(fields: &mut HeaderMap) {
     }
     let connection: Vec<HeaderValue> = fields.get_all(CONNECTION).iter().cloned().collect();
     for option in connection.iter().flat_map(tokens) {
-        if let Ok(name) = HeaderName::from_bytes(option.as_bytes())
+        if let Ok(name) = HeaderName::from_bytes(option)
             && !is_end_to_end(name.as_str())
             && !is_hop_by_hop(&name)
         {
@@ -109,26 +109,26 @@ fn is_end_to_end(name: &str) -> bool {
 
 fn wants_trailers(fields: &HeaderMap) -> bool {
     let codings = fields.get_all(TE).iter().flat_map(tokens);
-    let mut names = codings.map(|coding| coding.split(';').next().unwrap_or_default().trim_end());
-    names.any(|name| name.eq_ignore_ascii_case("trailers"))
+    let mut names = codings.map(|coding| coding.split(|b| *b == b';').next().unwrap_or_default().trim_ascii_end());
+    names.any(|name| name.eq_ignore_ascii_case(b"trailers"))
 }
 
 /// All of `Upgrade` but `h2c`, which would hand the connection to a protocol that nobody here looks into.
 fn offered_protocols(fields: &HeaderMap) -> Option<HeaderValue> {
     let all = fields.get_all(UPGRADE);
-    let is_h2c = |protocol: &&str| protocol.eq_ignore_ascii_case("h2c");
+    let is_h2c = |protocol: &&[u8]| !protocol.is_ascii() || protocol.eq_ignore_ascii_case(b"h2c");
     let mut values = all.iter();
     let first = values.next()?;
     if values.next().is_none() && !tokens(first).any(|protocol| is_h2c(&protocol)) {
         return (tokens(first).next().is_some()).then(|| first.clone());
     }
     let kept: Vec<_> = all.iter().flat_map(tokens).filter(|protocol| !is_h2c(protocol)).collect();
-    if kept.is_empty() { None } else { HeaderValue::try_from(kept.join(", ")).ok() }
+    if kept.is_empty() { None } else { HeaderValue::try_from(kept.join(&b", "[..])).ok() }
 }
 
-/// The elements of a list of tokens; a value that is not text has none.
-fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
-    value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|token| !token.is_empty())
+/// The elements of a list of tokens, as bytes: one that is no token does not hide the others.
+fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
 /// The longest address as text.
@@ -143,9 +143,8 @@ const FORWARDED_EXTRA_BYTES: usize = 32;
 /// trusted peer wrote one of the two lists, the other begins with the client it names. `host` is the authority by which
 /// the request was routed and keyed.
 pub fn set_forwarding(fields: &mut HeaderMap, client: &Client, host: &str) {
-    if !client.peer_trusted {
-        remove_where(fields, is_forwarding);
-    }
+    // A trusted peer passes on what it does not know, such as another spelling of what it writes itself.
+    remove_where(fields, |name| is_forwarding(name) && (!client.peer_trusted || name.as_str().contains('_')));
     let mut list = joined(fields, &X_FORWARDED_FOR).unwrap_or_else(|| {
         let mut list = String::with_capacity(ADDRESS_BYTES);
         if client.ip != client.peer {
@@ -157,8 +156,10 @@ pub fn set_forwarding(fields: &mut HeaderMap, client: &Client, host: &str) {
     _ = write!(list, "{}", client.peer);
     insert(fields, X_FORWARDED_FOR, list);
 
-    // A quote that somebody left open would swallow what is appended.
-    let list = joined(fields, &FORWARDED).filter(|list| split_unquoted(list).is_some());
+    // A quote that somebody left open would swallow what comes behind it, the next field or what is appended.
+    let is_whole = |value: &HeaderValue| value.to_str().is_ok_and(|value| split_unquoted(value).is_some());
+    let is_whole = fields.get_all(FORWARDED).iter().all(is_whole);
+    let list = joined(fields, &FORWARDED).filter(|_| is_whole);
     let mut list = list.unwrap_or_else(|| String::with_capacity(ADDRESS_BYTES + host.len() + FORWARDED_EXTRA_BYTES));
     let fresh = list.is_empty();
     separate(&mut list);
@@ -180,7 +181,14 @@ pub fn set_forwarding(fields: &mut HeaderMap, client: &Client, host: &str) {
 
 /// `Forwarded` and every `X-Forwarded-*`.
 fn is_forwarding(name: &HeaderName) -> bool {
-    *name == FORWARDED || name.as_str().starts_with("x-forwarded-")
+    const PREFIX: &str = "x-forwarded-";
+    *name == FORWARDED || name.as_str().get(..PREFIX.len()).is_some_and(|start| reads_as(start, PREFIX))
+}
+
+/// Whether a name is `known`, or is to services that read `_` as `-`, as those behind CGI, WSGI or Rack do.
+fn reads_as(name: &str, known: &str) -> bool {
+    let same = |(byte, known): (u8, u8)| byte == known || (byte == b'_' && known == b'-');
+    name.len() == known.len() && name.bytes().zip(known.bytes()).all(same)
 }
 
 /// Removes every field whose name fits, in time linear in the fields, without an allocation where none does.
@@ -274,23 +282,26 @@ pub fn overrides_method(fields: &HeaderMap) -> bool {
 }
 
 fn is_override(name: &HeaderName) -> bool {
-    (is_forwarding(name) && *name != X_FORWARDED_FOR)
-        || matches!(
-            name.as_str(),
-            "front-end-https"
-                | "x-host"
-                | "x-http-host-override"
-                | "x-original-host"
-                | "x-original-uri"
-                | "x-original-url"
-                | "x-rewrite-url"
-                | "x-scheme"
-                | "x-url-scheme"
-        )
+    const OVERRIDES: [&str; 9] = [
+        "front-end-https",
+        "x-host",
+        "x-http-host-override",
+        "x-original-host",
+        "x-original-uri",
+        "x-original-url",
+        "x-rewrite-url",
+        "x-scheme",
+        "x-url-scheme",
+    ];
+    // Most names begin with another letter.
+    name.as_str().starts_with(['x', 'f'])
+        && ((is_forwarding(name) && *name != X_FORWARDED_FOR)
+            || OVERRIDES.iter().any(|known| reads_as(name.as_str(), known)))
 }
 
 fn is_method_override(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "x-http-method" | "x-http-method-override" | "x-method-override")
+    const OVERRIDES: [&str; 3] = ["x-http-method", "x-http-method-override", "x-method-override"];
+    name.as_str().starts_with('x') && OVERRIDES.iter().any(|known| reads_as(name.as_str(), known))
 }
 
 /// Puts the `Cookie` fields that HTTP/2 may split (RFC 9113 section 8.2.3) back into one.

@@ -246,7 +246,7 @@ proptest! {
         }
         let named = |name: &str| {
             let all: Vec<_> = before.get_all("connection").iter().flat_map(tokens).collect();
-            all.iter().any(|token| token.eq_ignore_ascii_case(name))
+            all.iter().any(|token| token.eq_ignore_ascii_case(name.as_bytes()))
         };
         for name in ["x-a", "x-b"] {
             prop_assert_eq!(map.contains_key(name), before.contains_key(name) && !named(name));
@@ -264,4 +264,43 @@ proptest! {
         prop_assert_eq!(elements, Some(1));
         prop_assert_eq!(map[X_FORWARDED_FOR].to_str().unwrap().parse::<IpAddr>().ok(), Some(ip));
     }
+}
+
+#[test]
+fn an_underscore_is_no_disguise() {
+    let spelled = [("x_forwarded_for", "6.6.6.6"), ("X-Forwarded_Host", "evil"), ("x_forwarded_tls", "1")];
+    for peer_trusted in [false, true] {
+        let mut map = fields(&spelled);
+        let ip = "192.0.2.1".parse().unwrap();
+        set_forwarding(&mut map, &Client { ip, proto: Scheme::Http, peer: ip, peer_trusted }, "a");
+        assert_eq!(names(&map), ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"]);
+        assert_eq!(values(&map, "x-forwarded-for"), ["192.0.2.1"]);
+    }
+    let mut map = fields(&[("x_original_url", "/admin"), ("x-rewrite_url", "/admin"), ("x_other", "1")]);
+    assert!(steers(&map, &[]) && !overrides_method(&map));
+    drop_overrides(&mut map, &[]);
+    assert_eq!(names(&map), ["x_other"]);
+    assert!(overrides_method(&fields(&[("x_http_method_override", "DELETE")])));
+    let mut trailers = fields(&[("x_method_override", "DELETE"), ("x_sum", "1")]);
+    filter_trailers(&mut trailers);
+    assert_eq!(names(&trailers), ["x_sum"]);
+}
+
+#[test]
+fn what_is_no_token_hides_none() {
+    let mut map = HeaderMap::new();
+    map.append("connection", HeaderValue::from_bytes(b"\xff, x-secret, upgrade").unwrap());
+    map.append("upgrade", HeaderValue::from_bytes(b"\xff, websocket, H2C").unwrap());
+    map.append("x-secret", HeaderValue::from_static("1"));
+    let hop = strip_hop_by_hop(&mut map);
+    assert!(map.is_empty(), "{map:?}");
+    assert_eq!(hop.upgrade.unwrap().as_bytes(), b"websocket");
+}
+
+#[test]
+fn two_open_quotes_do_not_close_each_other() {
+    let mut map = fields(&[("forwarded", "a=\""), ("forwarded", "\";for=6.6.6.6")]);
+    let ip = "10.0.0.1".parse().unwrap();
+    set_forwarding(&mut map, &Client { ip, proto: Scheme::Http, peer: ip, peer_trusted: true }, "a");
+    assert_eq!(values(&map, "forwarded"), ["for=10.0.0.1;host=a;proto=http"]);
 }
