@@ -3,47 +3,39 @@
 //! An own path rather than hyper's client: no task and no channel a connection, a small response's body is there with
 //! its head, and the caller knows exactly what was sent (see docs/benchmarks.md).
 
+mod response;
+
 use std::future::poll_fn;
 use std::io;
-use std::mem::MaybeUninit;
-use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use smallvec::SmallVec;
 use tokio::io::AsyncWrite;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
+use self::response::parse;
 use super::forward::Herald;
 use super::socket::Socket;
 use super::upstream::{Failure, Patience, Reply, Upstream};
 use crate::message::chunked::{ChunkDecoder, Decoded};
 use crate::message::{Body, BodyError};
 
-/// Largest response head.
-const HEAD_BYTES: usize = 64 * 1024;
-
-/// Most response fields.
-const FIELDS: usize = 128;
-
 /// Interim (1xx) responses to one request; more is an attack or a bug.
 const INTERIM_RESPONSES: usize = 16;
-
-/// Fields for which reading a head needs no allocation of its own.
-const USUAL_FIELDS: usize = 24;
-
-/// Fields that Weir adds to a response: `Via`, `Cache-Status`, limits.
-const FIELDS_ADDED: usize = 4;
 
 /// Room made before each read.
 const READ_BYTES: usize = 16 * 1024;
 
 /// Request bodies up to this size go out in one write with the head.
 const COALESCED_BYTES: usize = 16 * 1024;
+
+/// What stands behind a response's end says that the end is in another place to whoever wrote it: nothing of the response
+/// can be believed, nor what comes after it.
+const BEHIND: &str = "there are bytes behind its end";
 
 /// An open connection, its buffers, and its place under the process's cap.
 pub struct Connection {
@@ -113,7 +105,8 @@ pub struct Head {
 /// A request body on its way out.
 struct Unsent {
     body: Body,
-    chunked: bool,
+    /// Bytes of it that were announced and are still to come; none are announced where it goes out in chunks.
+    left: Option<u64>,
 }
 
 /// Sends `request` and reads the response's head. The body is taken out of `request` if it arrives in pieces.
@@ -160,6 +153,12 @@ pub async fn exchange(
                     }
                     continue;
                 }
+                if let Framing::Length(length) = framing
+                    && connection.input.len() as u64 > length
+                    && response.status() != StatusCode::SWITCHING_PROTOCOLS
+                {
+                    return Poll::Ready(Err(Failure::Malformed(BEHIND)));
+                }
                 let unsent = if sent { None } else { unsent.take() };
                 let keep_alive = keep_alive && unsent.is_none();
                 return Poll::Ready(Ok(Head { response, framing, keep_alive, unsent }));
@@ -202,7 +201,6 @@ pub fn receive(mut connection: Connection, head: Head, upstream: Upstream) -> Re
 }
 
 fn finish(connection: Connection, keep_alive: bool, upstream: &Upstream) {
-    // Bytes behind the end belong to no response: nothing that comes after them can be believed.
     if keep_alive && connection.input.is_empty() {
         upstream.give_back(connection);
     }
@@ -246,6 +244,10 @@ impl HttpBody for Incoming {
                     Decoded::End(trailers) => Step::End(trailers),
                 },
             };
+            let is_at_end = matches!(step, Step::End(_)) || matches!(this.framing, Framing::Length(0));
+            if is_at_end && !connection.input.is_empty() {
+                return Poll::Ready(Some(Err(BEHIND.into())));
+            }
             match step {
                 Step::Data(data) => {
                     if matches!(this.framing, Framing::Length(0)) {
@@ -313,22 +315,32 @@ fn poll_send(
         let Some(rest) = unsent else { return Poll::Ready(Ok(())) };
         match ready!(Pin::new(&mut rest.body).poll_frame(cx)) {
             None => {
-                if rest.chunked {
-                    connection.output.extend_from_slice(b"0\r\n\r\n");
+                match rest.left {
+                    None => connection.output.extend_from_slice(b"0\r\n\r\n"),
+                    Some(0) => {}
+                    Some(_) => return Poll::Ready(Err(SendError::Body("the body is shorter than announced".into()))),
                 }
                 *unsent = None;
             }
             Some(Err(error)) => return Poll::Ready(Err(SendError::Body(error))),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) if data.is_empty() => {}
-                Ok(data) if rest.chunked => {
-                    connection.output.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
-                    connection.output.extend_from_slice(&data);
-                    connection.output.extend_from_slice(b"\r\n");
-                }
-                Ok(data) => connection.output.extend_from_slice(&data),
+                Ok(data) => match &mut rest.left {
+                    None => {
+                        connection.output.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+                        connection.output.extend_from_slice(&data);
+                        connection.output.extend_from_slice(b"\r\n");
+                    }
+                    Some(left) => match left.checked_sub(data.len() as u64) {
+                        Some(rest) => {
+                            *left = rest;
+                            connection.output.extend_from_slice(&data);
+                        }
+                        None => return Poll::Ready(Err(SendError::Body("the body is longer than announced".into()))),
+                    },
+                },
                 Err(frame) => {
-                    if let (Ok(trailers), true) = (frame.into_trailers(), rest.chunked) {
+                    if let (Ok(trailers), None) = (frame.into_trailers(), rest.left) {
                         connection.output.extend_from_slice(b"0\r\n");
                         for (name, value) in &trailers {
                             put_field(&mut connection.output, name, value);
@@ -373,11 +385,11 @@ fn serialise(output: &mut BytesMut, request: &mut Request<Body>) -> Option<Unsen
         }
         (Some(length), body) => {
             put_length(output, length);
-            Some(Unsent { body, chunked: false })
+            Some(Unsent { body, left: Some(length) })
         }
         (None, body) => {
             output.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n");
-            Some(Unsent { body, chunked: true })
+            Some(Unsent { body, left: None })
         }
     }
 }
@@ -393,85 +405,4 @@ fn put_field(output: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
     output.extend_from_slice(b": ");
     output.extend_from_slice(value.as_bytes());
     output.extend_from_slice(b"\r\n");
-}
-
-/// The head at the input's front, once it is whole; the input then starts behind it.
-fn parse(input: &mut BytesMut, is_head: bool) -> Result<Option<(Response<()>, Framing, bool)>, Failure> {
-    if input.is_empty() {
-        return Ok(None);
-    }
-    let mut slots = [const { MaybeUninit::uninit() }; FIELDS];
-    let mut parsed = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let length = match config.parse_response_with_uninit_headers(&mut parsed, input, &mut slots) {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if input.len() >= HEAD_BYTES => {
-            return Err(Failure::Malformed("its head is too large"));
-        }
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(httparse::Error::TooManyHeaders) => return Err(Failure::Malformed("it has too many fields")),
-        Err(_) => return Err(Failure::Malformed("its head cannot be read")),
-    };
-    let base = input.as_ptr() as usize;
-    let code = parsed.code.unwrap_or_default();
-    let status = StatusCode::from_u16(code).map_err(|_| Failure::Malformed("its status is no number"))?;
-    let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
-    let mut named: SmallVec<[(HeaderName, Range<usize>); USUAL_FIELDS]> = SmallVec::new();
-    for field in parsed.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes());
-        let start = field.value.as_ptr() as usize - base;
-        named.push((
-            name.map_err(|_| Failure::Malformed("a field has no valid name"))?,
-            start..start + field.value.len(),
-        ));
-    }
-    let head = input.split_to(length).freeze();
-    let mut fields = HeaderMap::with_capacity(named.len() + FIELDS_ADDED);
-    for (name, place) in named {
-        let value = HeaderValue::from_maybe_shared(head.slice(place));
-        fields.append(name, value.map_err(|_| Failure::Malformed("a field has no valid value"))?);
-    }
-    let framing = framing(status, &fields, is_head)?;
-    let closes = fields
-        .get_all(header::CONNECTION)
-        .iter()
-        .any(|v| v.as_bytes().split(|b| *b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close")));
-    let keep_alive = version == Version::HTTP_11 && !closes && !matches!(framing, Framing::Close);
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    *response.version_mut() = version;
-    *response.headers_mut() = fields;
-    Ok(Some((response, framing, keep_alive)))
-}
-
-fn framing(status: StatusCode, fields: &HeaderMap, is_head: bool) -> Result<Framing, Failure> {
-    let coded = fields.contains_key(header::TRANSFER_ENCODING);
-    let mut lengths = fields.get_all(header::CONTENT_LENGTH).iter();
-    let length = lengths.next();
-    if coded && length.is_some() {
-        return Err(Failure::Malformed("Content-Length beside Transfer-Encoding"));
-    }
-    if lengths.next().is_some() {
-        return Err(Failure::Malformed("two Content-Length fields"));
-    }
-    let length = length.map(|value| content_length(value).ok_or(Failure::Malformed("a malformed Content-Length")));
-    let length = length.transpose()?;
-    if is_head || status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED {
-        return Ok(Framing::Length(0));
-    }
-    if coded {
-        let mut codings = fields.get_all(header::TRANSFER_ENCODING).iter();
-        let only = codings.next().is_some_and(|c| c.as_bytes().eq_ignore_ascii_case(b"chunked"));
-        if !only || codings.next().is_some() {
-            return Err(Failure::Malformed("a Transfer-Encoding other than chunked"));
-        }
-        return Ok(Framing::Chunked(ChunkDecoder::default()));
-    }
-    Ok(length.map_or(Framing::Close, Framing::Length))
-}
-
-fn content_length(value: &HeaderValue) -> Option<u64> {
-    let digits = value.as_bytes();
-    let valid = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    if valid { std::str::from_utf8(digits).ok()?.parse().ok() } else { None }
 }
