@@ -154,10 +154,13 @@ fn outgoing(
     headers::set_forwarding(&mut fields, &journey.client, journey.target.host());
     headers::append_via(&mut fields, parts.version);
     headers::join_cookies(&mut fields);
+    // HTTP/1.0 may name none, and HTTP/1.1 has none that is empty: some servers would refuse it, others choose one.
+    let is_unnamed = journey.target.host_value().is_empty();
     let host = match &settings.target {
-        crate::config::Target::Tcp { authority, .. } if !settings.preserve_host => {
+        crate::config::Target::Tcp { authority, .. } if !settings.preserve_host || is_unnamed => {
             HeaderValue::from_str(authority).ok()
         }
+        crate::config::Target::Unix(_) if is_unnamed => Some(HeaderValue::from_static("localhost")),
         _ => None,
     };
     fields.insert(header::HOST, host.unwrap_or_else(|| journey.target.host_value().clone()));
