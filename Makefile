@@ -95,6 +95,22 @@ soak: redis ## An hour of mixed traffic with faults, and whether memory and desc
 	$(BUILD_WEIR)
 	node tests/soak/run.mjs $(WEIR) $(ARGS)
 
+# h11 in a place of its own, pinned.
+H11 = h11==0.16.0
+H11_AT = target/parsers/$(H11)
+
+.PHONY: parsers
+# Where Debian has nginx is on the path of root only.
+parsers: export PATH := $(PATH):/usr/sbin
+parsers: ## Mutated requests: what Weir sends must be one thing to node, h11 and nginx
+	$(call install,node,nodejs)
+	$(call install,python3,python3)
+	$(call install,nginx,nginx)
+	@test -x $(H11_AT)/bin/python || { python3 -m venv $(H11_AT) && $(H11_AT)/bin/pip install --quiet $(H11); } \
+		|| { rm -rf $(H11_AT); echo "h11 could not be installed: see above (Debian: python3-venv)" >&2; exit 1; }
+	$(BUILD_WEIR)
+	node tests/parsers/run.mjs $(WEIR) --python $(H11_AT)/bin/python $(ARGS)
+
 .PHONY: lint
 lint: ## Formatting, clippy, documentation, dependency policy, scripts
 	cargo fmt --check
