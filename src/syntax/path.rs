@@ -19,7 +19,7 @@ pub enum Ambiguity {
     BadEscape,
     /// `..` above the root.
     AboveRoot,
-    /// `.;` or `..;`: a dot segment to servers that cut path parameters off first, a name to the others.
+    /// `.;` or `..;`, escaped or not: a dot segment to servers that cut path parameters off first, a name to the others.
     DotParameter,
 }
 
@@ -77,10 +77,14 @@ fn is_normal(path: &[u8]) -> bool {
     true
 }
 
+/// An escaped semicolon, in its one form: some servers decode before they cut parameters off.
+const SEMICOLON: &[u8] = b"%3B";
+
 /// Whether the segment at the start of `rest` is a dot segment, a parameter behind it or not.
 fn dotted(rest: &[u8]) -> bool {
     let behind = rest.iter().position(|byte| *byte != b'.').unwrap_or(rest.len());
-    behind <= 2 && matches!(rest.get(behind), None | Some(b'/' | b';'))
+    (1..=2).contains(&behind)
+        && (matches!(rest.get(behind), None | Some(b'/' | b';')) || rest[behind..].starts_with(SEMICOLON))
 }
 
 /// What is to be done with an escape.
@@ -131,7 +135,7 @@ fn rewrite(path: &str) -> Result<String, Ambiguity> {
                 let parent = out.rfind('/').ok_or(Ambiguity::AboveRoot)?;
                 out.truncate(parent);
             }
-            other if other.starts_with(".;") || other.starts_with("..;") => return Err(Ambiguity::DotParameter),
+            other if dotted(other.as_bytes()) => return Err(Ambiguity::DotParameter),
             _ => continue,
         }
         if last {
@@ -249,6 +253,8 @@ mod tests {
             ("/%2e%2e/b", Ambiguity::AboveRoot),
             ("/a/..;/b", Ambiguity::DotParameter),
             ("/a/.%2e;x=1/b", Ambiguity::DotParameter),
+            ("/a/..%3b/b", Ambiguity::DotParameter),
+            ("/a/.%3Bx", Ambiguity::DotParameter),
         ] {
             assert_eq!(normalise(path), Err(expected), "{path}");
             assert!(!expected.as_str().is_empty());
@@ -268,6 +274,7 @@ mod tests {
             Just("%C3"),
             Just("%"),
             Just(";"),
+            Just("%3b"),
             Just("a"),
             Just("é"),
             Just("\\"),
@@ -286,6 +293,9 @@ mod tests {
                 prop_assert!(once == "*" || once.starts_with('/'));
                 let dots = once.split('/').any(|segment| segment == "." || segment == "..");
                 prop_assert!(!dots, "{} -> {}", path, once);
+                let decoded = once.replace("%3B", ";");
+                let mut names = decoded.split('/').map(|segment| segment.split(';').next().unwrap_or_default());
+                prop_assert!(!names.any(|name| name == "." || name == ".."), "{} -> {}", path, once);
             }
         }
 
