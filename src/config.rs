@@ -177,10 +177,18 @@ pub struct Upstream {
     pub idle_timeout: Duration,
     /// Open connections in the whole process.
     pub connections: NonZeroUsize,
-    /// Longest wait for one of them.
+    /// Most requests that wait for a response head at once, in the whole process.
+    pub in_flight: NonZeroUsize,
+    /// Whether fewer may where the upstream's latency says so.
+    pub adaptive: bool,
+    /// Longest wait for a place among them.
     pub queue_timeout: Duration,
+    /// Whether requests fail at once while most of them fail.
+    pub breaker: bool,
     /// Further attempts at what was never sent, or is safe and unanswered.
     pub retries: u32,
+    /// Share of the requests that may be such attempts, 0.0 to 1.0.
+    pub retry_budget: f64,
 }
 
 /// `upstream.url`, parsed.

@@ -5,6 +5,7 @@
 
 mod labels;
 mod ratio;
+mod upstream;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,9 +17,11 @@ use prometheus::{
 };
 
 pub use self::labels::{
-    Decision, Door, Ended, Fault, Fill, Layer, Lookup, NotTaken, Outcome, RedisResult, Reload, Source, Tier,
+    Decision, Door, Ended, Fault, Fill, Layer, Lookup, NotTaken, Outcome, RedisResult, Reload, Retry, Shed, Source,
+    Tier,
 };
 use self::ratio::RatioWindow;
+pub use self::upstream::UpstreamMetrics;
 
 /// Bucket bounds of every duration histogram, in seconds.
 const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -54,6 +57,8 @@ pub struct Metrics {
     pub bus_age_seconds: Gauge,
     /// 1 while the breaker keeps requests from Redis.
     pub redis_breaker_open: IntGauge,
+    /// What protects the upstream.
+    pub upstream: UpstreamMetrics,
     /// Open client connections.
     pub connections: IntGauge,
     connections_refused: IntCounterVec,
@@ -71,7 +76,7 @@ type Level = Box<dyn Fn(&Metrics) + Send>;
 
 /// Handles of one route.
 ///
-/// A series exists from its first event on: eleven outcomes by nine status classes on a hundred routes would be thousands
+/// A series exists from its first event on: twelve outcomes by nine status classes on a hundred routes would be thousands
 /// of lines in every scrape that never move.
 pub struct RouteMetrics {
     name: String,
@@ -175,6 +180,7 @@ impl Metrics {
                 .float("weir_bus_age_seconds", "Time since the last proof that every invalidation is known"),
             redis_breaker_open: families
                 .gauge("weir_redis_breaker_open", "1 while the breaker keeps requests from Redis"),
+            upstream: UpstreamMetrics::register(&families),
             connections: families.gauge("weir_connections", "Open client connections"),
             connections_refused: families.counters(
                 "weir_connections_refused_total",

@@ -19,6 +19,7 @@ use super::entry::Entry;
 use super::memory::Slot;
 use crate::invalidation::Position;
 use crate::message::{Body, BodyError};
+use crate::metrics::Shed;
 
 mod room;
 
@@ -67,6 +68,8 @@ pub struct Failed {
     pub status: StatusCode,
     /// What happened.
     pub detail: String,
+    /// Why the upstream was not asked, and after how many seconds to come again, where it was not.
+    pub shed: Option<(Shed, u64)>,
 }
 
 /// A head that has come, while its body still comes.

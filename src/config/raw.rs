@@ -145,10 +145,18 @@ pub(super) struct Upstream {
     pub(super) idle_timeout: MaybeText<Duration>,
     /// Open connections in the whole process.
     pub(super) connections: Maybe<i64>,
-    /// Longest wait for one of them.
+    /// Most requests that wait for a response head at once.
+    pub(super) in_flight: Maybe<i64>,
+    /// Whether fewer may where the upstream's latency says so.
+    pub(super) adaptive: Maybe<bool>,
+    /// Longest wait for a place among them.
     pub(super) queue_timeout: MaybeText<Duration>,
+    /// Whether requests fail at once while most of them fail.
+    pub(super) breaker: Maybe<bool>,
     /// Further attempts at what was never sent, or is safe and unanswered.
     pub(super) retries: Maybe<i64>,
+    /// Share of the requests that may be such attempts.
+    pub(super) retry_budget: MaybeText<f64>,
     /// TLS towards an `https` service.
     pub(super) tls: Maybe<UpstreamTls>,
 }

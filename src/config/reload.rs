@@ -19,7 +19,7 @@ macro_rules! fixed {
     };
 }
 
-const FIXED: [Fixed; 20] = [
+const FIXED: [Fixed; 24] = [
     fixed!("server.listen", server.listen),
     fixed!("server.workers", server.workers),
     fixed!("server.limits.connections", server.limits.connections),
@@ -41,8 +41,12 @@ const FIXED: [Fixed; 20] = [
     fixed!("upstream.connect_timeout", upstream.connect_timeout),
     fixed!("upstream.idle_timeout", upstream.idle_timeout),
     fixed!("upstream.connections", upstream.connections),
+    fixed!("upstream.in_flight", upstream.in_flight),
+    fixed!("upstream.adaptive", upstream.adaptive),
     fixed!("upstream.queue_timeout", upstream.queue_timeout),
+    fixed!("upstream.breaker", upstream.breaker),
     fixed!("upstream.retries", upstream.retries),
+    fixed!("upstream.retry_budget", upstream.retry_budget),
     fixed!("redis", redis),
     fixed!("cache.memory", cache.memory),
     fixed!("cache.fill_memory", cache.fill_memory),

@@ -40,6 +40,8 @@ labels! {
         Refused = "refused",
         /// The upstream could not be reached or did not answer; the answer is our own.
         Failed = "failed",
+        /// Not sent, to protect the upstream; the answer is our own.
+        Shed = "shed",
         /// The client left before its answer began.
         Cancelled = "cancelled",
         /// An invalidation by method.
@@ -90,6 +92,32 @@ labels! {
         Failed = "failed",
         /// Overtaken by a newer fill or an invalidation.
         Superseded = "superseded",
+    }
+}
+
+labels! {
+    /// Why a request was not sent to the upstream.
+    Shed {
+        /// As many wait as may.
+        QueueFull = "queue_full",
+        /// It would have to wait for too long.
+        ExpectedWait = "expected_wait",
+        /// It has waited for too long.
+        QueueTimeout = "queue_timeout",
+        /// Nobody waits for it, and there is no room to spare.
+        NoSpare = "no_spare",
+        /// The breaker is open.
+        BreakerOpen = "breaker_open",
+    }
+}
+
+labels! {
+    /// What became of an attempt that could be made again.
+    Retry {
+        /// It was made.
+        Made = "made",
+        /// It was not: too many were made of late.
+        OverBudget = "over_budget",
     }
 }
 

@@ -125,7 +125,9 @@ pub(crate) async fn run(mut fetch: Fetch) {
         Err(_) => None,
     };
     let report = std::mem::replace(&mut fetch.report, oneshot::channel().0);
-    if report.send((status, took)).is_err() {
+    // What was shed was not asked.
+    let was_asked = !matches!(&said, Err(failure) if failure.is_shed());
+    if was_asked && report.send((status, took)).is_err() {
         // Nobody accounts for a refresh but the route itself.
         fetch.route.metrics.upstream(status, took);
     }

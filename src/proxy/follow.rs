@@ -48,7 +48,7 @@ impl Journey<'_> {
             }
             Seen::Ended(End::Stored(slot, origin)) => self.stored(&slot, origin, ask, parts, why, None),
             Seen::Ended(End::Failed(failed)) => {
-                self.exchange.decide(Outcome::Failed, failed.status);
+                self.exchange.decide(respond::outcome(&failed), failed.status);
                 Some(respond::failure(&failed, why))
             }
             Seen::Ended(End::Uncacheable | End::TooLarge) => {
@@ -102,7 +102,7 @@ impl Journey<'_> {
                         .map_or(Followed::Again, Followed::Answer);
                 }
                 Seen::Ended(End::Failed(failed)) => {
-                    self.exchange.decide(Outcome::Failed, failed.status);
+                    self.exchange.decide(respond::outcome(&failed), failed.status);
                     return Followed::Answer(respond::failure(&failed, why));
                 }
                 Seen::Ended(End::Uncacheable | End::TooLarge) => return Followed::Alone,

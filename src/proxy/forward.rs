@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::request::Parts;
@@ -34,7 +35,7 @@ const SURROGATE_CAPABILITY: HeaderName = HeaderName::from_static("surrogate-capa
 
 /// How long each step of an exchange on `route` may take.
 pub(crate) fn patience(route: &RouteState) -> Patience {
-    Patience { response: route.rule.response_timeout, body_idle: route.body_idle }
+    Patience { may_queue: true, response: route.rule.response_timeout, body_idle: route.body_idle }
 }
 
 /// Forwards a request as it is and answers with what comes back.
@@ -42,19 +43,26 @@ pub(crate) async fn pass(journey: &mut Journey<'_>, parts: &mut Parts, body: Bod
     let request = pass_request(journey, parts, body);
     let watch = Stopwatch::start();
     let reply = journey.worker.upstream.send(request, patience(journey.route)).await;
-    let took = watch.elapsed();
-    journey.exchange.asked_upstream(reply.as_ref().ok().map(|reply| reply.response.status()), took);
+    account(journey, &reply, watch.elapsed());
     match reply {
         Ok(reply) => passed(journey, reply, &Forwarded::because(why)),
         Err(failure) => failed(journey, &failure, why),
     }
 }
 
+/// Accounts for what the upstream was asked and said, if it was asked.
+pub(crate) fn account(journey: &mut Journey<'_>, reply: &Result<Reply, Failure>, took: Duration) {
+    match reply {
+        Ok(reply) => journey.exchange.asked_upstream(Some(reply.response.status()), took),
+        Err(failure) if failure.is_shed() => {}
+        Err(_) => journey.exchange.asked_upstream(None, took),
+    }
+}
+
 /// The answer to a request that got none, and whose fault that was.
 pub(crate) fn failed(journey: &mut Journey<'_>, failure: &Failure, why: Forward) -> Answer {
     let failed = respond::failed(failure);
-    let outcome = if failed.status.is_client_error() { Outcome::Refused } else { Outcome::Failed };
-    journey.exchange.decide(outcome, failed.status);
+    journey.exchange.decide(respond::outcome(&failed), failed.status);
     respond::failure(&failed, why)
 }
 

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use self::response::parse;
 use super::forward::Herald;
+use super::overload::gate::Exchange;
 use super::socket::Socket;
 use super::upstream::{Failure, Patience, Reply, Upstream};
 use crate::message::chunked::{ChunkDecoder, Decoded};
@@ -46,12 +47,25 @@ pub struct Connection {
     written: u64,
     /// Given back to the cap on drop.
     _permit: Option<OwnedSemaphorePermit>,
+    /// What it carries at this moment; dropped after the permit, so that who comes next finds that free.
+    exchange: Option<Exchange>,
 }
 
 impl Connection {
     /// A connection that has carried nothing yet.
     pub fn new(socket: Socket, permit: Option<OwnedSemaphorePermit>) -> Self {
-        Self { socket, input: BytesMut::new(), output: BytesMut::new(), written: 0, _permit: permit }
+        Self { socket, input: BytesMut::new(), output: BytesMut::new(), written: 0, _permit: permit, exchange: None }
+    }
+
+    /// The same, as it carries this exchange.
+    pub fn within(mut self, exchange: Option<Exchange>) -> Self {
+        self.exchange = exchange;
+        self
+    }
+
+    /// Whether it has carried anything.
+    pub fn was_used(&self) -> bool {
+        self.written > 0
     }
 
     /// Whether the other side has neither closed it nor sent what nobody asked for.
@@ -100,6 +114,13 @@ pub struct Head {
     framing: Framing,
     keep_alive: bool,
     unsent: Option<Unsent>,
+}
+
+impl Head {
+    /// The response's status.
+    pub fn status(&self) -> StatusCode {
+        self.response.status()
+    }
 }
 
 /// A request body on its way out.
@@ -200,9 +221,12 @@ pub fn receive(mut connection: Connection, head: Head, upstream: Upstream) -> Re
     Reply { response: response.map(|()| Body::stream(body)), upgraded: None }
 }
 
-fn finish(connection: Connection, keep_alive: bool, upstream: &Upstream) {
+fn finish(mut connection: Connection, keep_alive: bool, upstream: &Upstream) {
     if keep_alive && connection.input.is_empty() {
+        let exchange = connection.exchange.take();
         upstream.give_back(connection);
+        // Whoever comes next finds the connection.
+        drop(exchange);
     }
 }
 

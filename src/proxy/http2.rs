@@ -43,7 +43,7 @@ pub async fn exchange(upstream: &Upstream, request: &mut Request<Body>, patience
 async fn connected(upstream: &Upstream) -> Result<SendRequest<Body>, Failure> {
     // Held while a connection opens: the others wait for that one instead of opening theirs.
     let patience = upstream.settings().queue_timeout;
-    let mut slot = timeout(patience, upstream.http2().0.lock()).await.map_err(|_| Failure::QueueTimeout)?;
+    let mut slot = timeout(patience, upstream.http2().0.lock()).await.map_err(|_| upstream.no_connection())?;
     if let Some(mut sender) = slot.clone()
         && sender.ready().await.is_ok()
     {

@@ -161,10 +161,15 @@ pub(crate) fn refresh(journey: &Journey<'_>, ask: &Ask<'_>, parts: &Parts, found
         return;
     }
     let Some(permit) = journey.worker.shared.cache.refresh(ask) else { return };
+    // Before the fleet elects one: who has no room to spare should not be it.
+    if !journey.worker.upstream.has_spare() {
+        return drop(permit);
+    }
     let previous = Previous { slot: Arc::clone(&found.slot), is_gone: false, excuses_errors: true };
     let (mut fetch, _, _) = start(journey, ask, parts, permit, None, Some(previous));
     // The client is answered already.
     fetch.request.extensions_mut().clear();
+    fetch.patience.may_queue = false;
     let asker = Asker {
         ip: journey.client.ip,
         host: journey.target.host().to_owned(),

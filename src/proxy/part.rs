@@ -81,7 +81,7 @@ pub(crate) async fn pass(
     let watch = Stopwatch::start();
     let reply = journey.worker.upstream.send(request, forward::patience(journey.route)).await;
     let took = watch.elapsed();
-    journey.exchange.asked_upstream(reply.as_ref().ok().map(|reply| reply.response.status()), took);
+    forward::account(journey, &reply, took);
     let mut response = match reply {
         Ok(reply) => reply.response,
         Err(failure) => return forward::failed(journey, &failure, why),

@@ -20,6 +20,7 @@ use crate::cache::ranges::{self, Selection};
 use crate::kv;
 use crate::limit::Denial;
 use crate::message::{Answer, Body, BodyFault, Lines, Pieces};
+use crate::metrics::Outcome;
 
 /// RFC 9211.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -41,25 +42,41 @@ pub fn own(status: StatusCode, detail: impl Display) -> Answer {
 /// The answer to a request whose exchange with the upstream failed.
 pub fn failure(failed: &Failed, why: Forward) -> Answer {
     let mut answer = own(failed.status, &failed.detail);
-    Forwarded::because(why).append(&mut answer.fields);
-    if failed.status == StatusCode::SERVICE_UNAVAILABLE {
-        answer.fields.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    match failed.shed {
+        None => Forwarded::because(why).append(&mut answer.fields),
+        Some((why, retry_after_s)) => {
+            append_status(&mut answer.fields, &format!("weir; detail={}", why.as_str()));
+            answer.fields.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
+        }
     }
     answer
+}
+
+/// How a request ends that gets such an answer.
+pub fn outcome(failed: &Failed) -> Outcome {
+    match failed.shed {
+        Some(_) => Outcome::Shed,
+        None if failed.status.is_client_error() => Outcome::Refused,
+        None => Outcome::Failed,
+    }
 }
 
 /// What a failed exchange with the upstream is to the client.
 pub fn failed(failure: &Failure) -> Failed {
     let status = match failure {
         Failure::ConnectTimeout | Failure::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
-        Failure::QueueTimeout | Failure::QueueFull => StatusCode::SERVICE_UNAVAILABLE,
+        Failure::Shed(_) => StatusCode::SERVICE_UNAVAILABLE,
         Failure::Connect(_) | Failure::Closed(_) | Failure::Malformed(_) => StatusCode::BAD_GATEWAY,
         Failure::RequestBody(error) => match body_fault(&**error) {
             Some(BodyFault::Silent) => StatusCode::REQUEST_TIMEOUT,
             _ => StatusCode::BAD_REQUEST,
         },
     };
-    Failed { status, detail: failure.to_string() }
+    let shed = match failure {
+        Failure::Shed(refusal) => Some((refusal.why, refusal.retry_after_s)),
+        _ => None,
+    };
+    Failed { status, detail: failure.to_string(), shed }
 }
 
 /// What was wrong with a request's body, wherever in the chain of errors it stands.

@@ -1,29 +1,33 @@
 //! The service behind this Weir: its connections, under one cap for the process, and one exchange on one of them.
+//!
+//! Who has a place in flight (`overload/gate.rs`) has a connection too: there are never more exchanges than connections.
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::http1::{self, Connection};
+use super::http1::{self, Connection, Head};
 use super::http2;
+use super::overload::gate::Door;
+use super::overload::{Attempt, Micros, Overload, Refusal};
 use super::socket::Socket;
 use super::tls::Tls;
 use crate::clock::{Clock, SteadyMs};
 use crate::config::{Protocol, Target, Upstream as Settings};
 use crate::message::Body;
+use crate::metrics::{Metrics, Shed};
 
-/// Requests that may wait for a connection, for each connection there may be; more are refused at once.
-const QUEUED_PER_CONNECTION: usize = 16;
+/// Times that a request looks for an unused connection to close in favour of its own before it waits for one: others do
+/// the same at the same time.
+const CLAIMS: usize = 8;
 
 /// Why no response head came.
 #[derive(Debug)]
@@ -32,10 +36,8 @@ pub enum Failure {
     Connect(io::Error),
     /// None was opened within `connect_timeout`.
     ConnectTimeout,
-    /// None became free within `queue_timeout`.
-    QueueTimeout,
-    /// Too many requests wait for one already.
-    QueueFull,
+    /// It was not sent, to protect the upstream.
+    Shed(Refusal),
     /// No head within `response_timeout`.
     ResponseTimeout,
     /// The connection ended before a head came.
@@ -50,9 +52,14 @@ impl Failure {
     /// Whether the upstream may have acted on the request.
     pub fn is_unknown(&self) -> bool {
         match self {
-            Self::Connect(_) | Self::ConnectTimeout | Self::QueueTimeout | Self::QueueFull => false,
+            Self::Connect(_) | Self::ConnectTimeout | Self::Shed(_) => false,
             Self::ResponseTimeout | Self::Closed(_) | Self::Malformed(_) | Self::RequestBody(_) => true,
         }
+    }
+
+    /// Whether the upstream was not even tried.
+    pub fn is_shed(&self) -> bool {
+        matches!(self, Self::Shed(_))
     }
 }
 
@@ -61,8 +68,13 @@ impl fmt::Display for Failure {
         match self {
             Self::Connect(error) => write!(f, "the upstream refused the connection: {error}"),
             Self::ConnectTimeout => f.write_str("the upstream did not accept a connection in time"),
-            Self::QueueTimeout => f.write_str("no connection to the upstream became free in time"),
-            Self::QueueFull => f.write_str("too many requests wait for the upstream"),
+            Self::Shed(refusal) => f.write_str(match refusal.why {
+                Shed::QueueFull => "too many requests wait for the upstream",
+                Shed::ExpectedWait => "the wait for the upstream would be too long",
+                Shed::QueueTimeout => "the upstream had no room in time",
+                Shed::NoSpare => "the upstream has no room to spare",
+                Shed::BreakerOpen => "the upstream has failed too often of late",
+            }),
             Self::ResponseTimeout => f.write_str("the upstream did not answer in time"),
             Self::Closed(error) => write!(f, "the upstream closed the connection without an answer: {error}"),
             Self::Malformed(what) => write!(f, "the upstream's answer is not valid HTTP: {what}"),
@@ -82,18 +94,20 @@ pub struct Reply {
 /// How long each step of one exchange may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
+    /// Whether it may wait in line for a place in flight: what nobody waits for may not.
+    pub may_queue: bool,
     /// From the request's last byte to the head.
     pub response: Duration,
     /// Longest silence in a body.
     pub body_idle: Duration,
 }
 
-/// What all workers share: the cap, and every worker's unused connections.
+/// What all workers share: the caps, and every worker's unused connections.
 pub struct Connections {
     settings: Settings,
     tls: ArcSwapOption<Tls>,
+    overload: Overload,
     permits: Arc<Semaphore>,
-    waiting: AtomicUsize,
     /// One list a worker, so that the usual case takes a lock that nobody else wants.
     idle: Vec<Mutex<Vec<Idle>>>,
     clock: Clock,
@@ -106,11 +120,11 @@ struct Idle {
 
 impl Connections {
     /// For so many workers.
-    pub fn new(settings: Settings, workers: usize, clock: Clock) -> Arc<Self> {
+    pub fn new(settings: Settings, workers: usize, clock: Clock, metrics: &Metrics) -> Arc<Self> {
         Arc::new(Self {
             tls: ArcSwapOption::from_pointee(settings.tls.as_ref().map(|tls| Tls::new(tls, settings.protocol))),
+            overload: Overload::new(&settings, workers, metrics),
             permits: Arc::new(Semaphore::new(settings.connections.get())),
-            waiting: AtomicUsize::new(0),
             idle: (0..workers).map(|_| Mutex::default()).collect(),
             settings,
             clock,
@@ -138,6 +152,11 @@ impl Connections {
         }
     }
 
+    /// Closes a connection that nobody uses, of any worker: a socket cannot change its runtime.
+    fn close_an_unused_one(&self) -> bool {
+        self.idle.iter().any(|list| self.lock(list).pop().is_some())
+    }
+
     fn is_young(&self, idle: &Idle, now: SteadyMs) -> bool {
         u128::from(now.saturating_sub(idle.since)) < self.settings.idle_timeout.as_millis()
     }
@@ -154,22 +173,15 @@ pub struct Upstream(Arc<Worker>);
 struct Worker {
     shared: Arc<Connections>,
     index: usize,
-    /// Requests of this worker that wait for a connection.
-    waiting: AtomicUsize,
-    returned: Notify,
+    door: Arc<Door>,
     http2: http2::Shared,
 }
 
 impl Upstream {
     /// The way of worker `index`.
     pub fn new(shared: Arc<Connections>, index: usize) -> Self {
-        Self(Arc::new(Worker {
-            shared,
-            index,
-            waiting: AtomicUsize::new(0),
-            returned: Notify::new(),
-            http2: http2::Shared::default(),
-        }))
+        let door = shared.overload.door(index);
+        Self(Arc::new(Worker { shared, index, door, http2: http2::Shared::default() }))
     }
 
     /// How it is reached.
@@ -177,34 +189,58 @@ impl Upstream {
         &self.0.shared.settings
     }
 
-    /// Sends a request and waits for the response's head.
+    /// Whether there is room for what nobody waits for; counted as shed if not.
+    pub fn has_spare(&self) -> bool {
+        self.0.shared.overload.has_spare()
+    }
+
+    /// Sends a request, perhaps after a wait in line, and waits for the response's head.
     ///
     /// What was never sent is tried again, and so is a safe request without a body that was not answered, up to `retries`
-    /// times in all.
+    /// times in all, and within the budget of the process.
     ///
     /// # Errors
     /// See [`Failure`].
     pub async fn send(&self, mut request: Request<Body>, patience: Patience) -> Result<Reply, Failure> {
+        let overload = &self.0.shared.overload;
+        let place = overload.enter(&self.0.door, patience.may_queue).await.map_err(Failure::Shed)?;
+        overload.sending();
         let repeatable = is_repeatable(&request);
         let mut attempts_left = self.settings().retries;
         let mut fresh_only = false;
         loop {
+            let attempt = overload.attempt().map_err(Failure::Shed)?;
             let failure = match self.attempt(&mut request, patience, fresh_only).await {
-                Ok(reply)
-                    if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS
-                        && !request.headers().contains_key(header::UPGRADE) =>
-                {
-                    Failure::Malformed("it switches protocols unasked")
-                }
-                Ok(reply) => return Ok(reply),
-                Err(failure) => failure,
+                Ok(sent) => match sent.judged(&request) {
+                    Ok(Sent { at, what }) => {
+                        attempt.succeeded();
+                        return Ok(match what {
+                            What::Whole(reply) => {
+                                drop(place.answered(at, overload.now()));
+                                reply
+                            }
+                            // A tunnel is no exchange: it may last for hours.
+                            What::Begun(connection, head) if head.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                                http1::receive(connection, head, self.clone())
+                            }
+                            What::Begun(connection, head) => {
+                                let connection = connection.within(place.answered(at, overload.now()));
+                                http1::receive(connection, head, self.clone())
+                            }
+                        });
+                    }
+                    Err(failure) => Failed { failure, was_reused: false },
+                },
+                Err(failed) => failed,
             };
+            tell(attempt, &failure);
+            let Failed { failure, .. } = failure;
             let again = match &failure {
                 Failure::Connect(_) | Failure::ConnectTimeout => true,
                 Failure::Closed(_) => repeatable,
                 _ => false,
             };
-            if !again || attempts_left == 0 {
+            if !again || attempts_left == 0 || !overload.may_retry() {
                 return Err(failure);
             }
             attempts_left -= 1;
@@ -213,70 +249,62 @@ impl Upstream {
         }
     }
 
-    async fn attempt(
-        &self,
-        request: &mut Request<Body>,
-        patience: Patience,
-        fresh_only: bool,
-    ) -> Result<Reply, Failure> {
+    async fn attempt(&self, request: &mut Request<Body>, patience: Patience, fresh_only: bool) -> Result<Sent, Failed> {
+        let overload = &self.0.shared.overload;
         if self.settings().protocol == Protocol::Http2 {
-            return http2::exchange(self, request, patience).await;
+            let at = overload.now();
+            let reply = http2::exchange(self, request, patience).await;
+            return reply
+                .map(|reply| Sent { at, what: What::Whole(reply) })
+                .map_err(|failure| Failed { failure, was_reused: false });
         }
-        let mut connection = self.connection(fresh_only).await?;
-        let head = http1::exchange(&mut connection, request, patience).await?;
-        Ok(http1::receive(connection, head, self.clone()))
+        let connection = self.connection(fresh_only).await;
+        let mut connection = connection.map_err(|failure| Failed { failure, was_reused: false })?;
+        let (at, was_reused) = (overload.now(), connection.was_used());
+        match http1::exchange(&mut connection, request, patience).await {
+            Ok(head) => Ok(Sent { at, what: What::Begun(connection, head) }),
+            Err(failure) => Err(Failed { failure, was_reused }),
+        }
     }
 
-    /// An open connection: an unused one, or a new one when the cap allows, or else the first that becomes free.
+    /// An open connection: an unused one, or else a new one.
     async fn connection(&self, fresh_only: bool) -> Result<Connection, Failure> {
         if !fresh_only && let Some(connection) = self.unused() {
             return Ok(connection);
         }
-        let permit = match Arc::clone(&self.0.shared.permits).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => match self.queue().await? {
-                Turn::Connection(connection) => return Ok(connection),
-                Turn::Permit(permit) => permit,
-            },
-        };
+        let permit = self.claim().await?;
         let socket = self.connect().await?;
         Ok(Connection::new(socket, Some(permit)))
     }
 
+    /// Leave to open a connection. Whoever asks has a place in flight, so that where all are open one is unused.
+    async fn claim(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        let shared = &self.0.shared;
+        for _ in 0..CLAIMS {
+            if let Ok(permit) = Arc::clone(&shared.permits).try_acquire_owned() {
+                return Ok(permit);
+            }
+            if !shared.close_an_unused_one() {
+                tokio::task::yield_now().await;
+            }
+        }
+        self.permit().await
+    }
+
+    /// Leave to open a connection, after a wait if need be.
     pub(super) async fn permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
         let permit = Arc::clone(&self.0.shared.permits).acquire_owned();
-        let permit = timeout(self.settings().queue_timeout, permit).await.map_err(|_| Failure::QueueTimeout)?;
-        permit.map_err(|_| Failure::QueueFull)
+        let permit = timeout(self.settings().queue_timeout, permit).await;
+        permit.ok().and_then(Result::ok).ok_or_else(|| self.no_connection())
+    }
+
+    /// No connection came free in time.
+    pub(super) fn no_connection(&self) -> Failure {
+        Failure::Shed(self.0.shared.overload.no_connection())
     }
 
     pub(super) fn http2(&self) -> &http2::Shared {
         &self.0.http2
-    }
-
-    async fn queue(&self) -> Result<Turn, Failure> {
-        let shared = &self.0.shared;
-        let _waiting = Waiting::join(self)?;
-        // Another worker's unused connection holds the permit that this one needs.
-        for list in &shared.idle {
-            let closed = shared.lock(list).pop();
-            if closed.is_some() {
-                break;
-            }
-        }
-        let turn = async {
-            let mut permit = pin!(Arc::clone(&shared.permits).acquire_owned());
-            loop {
-                let returned = self.0.returned.notified();
-                if let Some(connection) = self.unused() {
-                    return Ok(Turn::Connection(connection));
-                }
-                tokio::select! {
-                    permit = &mut permit => return permit.map(Turn::Permit).map_err(|_| Failure::QueueFull),
-                    () = returned => {}
-                }
-            }
-        };
-        timeout(self.settings().queue_timeout, turn).await.map_err(|_| Failure::QueueTimeout)?
     }
 
     fn unused(&self) -> Option<Connection> {
@@ -294,16 +322,8 @@ impl Upstream {
     /// Takes back a connection whose exchange ended cleanly.
     pub(super) fn give_back(&self, connection: Connection) {
         let shared = &self.0.shared;
-        let waiting_here = self.0.waiting.load(Ordering::Relaxed) > 0;
-        if !waiting_here && shared.waiting.load(Ordering::Relaxed) > 0 {
-            // Somebody on another worker waits for the permit; a socket cannot change its runtime.
-            return;
-        }
         let since = shared.clock.steady();
         shared.lock(&shared.idle[self.0.index]).push(Idle { connection, since });
-        if waiting_here {
-            self.0.returned.notify_one();
-        }
     }
 
     pub(super) async fn connect(&self) -> Result<Socket, Failure> {
@@ -327,31 +347,49 @@ impl Upstream {
     }
 }
 
-enum Turn {
-    Connection(Connection),
-    Permit(OwnedSemaphorePermit),
+/// A request that was answered, and when it was sent.
+struct Sent {
+    at: Micros,
+    what: What,
 }
 
-/// Counts a request among those that wait.
-struct Waiting<'u>(&'u Upstream);
+#[expect(clippy::large_enum_variant, reason = "it lives for one match")]
+enum What {
+    /// By HTTP/2.
+    Whole(Reply),
+    /// By HTTP/1, whose connection the body still has to come over.
+    Begun(Connection, Head),
+}
 
-impl<'u> Waiting<'u> {
-    fn join(upstream: &'u Upstream) -> Result<Self, Failure> {
-        let shared = &upstream.0.shared;
-        let most = shared.settings.connections.get().saturating_mul(QUEUED_PER_CONNECTION);
-        if shared.waiting.fetch_add(1, Ordering::Relaxed) >= most {
-            shared.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err(Failure::QueueFull);
+/// An attempt that failed.
+struct Failed {
+    failure: Failure,
+    /// Whether over a connection that had carried others before.
+    was_reused: bool,
+}
+
+impl Sent {
+    /// What was not asked for is no answer.
+    fn judged(self, request: &Request<Body>) -> Result<Self, Failure> {
+        let status = match &self.what {
+            What::Whole(reply) => reply.response.status(),
+            What::Begun(_, head) => head.status(),
+        };
+        if status == StatusCode::SWITCHING_PROTOCOLS && !request.headers().contains_key(header::UPGRADE) {
+            return Err(Failure::Malformed("it switches protocols unasked"));
         }
-        upstream.0.waiting.fetch_add(1, Ordering::Relaxed);
-        Ok(Self(upstream))
+        Ok(self)
     }
 }
 
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.0.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.0.0.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+/// Tells the breaker of a failure, if it is one of the upstream's.
+fn tell(attempt: Attempt<'_>, failed: &Failed) {
+    match &failed.failure {
+        // Closed while it was unused: a new connection will tell.
+        Failure::Closed(_) if failed.was_reused => {}
+        // Ours, and the client's.
+        Failure::Shed(_) | Failure::RequestBody(_) => {}
+        failure => attempt.failed(failure),
     }
 }
 

@@ -87,7 +87,9 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
             forward::passed(journey, reply, &forwarded)
         }
         Ok((Err(failure), asked, _)) => {
-            journey.exchange.asked_upstream(None, asked.took);
+            if !failure.is_shed() {
+                journey.exchange.asked_upstream(None, asked.took);
+            }
             forward::failed(journey, &failure, why)
         }
         Err(_) => {

@@ -29,6 +29,13 @@ const HEAD: std::ops::RangeInclusive<usize> = KIB..=MIB;
 const MOST_STREAMS: u32 = 10_000;
 /// HTTP/2 windows: from the initial one of RFC 9113 section 6.9.2, rounded up, to what a body may be let pile up.
 const WINDOW: std::ops::RangeInclusive<usize> = 64 * KIB..=16 * MIB;
+/// `upstream.connections` where it is not set.
+const CONNECTIONS: u32 = 512;
+/// `upstream.queue_timeout` where it is not set: about as long as people wait, and as long as a line needs to be gone after
+/// an overload.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
+/// `upstream.retry_budget` where it is not set: a service that fails gets a fifth more load from it, and not twice as much.
+const RETRY_BUDGET: f64 = 0.2;
 /// More attempts than this help nobody who waits.
 const MOST_RETRIES: u32 = 10;
 /// Shorter than this, no peer could ever be in time.
@@ -130,18 +137,31 @@ impl Check<'_, '_> {
     pub(super) fn upstream(&mut self, raw: &raw::Upstream, server: &Server) -> Option<Upstream> {
         let target = raw.url.as_ref().and_then(|url| self.target(url, server));
         let host = raw.host.as_ref().map_or(UpstreamHost::Preserve, |at| at.value);
-        let connections = self.count(&raw.connections, 1..=MOST_CONNECTIONS);
+        let connections = self.count(&raw.connections, 1..=MOST_CONNECTIONS).map_or(nonzero(CONNECTIONS), nonzero);
+        let protocol = raw.protocol.as_ref().map_or(Protocol::Http1, |at| at.value);
+        let in_flight = self.count(&raw.in_flight, 1..=MOST_CONNECTIONS).map_or(connections, nonzero);
+        if let Some(at) = &raw.in_flight
+            && protocol == Protocol::Http1
+            && in_flight > connections
+        {
+            let text = format!("`upstream.in_flight` is more than `upstream.connections` ({connections})");
+            self.error(&at.span(), text, "make it smaller, or raise `upstream.connections`");
+        }
         let upstream = Upstream {
             target: Target::Unix(PathBuf::new()),
             tls: None,
-            protocol: raw.protocol.as_ref().map_or(Protocol::Http1, |at| at.value),
+            protocol,
             preserve_host: host == UpstreamHost::Preserve,
             connect_timeout: self.duration(&raw.connect_timeout, SHORTEST_WAIT).unwrap_or(Duration::from_secs(1)),
             response_timeout: self.duration(&raw.response_timeout, SHORTEST_WAIT).unwrap_or(RESPONSE_TIMEOUT),
             idle_timeout: self.duration(&raw.idle_timeout, Duration::ZERO).unwrap_or(Duration::from_secs(4)),
-            connections: connections.map_or(nonzero(512), nonzero),
-            queue_timeout: self.duration(&raw.queue_timeout, Duration::ZERO).unwrap_or(Duration::from_secs(5)),
+            connections,
+            in_flight,
+            adaptive: raw.adaptive.as_ref().is_none_or(|at| at.value),
+            queue_timeout: self.duration(&raw.queue_timeout, Duration::ZERO).unwrap_or(QUEUE_TIMEOUT),
+            breaker: raw.breaker.as_ref().is_none_or(|at| at.value),
             retries: self.count(&raw.retries, 0..=MOST_RETRIES).unwrap_or(1),
+            retry_budget: self.read(&raw.retry_budget).unwrap_or(RETRY_BUDGET),
         };
         let (target, url) = (target?, raw.url.as_ref()?);
         let tls = if uses_tls(&url.value) {
