@@ -12,6 +12,7 @@ mod recorder;
 mod redis;
 mod reply;
 mod scratch;
+mod servers;
 mod tls;
 mod upstream;
 mod weir;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use background::Background;
 pub use client::{Answer, Connection, H2, Request, get, raw, request};
 pub use flaky::flaky;
 pub use foreign::{Foreign, nginx, python};
@@ -31,6 +33,7 @@ pub use recorder::{Recorder, Seen, recorder};
 pub use redis::{Redis, redis, redis_not_started};
 pub use reply::{Reply, reply};
 pub use scratch::Scratch;
+pub use servers::Servers;
 pub use tls::{Authority, Caller};
 pub use upstream::{Recorded, Upstream, h2_upstream, tls_upstream, unix_upstream, upstream};
 pub use weir::{Ended, Setup, Weir, sum, weir};

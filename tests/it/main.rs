@@ -17,6 +17,8 @@ mod invalidation;
 mod life;
 mod limits;
 mod methods;
+mod once;
+mod overload;
 mod poisoning;
 mod proxy_protocol;
 mod ranges;

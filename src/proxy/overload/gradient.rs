@@ -62,6 +62,8 @@ pub struct Gradient {
     trial: Option<Trial>,
     /// When at least half of the limit was last in use.
     used_at: Micros,
+    /// Whether it was when the window began.
+    is_used: bool,
     window: Window,
 }
 
@@ -92,6 +94,7 @@ impl Gradient {
             is_doubling: true,
             trial: None,
             used_at: 0,
+            is_used: false,
             window: Window { began: 0, samples: 0, peak: 0, counts: Box::new([0; CLASSES]) },
         }
     }
@@ -109,6 +112,10 @@ impl Gradient {
         }
         if under_way * 2 >= self.limit() {
             self.used_at = now;
+            // What was sent before says nothing of so many at once.
+            if !std::mem::replace(&mut self.is_used, true) {
+                self.window.restart(now);
+            }
         }
         if sent < self.window.began {
             return None;
@@ -121,24 +128,26 @@ impl Gradient {
             return None;
         }
         let (latency_us, peak) = (self.window.percentile(), self.window.peak);
-        // What is under way was sent under the limit that was; it takes about as long again to leave.
-        self.window.restart(now + latency_us as Micros);
-        self.judge(latency_us, peak);
+        let has_queue = self.judge(latency_us, peak);
+        // Behind a queue, what is sent under a new limit is served after what was sent under the old one.
+        self.window.restart(if has_queue { now + latency_us as Micros } else { now });
         Some(self.limit())
     }
 
     fn forget(&mut self, now: Micros) {
         self.limit = self.limit.max(INITIAL.min(self.most) as f64);
-        (self.is_doubling, self.trial, self.used_at) = (true, None, now);
+        (self.is_doubling, self.trial, self.used_at, self.is_used) = (true, None, now, false);
         self.window.restart(now);
     }
 
-    fn judge(&mut self, latency_us: f64, peak: usize) {
+    /// Sets the limit by a window. Whether there was a queue in the upstream.
+    fn judge(&mut self, latency_us: f64, peak: usize) -> bool {
         let unloaded = self.unloaded_us.unwrap_or(latency_us);
         self.unloaded_us = Some(unloaded + (latency_us - unloaded).min(0.0) * DOWNWARDS);
         // Less than half in use: nothing is learnt about a limit that nobody meets.
-        if peak * 2 < self.limit() {
-            return;
+        self.is_used = peak * 2 >= self.limit();
+        if !self.is_used {
+            return false;
         }
         let in_use = self.limit.min(peak as f64);
         match self.trial {
@@ -146,7 +155,7 @@ impl Gradient {
                 if latency_us > trial.latency_us * HELPED {
                     self.unloaded_us = Some(latency_us);
                     (self.limit, self.is_doubling, self.trial) = (trial.limit, true, None);
-                    return;
+                    return false;
                 }
                 self.trial = Some(Trial { limit: in_use, latency_us });
             }
@@ -169,6 +178,7 @@ impl Gradient {
             self.limit = if self.is_doubling { self.limit * 2.0 } else { self.limit + self.limit.sqrt() };
         }
         self.limit = self.limit.clamp(self.floor as f64, self.most as f64);
+        gradient < 1.0
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::Gate;
+use super::{Gate, Servers};
 
 /// An answer with this body; 200 unless told otherwise.
 pub fn reply(body: impl Into<Bytes>) -> Reply {
@@ -34,6 +34,7 @@ pub struct Reply {
 pub(super) enum Wait {
     Gate(Gate),
     Time(Duration),
+    Served(Servers, Duration),
 }
 
 /// What a body is made of.
@@ -73,6 +74,12 @@ impl Reply {
     /// The time that the service takes, before the head.
     pub fn takes(mut self, time: Duration) -> Self {
         self.before.push(Wait::Time(time));
+        self
+    }
+
+    /// Comes to be served, and takes that long then, before the head.
+    pub fn served(mut self, by: &Servers, time: Duration) -> Self {
+        self.before.push(Wait::Served(by.clone(), time));
         self
     }
 

@@ -358,6 +358,7 @@ async fn pause(wait: &Wait) {
     match wait {
         Wait::Gate(gate) => gate.pass().await,
         Wait::Time(time) => tokio::time::sleep(*time).await,
+        Wait::Served(by, time) => by.serve(*time).await,
     }
 }
 
