@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::Micros;
-use super::gradient::Gradient;
+use super::gradient::{FLOOR, Gradient};
 use super::pace::Pace;
 use crate::clock::Stopwatch;
 use crate::metrics::Shed;
@@ -41,6 +41,9 @@ const IN_FLIGHT: u64 = 1 << 32;
 /// One exchange.
 const EXCHANGE: u64 = 1;
 
+/// There is no queue inside the upstream.
+const NO_QUEUE: u64 = u64::MAX;
+
 /// What the gate goes by.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
@@ -61,6 +64,8 @@ pub struct Gate {
     counts: AtomicU64,
     limit: AtomicUsize,
     gradient: Option<Mutex<Gradient>>,
+    /// What [`Gradient::without_queue_us`] says, or [`NO_QUEUE`].
+    without_queue_us: AtomicU64,
     /// Those in `queue`, for who has no need of the lock.
     waiting: AtomicUsize,
     queue: Mutex<Queue>,
@@ -96,6 +101,8 @@ pub struct Door {
 #[must_use = "dropped, it lets the next one in"]
 pub struct Place {
     door: Option<Arc<Door>>,
+    /// How many were in flight when it was taken, itself included.
+    among: usize,
 }
 
 /// An exchange whose head has come; given back when it is dropped.
@@ -113,6 +120,7 @@ impl Gate {
             counts: AtomicU64::new(0),
             limit: AtomicUsize::new(gradient.as_ref().map_or(bounds.in_flight, Gradient::limit)),
             gradient: gradient.map(Mutex::new),
+            without_queue_us: AtomicU64::new(NO_QUEUE),
             waiting: AtomicUsize::new(0),
             queue: Mutex::new(Queue { lines: (0..workers).map(|_| VecDeque::new()).collect(), ..Queue::default() }),
             began: Stopwatch::start(),
@@ -145,17 +153,17 @@ impl Gate {
         self.waiting() == 0 && self.in_flight() < limit - limit / SPARE_PART
     }
 
-    /// Takes a place if fewer than `limit` are taken.
-    fn take(&self, limit: usize) -> bool {
+    /// Takes a place if fewer than `limit` are taken; how many are now.
+    fn take(&self, limit: usize) -> Option<usize> {
         let exchanges = self.bounds.exchanges.unwrap_or(u32::MAX as usize);
         let mut counts = self.counts.load(Ordering::SeqCst);
         loop {
             if in_flight(counts) >= limit || (counts % IN_FLIGHT) as usize >= exchanges {
-                return false;
+                return None;
             }
             let more = counts + IN_FLIGHT + EXCHANGE;
             match self.counts.compare_exchange_weak(counts, more, Ordering::SeqCst, Ordering::SeqCst) {
-                Ok(_) => return true,
+                Ok(_) => return Some(in_flight(more)),
                 Err(now) => counts = now,
             }
         }
@@ -176,10 +184,12 @@ impl Gate {
 
     /// Lets in as many as there is room for; `worker` has a connection free.
     fn let_in(&self, queue: &mut Queue, worker: usize) {
-        while queue.waiting > 0 && self.take(self.limit()) {
+        while queue.waiting > 0
+            && let Some(among) = self.take(self.limit())
+        {
             let Some(waiter) = queue.next(worker) else { return self.untake() };
             self.waiting.store(queue.waiting, Ordering::SeqCst);
-            if let Err(mut place) = waiter.place.send(Place { door: Some(waiter.door) }) {
+            if let Err(mut place) = waiter.place.send(Place { door: Some(waiter.door), among }) {
                 // It is leaving, and takes itself out of the line before it stops listening; but should it ever not have:
                 place.door = None;
                 self.untake();
@@ -196,7 +206,7 @@ impl Gate {
     }
 
     /// Whether a request that comes now would wait for too long, as far as that can be known.
-    fn refuses(&self, queue: &mut Queue, now: Micros) -> Option<Shed> {
+    fn refuses(&self, queue: &Queue, now: Micros) -> Option<Shed> {
         let most = self.bounds.in_flight.saturating_mul(WAITING_PER_PLACE).max(LEAST_WAITING);
         if queue.waiting >= most || self.bounds.queue_timeout.is_zero() {
             return Some(Shed::QueueFull);
@@ -209,17 +219,23 @@ impl Gate {
         if queue.pace.stood_for(now) > timeout_us {
             return Some(Shed::ExpectedWait);
         }
-        let over = self.in_flight().saturating_sub(self.limit());
-        let expected_us = queue.pace.takes(queue.waiting + over, now)?;
+        let expected_us = self.expected_us(queue)?;
         (expected_us > timeout_us * EXPECTED_SHARE.0 / EXPECTED_SHARE.1).then_some(Shed::ExpectedWait)
+    }
+
+    /// How long a request that comes now will be held up, where that is known. A queue inside the upstream counts: what
+    /// stands in it will not, once the limit is cut, make room for who waits here.
+    fn expected_us(&self, queue: &Queue) -> Option<Micros> {
+        let (in_flight, limit) = (self.in_flight(), self.limit());
+        match self.without_queue_us.load(Ordering::Relaxed) {
+            NO_QUEUE => queue.pace.takes(queue.waiting + in_flight.saturating_sub(limit)),
+            without_us => queue.pace.takes(queue.waiting + in_flight).map(|all_us| all_us.saturating_sub(without_us)),
+        }
     }
 
     /// How long a request that comes now might wait, for who is to come again later.
     pub fn expected_wait(&self) -> Duration {
-        let now = self.now();
-        let mut queue = self.queue();
-        let waiting = queue.waiting;
-        queue.pace.takes(waiting, now).map_or(self.bounds.queue_timeout, Duration::from_micros)
+        self.expected_us(&self.queue()).map_or(self.bounds.queue_timeout, Duration::from_micros)
     }
 }
 
@@ -256,11 +272,13 @@ impl Door {
         let gate = &*self.gate;
         if !may_wait {
             let limit = gate.limit();
-            let is_in = gate.waiting() == 0 && gate.take(limit - limit / SPARE_PART);
-            return if is_in { Ok(self.place()) } else { Err(Shed::NoSpare) };
+            let among = if gate.waiting() == 0 { gate.take(limit - limit / SPARE_PART) } else { None };
+            return among.map(|among| self.place(among)).ok_or(Shed::NoSpare);
         }
-        if gate.waiting() == 0 && gate.take(gate.limit()) {
-            return Ok(self.place());
+        if gate.waiting() == 0
+            && let Some(among) = gate.take(gate.limit())
+        {
+            return Ok(self.place(among));
         }
         let mut ticket = self.join()?;
         match timeout(gate.bounds.queue_timeout, &mut ticket.place).await {
@@ -269,15 +287,15 @@ impl Door {
         }
     }
 
-    fn place(self: &Arc<Self>) -> Place {
-        Place { door: Some(Arc::clone(self)) }
+    fn place(self: &Arc<Self>, among: usize) -> Place {
+        Place { door: Some(Arc::clone(self)), among }
     }
 
     fn join(self: &Arc<Self>) -> Result<Ticket, Shed> {
         let gate = &*self.gate;
         let now = gate.now();
         let mut queue = gate.queue();
-        if let Some(shed) = gate.refuses(&mut queue, now) {
+        if let Some(shed) = gate.refuses(&queue, now) {
             return Err(shed);
         }
         if queue.waiting == 0 {
@@ -322,10 +340,14 @@ impl Place {
         let door = self.door.take()?;
         let gate = &*door.gate;
         // A sample that another worker's keeps out is not missed.
-        if let Some(mut gradient) = gate.gradient.as_ref().and_then(|gradient| gradient.try_lock().ok())
-            && let Some(limit) = gradient.answered(sent, now, gate.in_flight())
-        {
-            gate.limit.store(limit, Ordering::Relaxed);
+        if let Some(mut gradient) = gate.gradient.as_ref().and_then(|gradient| gradient.try_lock().ok()) {
+            if let Some(limit) = gradient.answered(sent, now, gate.in_flight(), self.among <= FLOOR) {
+                gate.limit.store(limit, Ordering::Relaxed);
+            }
+            let without_us = gradient.without_queue_us().unwrap_or(NO_QUEUE);
+            if gate.without_queue_us.load(Ordering::Relaxed) != without_us {
+                gate.without_queue_us.store(without_us, Ordering::Relaxed);
+            }
         }
         gate.give_back(IN_FLIGHT, door.worker, true);
         Some(Exchange { door })

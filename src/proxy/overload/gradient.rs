@@ -15,9 +15,15 @@ use super::Micros;
 /// The limit begins here, and again after [`FORGOTTEN_US`]; it doubles in each window until a queue is seen.
 const INITIAL: usize = 128;
 
-/// The limit never falls below this: so few at once overload nothing that is worth its own process, and what they take is
-/// by definition the latency without load.
-const FLOOR: usize = 8;
+/// The limit never falls below this: so few at once overload nothing that is worth its own process. What is sent among no
+/// more than these says what latency is without load.
+pub const FLOOR: usize = 8;
+
+/// The last so many that were sent among few.
+const ALONE: usize = 16;
+
+/// The one of them in order that is taken: a high one, because a change to slower work shows in a few of them first.
+const ALONE_RANK: usize = 3 * ALONE / 4;
 
 /// Times the latency without load that is still no queue.
 const TOLERANCE: f64 = 1.5;
@@ -37,9 +43,6 @@ const WINDOW_SAMPLES: u32 = 20;
 /// Shortest window, but while the limit doubles.
 const WINDOW_US: Micros = 100_000;
 
-/// Share of the way by which the latency without load follows a lower one: one window of cheap requests says little.
-const DOWNWARDS: f64 = 0.25;
-
 /// A cut to half must bring latency below this share of what it was.
 const HELPED: f64 = 0.75;
 
@@ -57,6 +60,11 @@ pub struct Gradient {
     limit: f64,
     /// Latency without load.
     unloaded_us: Option<f64>,
+    /// Latencies of the last ones that were sent among few, and how many there were in all.
+    alone_us: [Micros; ALONE],
+    alone: usize,
+    /// As many as were taken into account.
+    alone_known: usize,
     /// Whether the limit doubles: until the first queue, and after a cut that was taken back.
     is_doubling: bool,
     trial: Option<Trial>,
@@ -64,6 +72,8 @@ pub struct Gradient {
     used_at: Micros,
     /// Whether it was when the window began.
     is_used: bool,
+    /// Whether the upstream may have a queue inside: the last window had, or none was judged since the limit came into use.
+    may_queue: bool,
     window: Window,
 }
 
@@ -91,10 +101,14 @@ impl Gradient {
             floor: FLOOR.min(most),
             limit: INITIAL.min(most) as f64,
             unloaded_us: None,
+            alone_us: [0; ALONE],
+            alone: 0,
+            alone_known: 0,
             is_doubling: true,
             trial: None,
             used_at: 0,
             is_used: false,
+            may_queue: false,
             window: Window { began: 0, samples: 0, peak: 0, counts: Box::new([0; CLASSES]) },
         }
     }
@@ -104,9 +118,18 @@ impl Gradient {
         (self.limit as usize).clamp(self.floor, self.most)
     }
 
-    /// A request that was sent at `sent` was answered at `now`, while so many were `under_way`, itself included. The new
-    /// limit, if this ended a window.
-    pub fn answered(&mut self, sent: Micros, now: Micros, under_way: usize) -> Option<usize> {
+    /// Where requests in flight may be standing in a queue inside the upstream: what they would take without it.
+    pub fn without_queue_us(&self) -> Option<Micros> {
+        self.unloaded_us.filter(|_| self.may_queue).map(|latency| latency as Micros)
+    }
+
+    /// A request that was sent at `sent` was answered at `now`, while so many were `under_way`, itself included;
+    /// `was_alone` says that it was sent among no more than [`FLOOR`]. The new limit, if this ended a window.
+    pub fn answered(&mut self, sent: Micros, now: Micros, under_way: usize, was_alone: bool) -> Option<usize> {
+        if was_alone {
+            self.alone_us[self.alone % ALONE] = now.saturating_sub(sent);
+            self.alone += 1;
+        }
         if now.saturating_sub(self.used_at) > FORGOTTEN_US {
             self.forget(now);
         }
@@ -114,6 +137,8 @@ impl Gradient {
             self.used_at = now;
             // What was sent before says nothing of so many at once.
             if !std::mem::replace(&mut self.is_used, true) {
+                self.may_queue = true;
+                self.learn();
                 self.window.restart(now);
             }
         }
@@ -128,39 +153,49 @@ impl Gradient {
             return None;
         }
         let (latency_us, peak) = (self.window.percentile(), self.window.peak);
-        let has_queue = self.judge(latency_us, peak);
+        self.may_queue = self.judge(latency_us, peak);
         // Behind a queue, what is sent under a new limit is served after what was sent under the old one.
-        self.window.restart(if has_queue { now + latency_us as Micros } else { now });
+        self.window.restart(if self.may_queue { now + latency_us as Micros } else { now });
         Some(self.limit())
     }
 
     fn forget(&mut self, now: Micros) {
         self.limit = self.limit.max(INITIAL.min(self.most) as f64);
-        (self.is_doubling, self.trial, self.used_at, self.is_used) = (true, None, now, false);
+        (self.is_doubling, self.trial, self.used_at) = (true, None, now);
+        (self.is_used, self.may_queue) = (false, false);
         self.window.restart(now);
+    }
+
+    /// Takes into account what was sent among few.
+    fn learn(&mut self) {
+        if self.alone > self.alone_known {
+            self.alone_known = self.alone;
+            let mut known = self.alone_us;
+            let known = &mut known[..self.alone.min(ALONE)];
+            known.sort_unstable();
+            self.unloaded_us = known.get(ALONE_RANK.min(known.len() - 1)).map(|latency| *latency as f64);
+        }
     }
 
     /// Sets the limit by a window. Whether there was a queue in the upstream.
     fn judge(&mut self, latency_us: f64, peak: usize) -> bool {
-        let unloaded = self.unloaded_us.unwrap_or(latency_us);
-        self.unloaded_us = Some(unloaded + (latency_us - unloaded).min(0.0) * DOWNWARDS);
+        self.learn();
+        self.unloaded_us = Some(self.unloaded_us.unwrap_or(latency_us));
         // Less than half in use: nothing is learnt about a limit that nobody meets.
         self.is_used = peak * 2 >= self.limit();
         if !self.is_used {
             return false;
         }
         let in_use = self.limit.min(peak as f64);
-        match self.trial {
-            Some(trial) if in_use <= trial.limit / 2.0 => {
-                if latency_us > trial.latency_us * HELPED {
-                    self.unloaded_us = Some(latency_us);
-                    (self.limit, self.is_doubling, self.trial) = (trial.limit, true, None);
-                    return false;
-                }
-                self.trial = Some(Trial { limit: in_use, latency_us });
+        if let Some(trial) = self.trial
+            && in_use <= trial.limit / 2.0
+        {
+            if latency_us > trial.latency_us * HELPED {
+                self.unloaded_us = Some(latency_us);
+                (self.limit, self.is_doubling, self.trial) = (trial.limit, true, None);
+                return false;
             }
-            _ if peak <= self.floor => (self.unloaded_us, self.is_doubling) = (Some(latency_us), true),
-            _ => {}
+            self.trial = Some(Trial { limit: in_use, latency_us });
         }
         // A queue may still have been growing when the trial began.
         if let Some(trial) = &mut self.trial {

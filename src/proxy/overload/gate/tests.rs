@@ -158,11 +158,11 @@ fn an_expected_wait_that_is_too_long_is_refused_on_arrival() {
     // Ten a second.
     (1..=20).for_each(|i| queue.pace.departed(i * 100_000));
     queue.waiting = 140;
-    assert_eq!(gate.refuses(&mut queue, 2_000_000), None, "14 s of 20 are borne");
+    assert_eq!(gate.refuses(&queue, 2_000_000), None, "14 s of 20 are borne");
     queue.waiting = 200;
-    assert_eq!(gate.refuses(&mut queue, 2_000_000), Some(Shed::ExpectedWait));
+    assert_eq!(gate.refuses(&queue, 2_000_000), Some(Shed::ExpectedWait));
     queue.waiting = 1;
-    assert_eq!(gate.refuses(&mut queue, 23_000_000), Some(Shed::ExpectedWait), "nobody got through for 20 s");
+    assert_eq!(gate.refuses(&queue, 23_000_000), Some(Shed::ExpectedWait), "nobody got through for 20 s");
 }
 
 #[test]

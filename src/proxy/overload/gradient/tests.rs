@@ -14,9 +14,9 @@ struct Simulation {
     servers: usize,
     busy: usize,
     /// In the upstream and not yet served: when sent, and how long it takes.
-    inside: VecDeque<(Micros, Micros)>,
-    /// When served, and when sent.
-    ends: BinaryHeap<Reverse<(Micros, Micros)>>,
+    inside: VecDeque<(Micros, Micros, bool)>,
+    /// When served, when sent, and whether among few.
+    ends: BinaryHeap<Reverse<(Micros, Micros, bool)>>,
     /// Before the gate: how long each takes.
     outside: VecDeque<Micros>,
     in_flight: usize,
@@ -49,26 +49,26 @@ impl Simulation {
             && let Some(takes) = self.outside.pop_front()
         {
             self.in_flight += 1;
-            self.inside.push_back((self.now, takes));
+            self.inside.push_back((self.now, takes, self.in_flight <= FLOOR));
         }
         while self.busy < self.servers
-            && let Some((sent, takes)) = self.inside.pop_front()
+            && let Some((sent, takes, was_alone)) = self.inside.pop_front()
         {
             self.busy += 1;
-            self.ends.push(Reverse((self.now + takes, sent)));
+            self.ends.push(Reverse((self.now + takes, sent, was_alone)));
         }
     }
 
     /// Serves the next one; when that is, or nothing if nobody is there.
     fn serves(&mut self, until: Micros) -> bool {
-        let Some(Reverse((at, sent))) = self.ends.peek().copied().filter(|Reverse((at, _))| *at <= until) else {
+        let Some(Reverse((at, sent, was_alone))) = self.ends.peek().copied().filter(|end| end.0.0 <= until) else {
             self.now = self.now.max(until);
             return false;
         };
         self.ends.pop();
         self.now = at;
         self.busy -= 1;
-        self.gradient.answered(sent, at, self.in_flight);
+        self.gradient.answered(sent, at, self.in_flight, was_alone);
         self.in_flight -= 1;
         self.served += 1;
         self.let_in();
@@ -201,7 +201,7 @@ proptest! {
             now += pause;
             let before = gradient.limit();
             let under_way = 1 + (load * before as f64) as usize;
-            gradient.answered(now.saturating_sub(took), now, under_way);
+            gradient.answered(now.saturating_sub(took), now, under_way, load < 0.05);
             let limit = gradient.limit();
             prop_assert!(limit >= FLOOR.min(most) && limit <= most, "{limit} of {most}");
         }
@@ -215,7 +215,7 @@ proptest! {
         let mut now = 0;
         for (pause, took) in steps {
             now += pause;
-            gradient.answered(now.saturating_sub(took), now, 10);
+            gradient.answered(now.saturating_sub(took), now, 10, took % 2 == 0);
             prop_assert_eq!(gradient.limit(), INITIAL);
         }
     }
