@@ -130,28 +130,34 @@ impl Overload {
     /// # Errors
     /// The breaker is open.
     pub fn attempt(&self) -> Result<Attempt<'_>, Refusal> {
-        let Some(breaker) = &self.breaker else { return Ok(Attempt { overload: self, is_probe: false }) };
-        if breaker.is_closed.load(Ordering::Relaxed) {
-            return Ok(Attempt { overload: self, is_probe: false });
-        }
+        self.admitted().map_err(|pause| self.refused(Shed::BreakerOpen, Duration::from_micros(pause)))
+    }
+
+    /// Another attempt, if there may be one: the breaker lets it through, and the budget allows it. Counted, but for the
+    /// breaker.
+    pub fn again(&self) -> Option<Attempt<'_>> {
+        let attempt = self.admitted().ok()?;
+        let may = self.budget.withdraw(self.now());
+        self.metrics.retried(if may { Retry::Made } else { Retry::OverBudget });
+        may.then_some(attempt)
+    }
+
+    fn admitted(&self) -> Result<Attempt<'_>, Micros> {
+        let attempt = |is_probe| Attempt { overload: self, is_probe };
+        let Some(breaker) = self.breaker.as_ref().filter(|breaker| !breaker.is_closed.load(Ordering::Relaxed)) else {
+            return Ok(attempt(false));
+        };
         let verdict = breaker.machine().admit(self.now());
         match verdict {
-            Verdict::Try => Ok(Attempt { overload: self, is_probe: false }),
-            Verdict::Probe => Ok(Attempt { overload: self, is_probe: true }),
-            Verdict::Refuse(pause) => Err(self.refused(Shed::BreakerOpen, Duration::from_micros(pause))),
+            Verdict::Try => Ok(attempt(false)),
+            Verdict::Probe => Ok(attempt(true)),
+            Verdict::Refuse(pause) => Err(pause),
         }
     }
 
     /// A request is about to be sent.
     pub fn sending(&self) {
         self.budget.deposit();
-    }
-
-    /// Whether another attempt at a request is within the budget; counted either way.
-    pub fn may_retry(&self) -> bool {
-        let may = self.budget.withdraw(self.now());
-        self.metrics.retried(if may { Retry::Made } else { Retry::OverBudget });
-        may
     }
 
     /// No connection came free in time.

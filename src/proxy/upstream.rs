@@ -208,8 +208,8 @@ impl Upstream {
         let repeatable = is_repeatable(&request);
         let mut attempts_left = self.settings().retries;
         let mut fresh_only = false;
+        let mut attempt = overload.attempt().map_err(Failure::Shed)?;
         loop {
-            let attempt = overload.attempt().map_err(Failure::Shed)?;
             let failure = match self.attempt(&mut request, patience, fresh_only).await {
                 Ok(sent) => match sent.judged(&request) {
                     Ok(Sent { at, what }) => {
@@ -240,10 +240,11 @@ impl Upstream {
                 Failure::Closed(_) => repeatable,
                 _ => false,
             };
-            if !again || attempts_left == 0 || !overload.may_retry() {
+            if !again || attempts_left == 0 {
                 return Err(failure);
             }
-            attempts_left -= 1;
+            let Some(next) = overload.again() else { return Err(failure) };
+            (attempt, attempts_left) = (next, attempts_left - 1);
             // An unused connection may have been closed by the other side at this very moment; a new one has not.
             fresh_only = true;
         }
@@ -353,7 +354,6 @@ struct Sent {
     what: What,
 }
 
-#[expect(clippy::large_enum_variant, reason = "it lives for one match")]
 enum What {
     /// By HTTP/2.
     Whole(Reply),

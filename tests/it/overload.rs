@@ -160,6 +160,26 @@ async fn five_hundred_at_once_on_a_slow_upstream_are_all_served() {
 }
 
 #[tokio::test]
+async fn long_polls_keep_nobody_out() {
+    let (up, gate) = (upstream(), Gate::new());
+    up.route("/poll", reply("news").gate(&gate));
+    up.route("/quick", reply("quick"));
+    let weir = weir(ROUTES).to(up.url()).start().await;
+    let proxy = weir.proxy;
+    // More than the limit begins with.
+    let polls: Vec<_> = (0..300).map(|_| tokio::spawn(async move { get("/poll").send(proxy).await })).collect();
+    gate.reached(300).await;
+    for _ in 0..20 {
+        assert_eq!(weir.get("/quick").await.status, 200);
+    }
+    gate.open();
+    for poll in polls {
+        assert_eq!(poll.await.expect("no panic").status, 200);
+    }
+    assert_eq!(weir.metric("weir_upstream_sheds_total").await, 0.0);
+}
+
+#[tokio::test]
 async fn hits_probes_and_metrics_answer_while_the_upstream_is_full() {
     let setup = weir(ROUTES).set("upstream.queue_timeout", "60s");
     let (up, gate, weir, held) = full(setup, 2).await;

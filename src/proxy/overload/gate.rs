@@ -35,6 +35,9 @@ const SPARE_PART: usize = 8;
 /// cannot change its runtime, and a new connection costs more than a short wait.
 const PREFERENCE_US: Micros = 20_000;
 
+/// First pause after which one in line looks whether anything moves; each next one is twice as long.
+const FIRST_LOOK: Duration = Duration::from_millis(110);
+
 /// One request in flight, in the upper half of the counts; the lower half is for exchanges.
 const IN_FLIGHT: u64 = 1 << 32;
 
@@ -197,6 +200,17 @@ impl Gate {
         }
     }
 
+    /// Raises a limit that nothing is learnt about, because nobody leaves.
+    fn look(&self, worker: usize) {
+        let Some(gradient) = &self.gradient else { return };
+        let mut queue = self.queue();
+        let raised = gradient.lock().unwrap_or_else(PoisonError::into_inner).stuck(queue.pace.moved_at(), self.now());
+        if let Some(limit) = raised {
+            self.limit.store(limit, Ordering::Relaxed);
+            self.let_in(&mut queue, worker);
+        }
+    }
+
     fn untake(&self) {
         self.counts.fetch_sub(IN_FLIGHT + EXCHANGE, Ordering::SeqCst);
     }
@@ -281,10 +295,16 @@ impl Door {
             return Ok(self.place(among));
         }
         let mut ticket = self.join()?;
-        match timeout(gate.bounds.queue_timeout, &mut ticket.place).await {
-            Ok(Ok(place)) => Ok(place),
-            Ok(Err(_)) | Err(_) => Err(Shed::QueueTimeout),
+        let (mut left, mut pause) = (gate.bounds.queue_timeout, FIRST_LOOK);
+        while !left.is_zero() {
+            let slice = pause.min(left);
+            if let Ok(place) = timeout(slice, &mut ticket.place).await {
+                return place.map_err(|_| Shed::QueueTimeout);
+            }
+            gate.look(self.worker);
+            (left, pause) = (left - slice, pause * 2);
         }
+        Err(Shed::QueueTimeout)
     }
 
     fn place(self: &Arc<Self>, among: usize) -> Place {

@@ -49,6 +49,13 @@ const HELPED: f64 = 0.75;
 /// A limit that nobody needed for so long is forgotten: it protected nobody, and may be wrong by now.
 const FORGOTTEN_US: Micros = 3_000_000;
 
+/// Time in which nobody was answered, though others wait, after which the limit doubles: nothing is learnt from long polls
+/// that fill it.
+const STUCK_US: Micros = 100_000;
+
+/// The same, where a queue was seen inside the upstream before.
+const STUCK_AFTER_QUEUE_US: Micros = 1_000_000;
+
 /// Classes of latency: eight for each doubling, from 1 microsecond to 16 s.
 const CLASSES: usize = 24 * 8;
 
@@ -68,6 +75,8 @@ pub struct Gradient {
     /// Whether the limit doubles: until the first queue, and after a cut that was taken back.
     is_doubling: bool,
     trial: Option<Trial>,
+    /// When the limit was last raised because it was stuck.
+    stuck_at: Micros,
     /// When at least half of the limit was last in use.
     used_at: Micros,
     /// Whether it was when the window began.
@@ -106,6 +115,7 @@ impl Gradient {
             alone_known: 0,
             is_doubling: true,
             trial: None,
+            stuck_at: 0,
             used_at: 0,
             is_used: false,
             may_queue: false,
@@ -156,6 +166,17 @@ impl Gradient {
         self.may_queue = self.judge(latency_us, peak);
         // Behind a queue, what is sent under a new limit is served after what was sent under the old one.
         self.window.restart(if self.may_queue { now + latency_us as Micros } else { now });
+        Some(self.limit())
+    }
+
+    /// Others have waited, and nobody was answered since `since`. The new limit, if that was long enough.
+    pub fn stuck(&mut self, since: Micros, now: Micros) -> Option<usize> {
+        let bearable = if self.is_doubling { STUCK_US } else { STUCK_AFTER_QUEUE_US };
+        if now.saturating_sub(since.max(self.stuck_at)) < bearable || self.limit() >= self.most {
+            return None;
+        }
+        (self.stuck_at, self.is_doubling, self.trial) = (now, true, None);
+        self.limit = (self.limit * 2.0).min(self.most as f64);
         Some(self.limit())
     }
 

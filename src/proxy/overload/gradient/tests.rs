@@ -181,6 +181,16 @@ fn long_polls_and_a_slow_route_among_quick_ones_cut_nothing() {
 }
 
 #[test]
+fn a_limit_that_long_polls_fill_is_raised_in_time() {
+    let mut gradient = Gradient::new(512);
+    assert_eq!(gradient.stuck(0, STUCK_US - 1), None);
+    assert_eq!(gradient.stuck(0, STUCK_US), Some(2 * INITIAL));
+    assert_eq!(gradient.stuck(0, STUCK_US + 1), None, "once in that time");
+    assert_eq!(gradient.stuck(0, 2 * STUCK_US), Some(512));
+    assert_eq!(gradient.stuck(0, 30 * SECOND), None, "and not beyond its bound");
+}
+
+#[test]
 fn an_upstream_that_becomes_slower_by_itself_is_not_throttled() {
     let mut simulation = Simulation::new(512, 300);
     simulation.closed_loop(200, 5 * SECOND, |_| 10 * MS);
