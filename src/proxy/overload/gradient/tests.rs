@@ -21,6 +21,8 @@ struct Simulation {
     outside: VecDeque<Micros>,
     in_flight: usize,
     served: usize,
+    /// The lowest limit since it was last set.
+    lowest: usize,
     now: Micros,
 }
 
@@ -35,6 +37,7 @@ impl Simulation {
             outside: VecDeque::new(),
             in_flight: 0,
             served: 0,
+            lowest: usize::MAX,
             now: 0,
         }
     }
@@ -69,6 +72,7 @@ impl Simulation {
         self.now = at;
         self.busy -= 1;
         self.gradient.answered(sent, at, self.in_flight, was_alone);
+        self.lowest = self.lowest.min(self.gradient.limit());
         self.in_flight -= 1;
         self.served += 1;
         self.let_in();
@@ -160,6 +164,14 @@ fn a_change_from_quick_to_slow_work_costs_a_moment_only() {
 }
 
 #[test]
+fn a_burst_of_slow_work_after_quick_work_is_let_in_without_a_cut() {
+    let mut simulation = Simulation::new(512, 1_000);
+    simulation.open_loop(100, SECOND, |_| 2 * MS);
+    let goodput = simulation.closed_loop(500, 5 * SECOND, |_| 300 * MS);
+    assert!(simulation.lowest >= INITIAL && goodput > 1_300.0, "{} at least, {goodput} of 1666", simulation.lowest);
+}
+
+#[test]
 fn after_an_overload_a_limit_that_nobody_needs_is_forgotten() {
     let mut simulation = Simulation::new(512, 1);
     simulation.open_loop(400, SECOND, |_| 2 * MS);
@@ -174,9 +186,10 @@ fn long_polls_and_a_slow_route_among_quick_ones_cut_nothing() {
     for slow in [300 * MS, 20 * SECOND] {
         let mut simulation = Simulation::new(512, 1_000);
         simulation.closed_loop(200, 5 * SECOND, |_| 2 * MS);
+        simulation.lowest = usize::MAX;
         simulation.closed_loop(400, 30 * SECOND, |i| if i % 5 == 0 { slow } else { 2 * MS });
-        let limit = simulation.gradient.limit();
-        assert!(limit >= 256, "{limit} with one in five of {slow} us");
+        let lowest = simulation.lowest;
+        assert!(lowest >= 512, "{lowest} with one in five of {slow} us");
     }
 }
 
@@ -229,4 +242,12 @@ proptest! {
             prop_assert_eq!(gradient.limit(), INITIAL);
         }
     }
+}
+
+#[test]
+fn a_window_is_as_fast_as_its_fastest_tenth() {
+    let mut window = Window { began: 0, samples: 20, peak: 1, counts: Box::new([0; CLASSES]) };
+    window.counts[class(300 * MS)] = 18;
+    window.counts[class(2 * MS)] = 2;
+    assert!(window.percentile() < 3_000.0, "{}", window.percentile());
 }
