@@ -208,7 +208,10 @@ async fn a_connection_that_said_more_or_is_closed_is_not_used_again() {
         let weir = believing(&authority, &scratch).set("server.workers", 1).to(url).start().await;
         for i in 1..=3 {
             // Not repeatable: a connection that was wrongly believed to be good would show as an error.
-            assert_eq!(weir.send(request("POST", "/").body("x")).await.text(), "ok");
+            let answer = weir.send(request("POST", "/").body("x")).await;
+            // What is behind an answer when it is read spoils that answer; what comes later must not become the next.
+            let is_spoilt = matches!(then, Then::SaysMore) && answer.status == 502;
+            assert!(is_spoilt || answer.text() == "ok", "{answer:?}");
             eventually("it has done its part", || asked.load(Ordering::SeqCst) == i).await;
         }
         task.abort();

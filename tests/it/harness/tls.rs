@@ -15,7 +15,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::client::{Connection, H2};
+use super::client::Connection;
+use super::h2::H2;
 use super::{Scratch, patiently};
 
 fn provider() -> Arc<CryptoProvider> {

@@ -151,7 +151,7 @@ fn bodies() -> Vec<Case> {
 /// Asks for every answer twice, and each time then for one that is in order.
 async fn check(cases: &[Case]) {
     let up = recorder();
-    let weir = weir(ROUTES).to(up.url()).start().await;
+    let weir = weir(ROUTES).set("upstream.breaker", false).to(up.url()).start().await;
     let mut wrong = Vec::new();
     for (number, (name, bytes, fate)) in cases.iter().enumerate() {
         let target = format!("/case/{number}");
@@ -205,7 +205,7 @@ async fn bodies_end_where_they_say() {
 #[tokio::test]
 async fn what_follows_an_answer_to_head_is_no_answer() {
     let up = raw_upstream(format!("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello{OTHERS}").as_bytes(), false);
-    let weir = weir(UNCACHED).to(up.url()).start().await;
+    let weir = weir(UNCACHED).set("upstream.breaker", false).to(up.url()).start().await;
     for _ in 0..3 {
         let mut connection = Connection::open(weir.proxy).await;
         let answer = connection.send(&request("HEAD", "/x")).await;
@@ -218,7 +218,7 @@ async fn what_follows_an_answer_to_head_is_no_answer() {
 async fn an_answer_that_nobody_asked_for_is_nobodys() {
     // Two answers to each request, the second in a piece of its own: when it comes, the connection is unused, or lost.
     let up = recorder();
-    let weir = weir(UNCACHED).to(up.url()).start().await;
+    let weir = weir(UNCACHED).set("upstream.breaker", false).to(up.url()).start().await;
     let own = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nown";
     up.answer("/two", format!("{own}{OTHERS}").as_bytes(), false);
     up.answer("/one", own.as_bytes(), false);
@@ -233,7 +233,7 @@ async fn an_answer_that_nobody_asked_for_is_nobodys() {
 async fn what_came_before_the_request_is_no_answer() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
-    let weir = weir(UNCACHED).to(url).start().await;
+    let weir = weir(UNCACHED).set("upstream.breaker", false).to(url).start().await;
     let mut earlier: Option<TcpStream> = None;
     for turn in 0..4 {
         let target = format!("/{turn}");
