@@ -21,6 +21,7 @@ mod http2;
 mod intake;
 mod listener;
 pub mod proxy_protocol;
+mod spare;
 mod tls;
 mod tunnel;
 mod wire;

@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Buf;
-use http::{HeaderMap, Request, StatusCode};
+use http::{Request, StatusCode};
 use http_body::{Body as _, Frame};
 
 use crate::message::interim::{Interim, Interims};
@@ -21,16 +21,13 @@ use super::answer::{self, Asked, Extent, Persistence};
 use super::head::{self, HTTP2_PREFACE, Head, Refusal, Scan};
 use super::intake::Intake;
 use super::wire::{HEAD_READ, Transport, Wire};
-use super::{Context, Service, guard, tunnel};
+use super::{Context, Service, guard, spare, tunnel};
 
 /// Most of an unread request body that is read and thrown away to keep the connection; beyond it, closing is cheaper.
 const UNREAD_MAX: u64 = 64 * 1024;
 
 /// Longest that this may take.
 const UNREAD_TIME: Duration = Duration::from_secs(5);
-
-/// How long a connection is idle before it lets go of its buffers: busy ones never are, and most are idle for long.
-const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// How long a connection that has not sent its first request may still do so while the worker drains.
 pub(super) const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
@@ -44,8 +41,7 @@ pub(super) struct Http2<T> {
 /// Serves a connection to its end, or up to HTTP/2's preface.
 pub(super) async fn serve<T: Transport, S: Service>(io: T, service: &S, context: Context) -> Option<Http2<T>> {
     let wire = Wire::new(io, context.limits);
-    let mut connection =
-        Connection { wire, service, context, interims: Arc::default(), fields: HeaderMap::new(), fresh: true };
+    let mut connection = Connection { wire, service, context, interims: Arc::default(), fresh: true };
     let after = loop {
         let after = match connection.next_head().await {
             Next::Head(end) => match connection.take_head(end) {
@@ -88,8 +84,6 @@ struct Connection<'s, T, S> {
     service: &'s S,
     context: Context,
     interims: Arc<Interims>,
-    /// An empty map whose room the next head uses.
-    fields: HeaderMap,
     /// Whether no request has been answered yet.
     fresh: bool,
 }
@@ -135,7 +129,6 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
         let mut empty_line_allowed = true;
         self.wire.reading.clear();
         let mut begun = self.fresh;
-        let mut rested = false;
         if self.fresh {
             self.wire.reading.set(limits.head_timeout);
         }
@@ -160,19 +153,10 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
             }
             if !begun {
                 begun = !self.wire.input.is_empty();
-                self.wire.reading.set(match (begun, rested) {
-                    (true, _) => limits.head_timeout,
-                    (false, false) => REST_AFTER.min(limits.keep_alive),
-                    (false, true) => limits.keep_alive.saturating_sub(REST_AFTER),
-                });
+                self.wire.reading.set(if begun { limits.head_timeout } else { limits.keep_alive });
             }
             match self.wait_for_head().await {
                 Waited::More => {}
-                Waited::TimedOut if !begun && !rested && limits.keep_alive > REST_AFTER => {
-                    rested = true;
-                    self.wire.rest();
-                    self.fields = HeaderMap::new();
-                }
                 Waited::TimedOut if self.wire.input.is_empty() && !self.fresh => return Next::Closed,
                 Waited::TimedOut => {
                     self.context.metrics.connection_cut(Ended::HeadTimeout);
@@ -188,7 +172,7 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
 
     async fn wait_for_head(&mut self) -> Waited {
         if self.wire.input.is_empty() {
-            self.wire.shrink();
+            self.wire.rest();
         }
         let mut granted = false;
         poll_fn(|cx| {
@@ -213,7 +197,7 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
     fn take_head(&mut self, end: usize) -> Result<Head, Refusal> {
         self.wire.reading.clear();
         let head = self.wire.input.split_to(end).freeze();
-        head::parse(&head, std::mem::take(&mut self.fields))
+        head::parse(&head, spare::fields())
     }
 
     /// Answers a request that is not taken. Nothing behind it means anything.
@@ -286,10 +270,8 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
         let readable = intake.skip(&mut self.wire) || intake.ends_within(UNREAD_MAX);
         let keep = keep_alive && readable && extent != Extent::Close && !self.context.drain.is_leaving();
         self.start(&answer, extent, if keep { Persistence::Keep } else { Persistence::Close }, asked);
-        if answer.fields.capacity() > 0 {
-            answer.fields.clear();
-            self.fields = answer.fields;
-        }
+        answer.fields.clear();
+        spare::put_fields(answer.fields);
         if self.send(answer.body, extent, asked, Some(&mut intake)).await.is_err() {
             return After::Broken;
         }

@@ -11,13 +11,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::spare;
 use crate::config::ServerLimits;
 
 /// Bytes asked of the socket while a head is awaited.
 pub(super) const HEAD_READ: usize = 8 * 1024;
-
-/// Bytes asked of it after a rest, on the stack: room for most heads.
-const WAKE_READ: usize = 1024;
 
 /// Bytes asked of the socket while a body is awaited.
 pub(super) const BODY_READ: usize = 16 * 1024;
@@ -33,9 +31,6 @@ const COLLECT_MAX: usize = 32 * 1024;
 
 /// Room for status line, framing and the fields that are not prepared; more grows the buffer.
 const OTHER_FIELDS: usize = 256;
-
-/// Room that an idle connection keeps for its next answer.
-const KEPT_ROOM: usize = 4 * 1024;
 
 /// Longest that a refused client's bytes are read and thrown away, so that it sees the answer and not a reset.
 const LINGER_TIME: Duration = Duration::from_secs(2);
@@ -149,6 +144,9 @@ impl Output {
     /// The buffer to append to. Nothing may be appended behind a large piece: flush first.
     pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
         debug_assert!(self.tail.is_empty(), "what is appended would overtake the large piece");
+        if self.buffer.capacity() == 0 {
+            self.buffer = spare::buffer();
+        }
         &mut self.buffer
     }
 
@@ -170,7 +168,7 @@ impl Output {
     /// Makes room for a head of so many prepared bytes and a body that will be copied behind it.
     pub(super) fn reserve(&mut self, prepared: usize, body: usize) {
         let copied = if body <= COPY_MAX { body } else { 0 };
-        self.buffer.reserve(prepared + copied + OTHER_FIELDS);
+        self.buffer().reserve(prepared + copied + OTHER_FIELDS);
     }
 
     fn wrote(&mut self, count: usize) {
@@ -203,8 +201,6 @@ pub(super) struct Wire<T> {
     /// Whether the transport holds bytes that it has not written yet, as TLS may.
     is_held: bool,
     ended: bool,
-    /// Whether it has been idle for so long that it holds no buffer.
-    resting: bool,
 }
 
 impl<T: Transport> Wire<T> {
@@ -220,7 +216,6 @@ impl<T: Transport> Wire<T> {
             going: Pace::new(limits.body_idle, limits.body_progress),
             is_held: false,
             ended: false,
-            resting: false,
         }
     }
 
@@ -229,7 +224,7 @@ impl<T: Transport> Wire<T> {
         if self.ended {
             return Poll::Ready(Ok(0));
         }
-        if self.resting {
+        if want == HEAD_READ && self.input.capacity() == 0 {
             return self.poll_wake(cx);
         }
         if self.input.capacity() - self.input.len() < want / 4 {
@@ -241,15 +236,15 @@ impl<T: Transport> Wire<T> {
         Poll::Ready(read)
     }
 
-    /// The first bytes after a rest: no buffer was kept to read them into.
+    /// The first bytes of a head: a client that says nothing needs no buffer of its own.
     fn poll_wake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut room = [0; WAKE_READ];
-        let mut read = ReadBuf::new(&mut room);
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
-        self.resting = false;
-        self.ended = read.filled().is_empty();
-        self.input.extend_from_slice(read.filled());
-        Poll::Ready(Ok(self.input.len()))
+        spare::with_scratch(|scratch| {
+            let mut read = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+            self.ended = read.filled().is_empty();
+            self.input.extend_from_slice(read.filled());
+            Poll::Ready(Ok(self.input.len()))
+        })
     }
 
     /// Ready once the client is known to have left; reads ahead, within a bound, to notice.
@@ -323,19 +318,11 @@ impl<T: Transport> Wire<T> {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
-    /// Lets go of room that an unusual request took.
-    pub(super) fn shrink(&mut self) {
-        if self.output.buffer.capacity() > KEPT_ROOM && self.output.len() == 0 {
-            self.output.buffer = Vec::new();
-        }
-    }
-
     /// Holds no buffer until the client speaks again. Nothing may be on its way.
     pub(super) fn rest(&mut self) {
         if self.input.is_empty() && !self.is_unwritten() {
             self.input = BytesMut::new();
-            self.output.buffer = Vec::new();
-            self.resting = true;
+            spare::put_buffer(std::mem::take(&mut self.output.buffer));
         }
     }
 
