@@ -18,6 +18,10 @@ use crate::metrics::NotTaken;
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
 
+/// Bytes of a connection that the kernel holds before any of them is on its way. Left alone it takes megabytes for each
+/// reader who does not read, and they count against the pod's memory; this is room for all but the largest answers.
+const UNSENT_MAX: u32 = 256 * 1024;
+
 /// Pauses after an accept that failed for want of descriptors or memory.
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
@@ -41,6 +45,8 @@ pub fn bind(address: SocketAddr) -> io::Result<Bound> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
+    // Accepted connections have it from their listener. Not every system knows it, and none needs it to serve.
+    let _ = socket.set_tcp_notsent_lowat(UNSENT_MAX);
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     let listener = TcpListener::from(socket);
