@@ -34,8 +34,8 @@ const READ_BYTES: usize = 16 * 1024;
 /// Request bodies up to this size go out in one write with the head.
 const COALESCED_BYTES: usize = 16 * 1024;
 
-/// What stands behind a response's end says that the end is in another place to whoever wrote it: nothing of the response
-/// can be believed, nor what comes after it.
+/// What stands behind a response's end, and could be a response itself, says that the end is in another place to whoever wrote
+/// it: nothing of the response can be believed, nor what comes after it.
 const BEHIND: &str = "there are bytes behind its end";
 
 /// An open connection, its buffers, and its place under the process's cap.
@@ -176,6 +176,7 @@ pub async fn exchange(
                 }
                 if let Framing::Length(length) = framing
                     && connection.input.len() as u64 > length
+                    && contradicts(length > 0, &connection.input[length as usize..])
                     && response.status() != StatusCode::SWITCHING_PROTOCOLS
                 {
                     return Poll::Ready(Err(Failure::Malformed(BEHIND)));
@@ -269,7 +270,7 @@ impl HttpBody for Incoming {
                 },
             };
             let is_at_end = matches!(step, Step::End(_)) || matches!(this.framing, Framing::Length(0));
-            if is_at_end && !connection.input.is_empty() {
+            if is_at_end && contradicts(matches!(step, Step::Data(_)), &connection.input) {
                 return Poll::Ready(Some(Err(BEHIND.into())));
             }
             match step {
@@ -307,6 +308,15 @@ impl HttpBody for Incoming {
             _ => SizeHint::default(),
         }
     }
+}
+
+/// Whether bytes behind a response's end say that it is none. More text than a length announced is a length that was
+/// counted wrong: it goes with the connection (RFC 9112 section 6.3). What could be another response is not explained by that.
+fn contradicts(counted: bool, behind: &[u8]) -> bool {
+    const VERSION: &[u8] = b"HTTP/";
+    let start = behind.trim_ascii_start();
+    let seen = start.len().min(VERSION.len());
+    !behind.is_empty() && (!counted || start[..seen].eq_ignore_ascii_case(&VERSION[..seen]))
 }
 
 enum Step {

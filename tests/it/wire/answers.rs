@@ -215,6 +215,17 @@ async fn what_follows_an_answer_to_head_is_no_answer() {
 }
 
 #[tokio::test]
+async fn text_behind_a_length_goes_with_its_connection() {
+    let up = raw_upstream(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello, and more than that", false);
+    let weir = weir(UNCACHED).set("upstream.breaker", false).to(up.url()).start().await;
+    for _ in 0..3 {
+        let answer = weir.get("/x").await;
+        assert_eq!((answer.status, answer.text()), (200, "hello"), "{answer:?}");
+    }
+    assert_eq!(up.used_connections(), 3, "none was used again");
+}
+
+#[tokio::test]
 async fn an_answer_that_nobody_asked_for_is_nobodys() {
     // Two answers to each request, the second in a piece of its own: when it comes, the connection is unused, or lost.
     let up = recorder();
