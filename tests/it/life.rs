@@ -23,13 +23,15 @@ name = "rest"
 path = "/{*path}"
 "#;
 
-fn service() -> Upstream {
+/// Answers every request with its target.
+pub fn service() -> Upstream {
     let up = upstream();
     up.on("*", |request| reply(request.target().to_owned()));
     up
 }
 
-fn setup(up: &Upstream) -> Setup {
+/// A Weir before it that caches, limits and forwards.
+pub fn setup(up: &Upstream) -> Setup {
     weir(ROUTES).to(up.url())
 }
 

@@ -5,36 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::caching::stored;
-use crate::harness::{Connection, H2, PATIENCE, Setup, Upstream, get, reply, scale, upstream, weir, within_async};
-
-const ROUTES: &str = r#"
-[[route]]
-name = "cached"
-path = "/cached/{id}"
-cache.ttl = "10m"
-
-[[route]]
-name = "limited"
-path = "/limited"
-limits = [{ name = "l", key = ["ip"], rate = "1/m", burst = 3 }]
-
-[[route]]
-name = "rest"
-path = "/{*path}"
-"#;
+use crate::harness::{Connection, H2, PATIENCE, get, scale, within_async};
+use crate::life::{service, setup};
 
 /// Clients of each protocol; each asks for one thing after the other.
 const CLIENTS: usize = 8;
 
 /// Requests that must be answered between one event and the next, so that every event meets some under way.
 const BETWEEN: usize = 100;
-
-fn service() -> (Upstream, Setup) {
-    let up = upstream();
-    up.on("*", |request| reply(request.target().to_owned()));
-    let setup = weir(ROUTES).to(up.url());
-    (up, setup)
-}
 
 /// Clients that ask without a pause, each on its connection for as long as that is kept, and open the next where new ones go.
 struct Crowd {
@@ -170,7 +148,8 @@ impl Shared {
 
 #[tokio::test]
 async fn rolling_restarts_fail_no_request() {
-    let (_up, setup) = service();
+    let up = service();
+    let setup = setup(&up);
     let setup = setup.set("server.lame_duck", "300ms");
     let mut old = setup.start().await;
     let crowd = Crowd::begin(old.proxy);
@@ -190,7 +169,8 @@ async fn rolling_restarts_fail_no_request() {
 
 #[tokio::test]
 async fn reloads_keep_requests_cache_and_buckets() {
-    let (up, setup) = service();
+    let up = service();
+    let setup = setup(&up);
     let weir = setup.start().await;
     stored(&weir, "/cached/keep").await;
     for _ in 0..2 {
@@ -235,7 +215,8 @@ async fn reloads_keep_requests_cache_and_buckets() {
 
 #[tokio::test]
 async fn the_configuration_in_force_is_shown_without_secrets() {
-    let (_up, setup) = service();
+    let up = service();
+    let setup = setup(&up);
     let setup = setup.set("admin.token_file", "token").env("WEIR__SERVER__DRAIN", "7s");
     let weir = setup.beside("token", "s3cret\n").start().await;
     assert_eq!(weir.admin("/config").await.status, 401, "it needs the token");
