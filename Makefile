@@ -115,6 +115,8 @@ parsers: ## Mutated requests: what Weir sends must be one thing to node, h11 and
 lint: ## Formatting, clippy, documentation, dependency policy, scripts
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	@# Their library is only linked where they run.
+	CUSTOM_LIBFUZZER_PATH=/none/libfuzzer.a cargo clippy --locked --manifest-path fuzz/Cargo.toml --target-dir target --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	@if cargo deny --version >/dev/null 2>&1; then \
 		cargo deny --locked --offline check bans licenses sources; \

@@ -77,6 +77,7 @@ fn serve() -> Running {
     let limits = config("[upstream]\nurl = \"http://127.0.0.1:1\"\n").server.limits;
     let settings = Settings {
         limits: Arc::new(ArcSwap::from_pointee(limits)),
+        entrance: Arc::default(),
         metrics: Metrics::new(Registry::new()),
         clock: Clock::fixed(NOW),
     };

@@ -11,11 +11,13 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use libfuzzer_sys::fuzz_target;
+use prometheus::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use weir::clock::Clock;
 use weir::message::Body;
+use weir::metrics::Metrics;
 use weir::proxy::upstream::{Connections, Patience, Upstream};
 use weir_fuzz::{NOW, config, step};
 
@@ -45,7 +47,8 @@ async fn fetch(answer: &[u8], step: usize) -> Outcome {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
     let port = listener.local_addr().expect("it is bound").port();
     let settings = config(&format!("[upstream]\nurl = \"http://127.0.0.1:{port}\"\nretries = 0\n")).upstream;
-    let upstream = Upstream::new(Connections::new(settings, 1, Clock::fixed(NOW)), 0);
+    let metrics = Metrics::new(Registry::new());
+    let upstream = Upstream::new(Connections::new(settings, 1, Clock::fixed(NOW), &metrics), 0);
     let both = async {
         tokio::select! {
             outcome = ask(&upstream) => outcome,
@@ -73,7 +76,8 @@ async fn serve(listener: TcpListener, answer: &[u8], step: usize) -> Infallible 
 
 async fn ask(upstream: &Upstream) -> Outcome {
     let request = Request::get("/").header("host", "a.example").body(Body::default()).expect("a request");
-    let reply = upstream.send(request, Patience { response: PATIENCE, body_idle: PATIENCE }).await.ok()?;
+    let patience = Patience { may_queue: true, response: PATIENCE, body_idle: PATIENCE };
+    let reply = upstream.send(request, patience).await.ok()?;
     let (parts, body) = reply.response.into_parts();
     let body = body.collect().await.ok().map(|body| {
         let trailers = body.trailers().cloned();
