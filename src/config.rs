@@ -183,6 +183,10 @@ pub struct Upstream {
     pub adaptive: bool,
     /// Longest wait for a place among them.
     pub queue_timeout: Duration,
+    /// Most requests at once that are sent before their body is here, in the whole process.
+    pub uploads: NonZeroUsize,
+    /// Longest body that is held until it is whole, in bytes.
+    pub request_buffer: usize,
     /// Whether requests fail at once while most of them fail.
     pub breaker: bool,
     /// Further attempts at what was never sent, or is safe and unanswered.

@@ -108,6 +108,40 @@ impl HttpBody for Pieces {
     }
 }
 
+/// A body of which some was read already.
+pub struct Again {
+    read: Bytes,
+    trailers: Option<Frame<Bytes>>,
+    rest: Body,
+}
+
+impl Again {
+    /// What was read of a body, trailers included, and the rest of it.
+    pub fn body(read: Bytes, trailers: Option<Frame<Bytes>>, rest: Body) -> Body {
+        Body::stream(Self { read, trailers, rest })
+    }
+}
+
+impl HttpBody for Again {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.read.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.read)))));
+        }
+        match self.trailers.take() {
+            Some(trailers) => Poll::Ready(Some(Ok(trailers))),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.rest.size_hint().exact();
+        rest.map_or_else(SizeHint::default, |rest| SizeHint::with_exact(self.read.len() as u64 + rest))
+    }
+}
+
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = BodyError;

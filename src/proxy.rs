@@ -159,7 +159,10 @@ impl Proxy {
             // The body before the cache, where it is part of the key.
             Ok(()) => match content::read(route.rule.cache.as_ref(), &parts.method, body, journey.request_idle()).await
             {
-                Err(error) => forward::failed(&mut journey, &Failure::RequestBody(error), Forward::Bypass),
+                Err(error) => {
+                    let failure = Failure::RequestBody { error, was_begun: false };
+                    forward::failed(&mut journey, &failure, Forward::Bypass)
+                }
                 Ok((content, body)) => {
                     journey.content = content;
                     match journey.caching(&parts, &body) {

@@ -151,6 +151,10 @@ pub(super) struct Upstream {
     pub(super) adaptive: Maybe<bool>,
     /// Longest wait for a place among them.
     pub(super) queue_timeout: MaybeText<Duration>,
+    /// Most requests at once that are sent before their body is here.
+    pub(super) uploads: Maybe<i64>,
+    /// Longest body that is held until it is whole.
+    pub(super) request_buffer: MaybeText<usize>,
     /// Whether requests fail at once while most of them fail.
     pub(super) breaker: Maybe<bool>,
     /// Further attempts at what was never sent, or is safe and unanswered.

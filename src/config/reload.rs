@@ -19,7 +19,7 @@ macro_rules! fixed {
     };
 }
 
-const FIXED: [Fixed; 24] = [
+const FIXED: [Fixed; 26] = [
     fixed!("server.listen", server.listen),
     fixed!("server.workers", server.workers),
     fixed!("server.limits.connections", server.limits.connections),
@@ -44,6 +44,8 @@ const FIXED: [Fixed; 24] = [
     fixed!("upstream.in_flight", upstream.in_flight),
     fixed!("upstream.adaptive", upstream.adaptive),
     fixed!("upstream.queue_timeout", upstream.queue_timeout),
+    fixed!("upstream.uploads", upstream.uploads),
+    fixed!("upstream.request_buffer", upstream.request_buffer),
     fixed!("upstream.breaker", upstream.breaker),
     fixed!("upstream.retries", upstream.retries),
     fixed!("upstream.retry_budget", upstream.retry_budget),

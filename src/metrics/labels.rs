@@ -108,6 +108,8 @@ labels! {
         NoSpare = "no_spare",
         /// The breaker is open.
         BreakerOpen = "breaker_open",
+        /// As many bodies as may be on their way, and its own did not become whole or have its turn.
+        Uploads = "uploads",
     }
 }
 

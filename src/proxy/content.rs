@@ -2,18 +2,17 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::Method;
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Body as HttpBody;
 use sha2::{Digest, Sha256};
 
 use super::body::Patient;
 use crate::cache::key;
 use crate::config::CacheRule;
-use crate::message::{Body, BodyError};
+use crate::message::{Again, Body, BodyError};
 
 /// Longest body that is read into a key. A longer one's request goes past the cache.
 const MAX_CONTENT_BYTES: usize = 64 << 10;
@@ -67,11 +66,11 @@ pub(crate) async fn read(
             Ok(data) => read.extend_from_slice(&data),
             // Trailers are no part of the key.
             Err(trailers) => {
-                return Ok((None, Body::stream(Again { read: read.freeze(), trailers: Some(trailers), rest: body })));
+                return Ok((None, Again::body(read.freeze(), Some(trailers), body)));
             }
         }
         if read.len() > MAX_CONTENT_BYTES {
-            return Ok((None, Body::stream(Again { read: read.freeze(), trailers: None, rest: body })));
+            return Ok((None, Again::body(read.freeze(), None, body)));
         }
     }
     let bytes = read.freeze();
@@ -80,31 +79,4 @@ pub(crate) async fn read(
 
 fn keys(rule: Option<&CacheRule>, method: &Method) -> bool {
     rule.is_some_and(|rule| rule.key_body.contains(method))
-}
-
-/// A body of which some was read already.
-struct Again {
-    read: Bytes,
-    trailers: Option<Frame<Bytes>>,
-    rest: Body,
-}
-
-impl HttpBody for Again {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if !self.read.is_empty() {
-            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.read)))));
-        }
-        match self.trailers.take() {
-            Some(trailers) => Poll::Ready(Some(Ok(trailers))),
-            None => Pin::new(&mut self.rest).poll_frame(cx),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let rest = self.rest.size_hint().exact();
-        rest.map_or_else(SizeHint::default, |rest| SizeHint::with_exact(self.read.len() as u64 + rest))
-    }
 }

@@ -154,7 +154,9 @@ pub async fn exchange(
                 }
                 // It may have answered before it stopped reading.
                 Poll::Ready(Err(SendError::Write(_))) => sent = true,
-                Poll::Ready(Err(SendError::Body(error))) => return Poll::Ready(Err(Failure::RequestBody(error))),
+                Poll::Ready(Err(SendError::Body(error))) => {
+                    return Poll::Ready(Err(Failure::RequestBody { error, was_begun: true }));
+                }
                 Poll::Pending if connection.written != before => {
                     was_pending = true;
                     deadline.as_mut().reset(Instant::now() + patience.body_idle.max(patience.response));

@@ -1,13 +1,15 @@
 //! What stands between requests and an upstream that cannot take them all, or takes none: the gate, the breaker, and the
 //! budget of what may be tried again.
 //!
-//! `gradient`, `breaker`, `budget` and `pace` are pure; `gate` lets in and lets wait; here they are joined and counted.
+//! `gradient`, `breaker`, `budget` and `pace` are pure; `gate` lets in and lets wait, and `upload` keeps slow clients away from
+//! it; here they are joined and counted.
 
 pub mod breaker;
 pub mod budget;
 pub mod gate;
 pub mod gradient;
 pub mod pace;
+pub mod upload;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +18,7 @@ use std::time::Duration;
 use self::breaker::{Breaker, Verdict};
 use self::budget::Budget;
 use self::gate::{Bounds, Door, Gate, Place};
+use self::upload::Uploads;
 use crate::config::{Protocol, Upstream as Settings};
 use crate::kv;
 use crate::metrics::{Metrics, Retry, Shed, UpstreamMetrics};
@@ -41,6 +44,7 @@ pub struct Overload {
     gate: Arc<Gate>,
     breaker: Option<Guarded>,
     budget: Budget,
+    uploads: Arc<Uploads>,
     metrics: UpstreamMetrics,
 }
 
@@ -73,11 +77,14 @@ impl Overload {
         };
         let gate = Gate::new(bounds, workers);
         let now = gate.now();
-        let shown = Arc::clone(&gate);
+        let uploads = Uploads::new(settings.uploads.get(), settings.queue_timeout, settings.request_buffer);
+        let uploads = Arc::new(uploads);
+        let (shown, bodies) = (Arc::clone(&gate), Arc::clone(&uploads));
         metrics.before_each_scrape(move |metrics| {
             metrics.upstream.in_flight.set(shown.in_flight() as i64);
             metrics.upstream.limit.set(shown.limit() as i64);
             metrics.upstream.waiting.set(shown.waiting() as i64);
+            metrics.upstream.uploads.set(bodies.on_their_way() as i64);
         });
         Self {
             breaker: settings.breaker.then(|| Guarded {
@@ -86,6 +93,7 @@ impl Overload {
                 machine: Mutex::new(Breaker::new(now)),
             }),
             budget: Budget::new(settings.retry_budget, now),
+            uploads,
             metrics: metrics.upstream.clone(),
             gate,
         }
@@ -158,6 +166,16 @@ impl Overload {
     /// A request is about to be sent.
     pub fn sending(&self) {
         self.budget.deposit();
+    }
+
+    /// The bodies that are on their way.
+    pub fn uploads(&self) -> &Uploads {
+        &self.uploads
+    }
+
+    /// A body's turn did not come.
+    pub fn no_turn(&self) -> Refusal {
+        self.refused(Shed::Uploads, self.gate.expected_wait())
     }
 
     /// No connection came free in time.

@@ -67,7 +67,7 @@ pub fn failed(failure: &Failure) -> Failed {
         Failure::ConnectTimeout | Failure::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
         Failure::Shed(_) => StatusCode::SERVICE_UNAVAILABLE,
         Failure::Connect(_) | Failure::Closed(_) | Failure::Malformed(_) => StatusCode::BAD_GATEWAY,
-        Failure::RequestBody(error) => match body_fault(&**error) {
+        Failure::RequestBody { error, .. } => match body_fault(&**error) {
             Some(BodyFault::Silent) => StatusCode::REQUEST_TIMEOUT,
             _ => StatusCode::BAD_REQUEST,
         },

@@ -17,12 +17,13 @@ use tokio::time::timeout;
 use super::http1::{self, Connection, Head};
 use super::http2;
 use super::overload::gate::Door;
+use super::overload::upload::Unreceived;
 use super::overload::{Attempt, Micros, Overload, Refusal};
 use super::socket::Socket;
 use super::tls::Tls;
 use crate::clock::{Clock, SteadyMs};
 use crate::config::{Protocol, Target, Upstream as Settings};
-use crate::message::Body;
+use crate::message::{Body, BodyError};
 use crate::metrics::{Metrics, Shed};
 
 /// Times that a request looks for an unused connection to close in favour of its own before it waits for one: others do
@@ -45,7 +46,12 @@ pub enum Failure {
     /// What came is not HTTP, or can be read two ways.
     Malformed(&'static str),
     /// The client's body ended early.
-    RequestBody(crate::message::BodyError),
+    RequestBody {
+        /// How.
+        error: BodyError,
+        /// Whether the upstream has had some of the request.
+        was_begun: bool,
+    },
 }
 
 impl Failure {
@@ -53,7 +59,8 @@ impl Failure {
     pub fn is_unknown(&self) -> bool {
         match self {
             Self::Connect(_) | Self::ConnectTimeout | Self::Shed(_) => false,
-            Self::ResponseTimeout | Self::Closed(_) | Self::Malformed(_) | Self::RequestBody(_) => true,
+            Self::RequestBody { was_begun, .. } => *was_begun,
+            Self::ResponseTimeout | Self::Closed(_) | Self::Malformed(_) => true,
         }
     }
 
@@ -74,11 +81,12 @@ impl fmt::Display for Failure {
                 Shed::QueueTimeout => "the upstream had no room in time",
                 Shed::NoSpare => "the upstream has no room to spare",
                 Shed::BreakerOpen => "the upstream has failed too often of late",
+                Shed::Uploads => "too many request bodies are still on their way",
             }),
             Self::ResponseTimeout => f.write_str("the upstream did not answer in time"),
             Self::Closed(error) => write!(f, "the upstream closed the connection without an answer: {error}"),
             Self::Malformed(what) => write!(f, "the upstream's answer is not valid HTTP: {what}"),
-            Self::RequestBody(error) => write!(f, "the request's body ended early: {error}"),
+            Self::RequestBody { error, .. } => write!(f, "the request's body ended early: {error}"),
         }
     }
 }
@@ -203,7 +211,15 @@ impl Upstream {
     /// See [`Failure`].
     pub async fn send(&self, mut request: Request<Body>, patience: Patience) -> Result<Reply, Failure> {
         let overload = &self.0.shared.overload;
-        let place = overload.enter(&self.0.door, patience.may_queue).await.map_err(Failure::Shed)?;
+        let upload = match overload.uploads().receive(request.body_mut()).await {
+            Ok(upload) => upload,
+            Err(Unreceived::NoTurn) => return Err(Failure::Shed(overload.no_turn())),
+            Err(Unreceived::Body(error)) => return Err(Failure::RequestBody { error, was_begun: false }),
+        };
+        let mut place = overload.enter(&self.0.door, patience.may_queue).await.map_err(Failure::Shed)?;
+        if let Some(upload) = upload {
+            place.lend(upload, request.body_mut());
+        }
         overload.sending();
         let repeatable = is_repeatable(&request);
         let mut attempts_left = self.settings().retries;
@@ -388,7 +404,7 @@ fn tell(attempt: Attempt<'_>, failed: &Failed) {
         // Closed while it was unused: a new connection will tell.
         Failure::Closed(_) if failed.was_reused => {}
         // Ours, and the client's.
-        Failure::Shed(_) | Failure::RequestBody(_) => {}
+        Failure::Shed(_) | Failure::RequestBody { .. } => {}
         failure => attempt.failed(failure),
     }
 }

@@ -180,7 +180,7 @@ async fn a_client_that_leaves_ends_its_upload() {
     up.on("/up", |_| reply(""));
     let weir = weir(PASS).to(up.url()).start().await;
     let mut connection = Connection::open(weir.proxy).await;
-    connection.write(b"POST /up HTTP/1.1\r\nhost: service.test\r\ncontent-length: 100\r\n\r\nonly this").await;
+    connection.write(b"POST /up HTTP/1.1\r\nhost: service.test\r\ncontent-length: 1000000\r\n\r\nonly this").await;
     eventually("the head arrived", || up.count("/up") == 1).await;
     drop(connection);
     weir.metric_reaches("weir_requests_total", 1.0).await;

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Connection, Gate, PATIENCE, Weir, get, noise, reply, upstream, weir, within_async};
+use crate::harness::{
+    Connection, Gate, PATIENCE, Weir, eventually, get, h2_upstream, noise, reply, request, upstream, weir, within_async,
+};
 
 const SHORT: &str = r#"
 [server.limits]
@@ -151,4 +153,86 @@ async fn clients_leave_descriptors_for_the_upstream() {
     assert!(weir.metric("weir_connections_refused_total{reason=\"total\"}").await >= 90.0);
     assert!(answered >= 40, "{answered} were served");
     assert!(weir.output().iter().any(|line| line.contains("more connections than file descriptors")));
+}
+
+/// An upload of each form that stops after a few bytes.
+const STALLED: [&[u8]; 3] = [
+    b"POST /up HTTP/1.1\r\nhost: a\r\ncontent-length: 8192\r\n\r\nonly this",
+    b"POST /up HTTP/1.1\r\nhost: a\r\ncontent-length: 10000000\r\n\r\nonly this",
+    b"POST /up HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n9\r\nonly this\r\n",
+];
+
+#[tokio::test]
+async fn slow_uploads_leave_the_service_to_others() {
+    for h2 in [false, true] {
+        let up = if h2 { h2_upstream() } else { upstream() };
+        up.on("*", |request| reply(request.target().to_owned()));
+        let setup = weir("").to(up.url()).set("upstream.in_flight", 8).set("upstream.queue_timeout", "30s");
+        let setup = if h2 { setup.set("upstream.protocol", "h2") } else { setup.set("upstream.connections", 8) };
+        let weir = setup.start().await;
+        let mut slow = Vec::new();
+        for _ in 0..40 {
+            for upload in STALLED {
+                slow.push(opened(&weir, upload).await);
+            }
+        }
+        eventually("some have come through", || up.count("/up") == 2).await;
+        for i in 0..100 {
+            let others = [get(&format!("/{i}")), request("POST", &format!("/{i}")).body(noise(60_000))];
+            for other in others {
+                let answer = weir.send(other).await;
+                assert!(answer.status == 200 && answer.took < SOON, "HTTP/2 {h2}: {answer:?}");
+            }
+        }
+        assert_eq!(up.count("/up"), 2, "as many as may hold a connection, and none of those that are short");
+        assert_eq!(weir.metric("weir_upstream_uploads").await, 2.0);
+        drop(slow);
+        weir.metric_reaches("weir_requests_total{outcome=\"cancelled\"}", 120.0).await;
+        assert_eq!(weir.metric("weir_upstream_uploads").await, 0.0);
+        assert_eq!(weir.metric("weir_upstream_in_flight").await, 0.0);
+    }
+}
+
+#[tokio::test]
+async fn a_short_upload_comes_to_the_service_whole() {
+    let up = upstream();
+    up.on("/echo", |request| reply(request.body.clone()));
+    let weir = weir("").to(up.url()).set("upstream.connections", 8).start().await;
+    let head = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 65536\r\n\r\n";
+    let sent = noise(65536);
+    let mut connection = opened(&weir, head).await;
+    for piece in sent.chunks(1000) {
+        assert_eq!(up.total(), 0, "not before its last byte");
+        connection.write(piece).await;
+    }
+    assert!(connection.read(false).await.unwrap().body == sent);
+    assert!(up.last("/echo").complete);
+    drop(opened(&weir, &[&head[..], &sent[..100]].concat()).await);
+    weir.metric_reaches("weir_requests_total{outcome=\"cancelled\"}", 1.0).await;
+    assert_eq!(up.total(), 1, "one that never becomes whole never comes");
+}
+
+#[tokio::test]
+async fn uploads_wait_for_each_other_and_not_for_long() {
+    let up = upstream();
+    up.echo("/echo");
+    let setup = weir("").to(up.url()).set("upstream.uploads", 1).set("upstream.queue_timeout", "1500ms");
+    let weir = setup.start().await;
+    let long = request("POST", "/echo").chunked(&[b"first ", b"second"], &[]);
+    let mut first =
+        opened(&weir, b"POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n4\r\nping\r\n").await;
+    first.read_until(b"ping").await;
+    // Its answer has begun: it holds up nobody.
+    assert_eq!(weir.send(long.clone()).await.text(), "first second");
+    let mut second = opened(&weir, STALLED[2]).await;
+    eventually("it holds the only place", || up.count("/up") == 1).await;
+    let refused = weir.send(long.clone()).await;
+    assert_eq!((refused.status, refused.header("cache-status")), (503, Some("weir; detail=uploads")), "{refused:?}");
+    assert!(refused.number("retry-after").is_some_and(|seconds| seconds > 0));
+    let (proxy, again) = (weir.proxy, long.clone());
+    let waits = tokio::spawn(async move { again.send(proxy).await });
+    second.write(b"0\r\n\r\n").await;
+    assert_eq!(waits.await.unwrap().text(), "first second", "it came in behind the one that has ended");
+    first.write(b"4\r\npong\r\n0\r\n\r\n").await;
+    first.read_until(b"pong").await;
 }

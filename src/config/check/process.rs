@@ -34,6 +34,12 @@ const CONNECTIONS: u32 = 512;
 /// `upstream.queue_timeout` where it is not set: about as long as people wait, and as long as a line needs to be gone after
 /// an overload.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
+/// One request in so many that may be in flight may have its body still on its way, where `upstream.uploads` is not set.
+const UPLOADS_PART: usize = 4;
+/// `upstream.request_buffer` where it is not set: forms and calls are shorter, files are longer.
+const REQUEST_BUFFER: usize = 64 * KIB;
+/// What is longer is better sent as it comes.
+const MOST_REQUEST_BUFFER: usize = MIB;
 /// `upstream.retry_budget` where it is not set: a service that fails gets a fifth more load from it, and not twice as much.
 const RETRY_BUDGET: f64 = 0.2;
 /// More attempts than this help nobody who waits.
@@ -147,6 +153,7 @@ impl Check<'_, '_> {
             let text = format!("`upstream.in_flight` is more than `upstream.connections` ({connections})");
             self.error(&at.span(), text, "make it smaller, or raise `upstream.connections`");
         }
+        let uploads = NonZeroUsize::new(in_flight.get() / UPLOADS_PART).unwrap_or(NonZeroUsize::MIN);
         let upstream = Upstream {
             target: Target::Unix(PathBuf::new()),
             tls: None,
@@ -159,6 +166,8 @@ impl Check<'_, '_> {
             in_flight,
             adaptive: raw.adaptive.as_ref().is_none_or(|at| at.value),
             queue_timeout: self.duration(&raw.queue_timeout, Duration::ZERO).unwrap_or(QUEUE_TIMEOUT),
+            uploads: self.count(&raw.uploads, 1..=MOST_CONNECTIONS).map_or(uploads, nonzero),
+            request_buffer: self.size(&raw.request_buffer, 0..=MOST_REQUEST_BUFFER).unwrap_or(REQUEST_BUFFER),
             breaker: raw.breaker.as_ref().is_none_or(|at| at.value),
             retries: self.count(&raw.retries, 0..=MOST_RETRIES).unwrap_or(1),
             retry_budget: self.read(&raw.retry_budget).unwrap_or(RETRY_BUDGET),

@@ -15,7 +15,9 @@ use tokio::time::timeout;
 use super::Micros;
 use super::gradient::{FLOOR, Gradient};
 use super::pace::Pace;
+use super::upload::{Turn, Upload};
 use crate::clock::Stopwatch;
+use crate::message::Body;
 use crate::metrics::Shed;
 
 /// Requests that may wait for each that may be in flight.
@@ -106,6 +108,8 @@ pub struct Place {
     door: Option<Arc<Door>>,
     /// How many were in flight when it was taken, itself included.
     among: usize,
+    /// The request's body, where it was still coming when the place was taken.
+    upload: Option<Arc<Upload>>,
 }
 
 /// An exchange whose head has come; given back when it is dropped.
@@ -192,7 +196,7 @@ impl Gate {
         {
             let Some(waiter) = queue.next(worker) else { return self.untake() };
             self.waiting.store(queue.waiting, Ordering::SeqCst);
-            if let Err(mut place) = waiter.place.send(Place { door: Some(waiter.door), among }) {
+            if let Err(mut place) = waiter.place.send(Place { door: Some(waiter.door), among, upload: None }) {
                 // It is leaving, and takes itself out of the line before it stops listening; but should it ever not have:
                 place.door = None;
                 self.untake();
@@ -209,6 +213,12 @@ impl Gate {
             self.limit.store(limit, Ordering::Relaxed);
             self.let_in(&mut queue, worker);
         }
+    }
+
+    /// Counts a request whose body became whole, whatever the limit says; when that was.
+    pub(super) fn begins(&self) -> Micros {
+        self.counts.fetch_add(IN_FLIGHT, Ordering::SeqCst);
+        self.now()
     }
 
     fn untake(&self) {
@@ -308,7 +318,7 @@ impl Door {
     }
 
     fn place(self: &Arc<Self>, among: usize) -> Place {
-        Place { door: Some(Arc::clone(self)), among }
+        Place { door: Some(Arc::clone(self)), among, upload: None }
     }
 
     fn join(self: &Arc<Self>) -> Result<Ticket, Shed> {
@@ -355,10 +365,27 @@ impl Drop for Ticket {
 }
 
 impl Place {
+    /// Lets others be in flight until `body`, which is still coming, is whole: until then it keeps the upstream from
+    /// nothing.
+    pub fn lend(&mut self, turn: Turn, body: &mut Body) {
+        if let Some(door) = &self.door {
+            self.upload = Some(Upload::begin(turn, Arc::clone(door), body));
+            door.gate.give_back(IN_FLIGHT, door.worker, false);
+        }
+    }
+
     /// The response's head came, to a request that was sent at `sent`.
     pub fn answered(mut self, sent: Micros, now: Micros) -> Option<Exchange> {
         let door = self.door.take()?;
         let gate = &*door.gate;
+        // What took the client's time says nothing of the upstream's.
+        let sent = match self.upload.take() {
+            Some(upload) => match upload.over() {
+                Some(whole) => whole,
+                None => return Some(Exchange { door }),
+            },
+            None => sent,
+        };
         // A sample that another worker's keeps out is not missed.
         if let Some(mut gradient) = gate.gradient.as_ref().and_then(|gradient| gradient.try_lock().ok()) {
             if let Some(limit) = gradient.answered(sent, now, gate.in_flight(), self.among <= FLOOR) {
@@ -377,7 +404,9 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(door) = self.door.take() {
-            door.gate.give_back(IN_FLIGHT + EXCHANGE, door.worker, true);
+            let is_lent = self.upload.take().is_some_and(|upload| upload.over().is_none());
+            let what = if is_lent { EXCHANGE } else { IN_FLIGHT + EXCHANGE };
+            door.gate.give_back(what, door.worker, !is_lent);
         }
     }
 }

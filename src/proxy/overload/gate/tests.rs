@@ -165,6 +165,78 @@ fn an_expected_wait_that_is_too_long_is_refused_on_arrival() {
     assert_eq!(gate.refuses(&queue, 23_000_000), Some(Shed::ExpectedWait), "nobody got through for 20 s");
 }
 
+/// A body that never says anything.
+fn body() -> Body {
+    struct Silent;
+    impl http_body::Body for Silent {
+        type Data = bytes::Bytes;
+        type Error = crate::message::BodyError;
+
+        fn poll_frame(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, Self::Error>>> {
+            std::task::Poll::Pending
+        }
+    }
+    Body::stream(Silent)
+}
+
+fn turn() -> Turn {
+    Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap()
+}
+
+#[tokio::test]
+async fn a_place_whose_body_is_still_coming_is_anothers_until_it_is_whole() {
+    let doors = gate(1, Some(8), 1);
+    let (door, gate) = (&doors[0], doors[0].gate());
+    let mut slow = door.enter(true).await.unwrap();
+    let waits = in_line(door).await;
+    let mut coming = body();
+    slow.lend(turn(), &mut coming);
+    let other = waits.await.unwrap().unwrap();
+    assert_eq!(gate.in_flight(), 1, "the other one");
+    drop(coming);
+    assert_eq!(gate.in_flight(), 2, "whole: the upstream is at work, though the limit was one");
+    drop(slow.answered(0, 0));
+    assert_eq!(gate.in_flight(), 1);
+    drop(other);
+
+    // Answered, or given up, before it is whole.
+    for answers in [true, false] {
+        let (mut slow, mut coming) = (door.enter(true).await.unwrap(), body());
+        slow.lend(turn(), &mut coming);
+        if answers {
+            let exchange = slow.answered(0, 0);
+            assert_eq!(gate.counts.load(Ordering::SeqCst), EXCHANGE);
+            drop(exchange);
+        } else {
+            drop(slow);
+        }
+        drop(coming);
+        assert!(is_empty(gate), "{gate:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_clients_time_is_not_the_upstreams() {
+    let bounds = Bounds { in_flight: 64, adaptive: true, exchanges: None, queue_timeout: Duration::from_secs(20) };
+    let door = Door::new(Gate::new(bounds, 1), 0);
+    let gate = door.gate();
+    let learnt = || format!("{:?}", gate.gradient);
+    for is_whole in [false, true] {
+        let (mut place, mut coming) = (door.enter(true).await.unwrap(), body());
+        place.lend(turn(), &mut coming);
+        if is_whole {
+            coming = Body::Empty;
+        }
+        let before = learnt();
+        drop(place.answered(0, gate.now()));
+        assert_eq!(learnt() != before, is_whole);
+        drop(coming);
+    }
+}
+
 #[test]
 fn under_contention_no_place_is_lost_and_none_is_made() {
     const WORKERS: usize = 4;
@@ -181,11 +253,23 @@ fn under_contention_no_place_is_lost_and_none_is_made() {
                     1 => door.enter(false).await.ok(),
                     _ => Some(door.enter(true).await.unwrap()),
                 };
-                assert!(door.gate().in_flight() <= 3 + 1, "but for one that looks for who is next");
                 tokio::task::yield_now().await;
+                // Some lend it until a body is whole, and some are over before that.
+                let mut coming = body();
+                let place = place.map(|mut place| {
+                    if i.is_multiple_of(5) {
+                        place.lend(turn(), &mut coming);
+                    }
+                    place
+                });
+                tokio::task::yield_now().await;
+                if i.is_multiple_of(2) {
+                    coming = Body::Empty;
+                }
+                assert!(door.gate().in_flight() <= 5 + 1, "exchanges, but for one that looks for who is next");
                 let exchange = place.filter(|_| !i.is_multiple_of(3)).and_then(|place| place.answered(0, 0));
                 tokio::task::yield_now().await;
-                drop(exchange);
+                drop((exchange, coming));
             };
             runtime.block_on(async {
                 for round in 0..ROUNDS / 20 {
