@@ -47,7 +47,7 @@ test: redis ## Every test
 
 .PHONY: test-release
 test-release: redis ## Every test on the optimised binary, at full size, one at a time for the sake of its timings
-	WEIR_ROUNDS=1000 WEIR_RPS=2000 WEIR_SECONDS=20 WEIR_RESTARTS=20 WEIR_RELOADS=100 cargo test --locked --release -- --test-threads=1 --nocapture
+	WEIR_ROUNDS=1000 WEIR_RPS=2000 WEIR_SECONDS=20 WEIR_RESTARTS=20 WEIR_RELOADS=100 WEIR_PATHS=100000 cargo test --locked --release -- --test-threads=1 --nocapture
 
 # The public caching test suite, pinned.
 SUITE = http-cache-tests@0.4.5

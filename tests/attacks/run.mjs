@@ -4,9 +4,8 @@
 //   node run.mjs WEIR [--only NAME,…] [--connections N] [--idle N]
 import { parseArgs } from 'node:util'
 import { resolve } from 'node:path'
-import { spawn, spawnSync } from 'node:child_process'
+import { fork, spawn, spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
-import { createServer } from 'node:http'
 import { connect } from 'node:net'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
@@ -60,26 +59,15 @@ async function metric (weir, wanted) {
   return page.split('\n').filter(line => line.startsWith(wanted)).reduce((sum, line) => sum + Number(line.split(' ').at(-1)), 0)
 }
 
-/** What the service behind Weir saw: requests under way, and at most. */
-const origin = { open: 0, begun: 0, left: 0 }
-const big = Buffer.alloc(32 * MIB, 'x')
-
+/** The service behind Weir: where it listens, what it saw, and its end. */
 async function serve () {
-  const server = createServer((request, response) => {
-    origin.begun++
-    origin.open++
-    response.on('close', () => { origin.open--; if (!response.writableFinished) origin.left++ })
-    if (request.url.startsWith('/never')) return
-    if (request.method === 'POST') return request.resume().on('end', () => response.end('taken'))
-    request.resume()
-    if (request.url.startsWith('/big')) return response.end(big)
-    if (!request.url.startsWith('/cached')) response.setHeader('cache-control', 'no-store')
-    response.end('x'.repeat(KIB))
-  })
-  server.keepAliveTimeout = 60_000
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  return server
+  const child = fork(fileURLToPath(new URL('service.mjs', import.meta.url)))
+  const [{ port }] = await once(child, 'message')
+  const seen = async () => {
+    child.send('seen?')
+    return (await once(child, 'message'))[0]
+  }
+  return { port, seen, stop: () => child.kill() }
 }
 
 /** slowhttptest against `weir` for as long as the deadlines need and the well-behaved client asks. */
@@ -124,7 +112,10 @@ const attacks = {
 
   async 'slow-body' ({ servers, port }) {
     const weir = await servers.weir(binary, port, { ...ROUTE, rest: DEADLINES })
-    await slow(weir, 'slow body', ['-B', '-i', '1', '-s', '8192', '-x', '8', '-u', `http://127.0.0.1:${weir.port}/small`])
+    // Of those that wait until they are whole, and of those that do not.
+    for (const [name, length] of [['slow body', '8192'], ['slow long body', '1000000']]) {
+      await slow(weir, name, ['-B', '-i', '1', '-s', length, '-x', '8', '-u', `http://127.0.0.1:${weir.port}/small`])
+    }
   },
 
   async 'slow-read' ({ servers, port }) {
@@ -134,13 +125,13 @@ const attacks = {
     await slow(weir, 'slow read', ['-X', '-n', '1', '-z', '8', '-w', '512', '-y', '1024', '-k', '1', '-u', `http://127.0.0.1:${weir.port}/big`])
   },
 
-  async floods ({ servers, port }) {
+  async floods ({ servers, port, seen }) {
     const flood = async (name, each, { settings, begin } = {}) => {
       const weir = await servers.weir(binary, port, ROUTE)
       await probe(weir.port, '/small', 2)
       const before = await probe(weir.port, '/small', 4)
       const held = resident(weir.pid)
-      const begun = origin.begun
+      const { begun } = await seen()
       let most = held
       const watch = setInterval(() => { most = Math.max(most, resident(weir.pid)) }, 20)
       const probing = probe(weir.port, '/small', 4)
@@ -165,8 +156,9 @@ const attacks = {
       check(`${name}: memory`, most - held <= 10 * MIB, mib(Math.max(0, most - held)))
       check(`${name}: others`, harmless(before, during), compared(before, during))
       const until = Date.now() + 2000
-      while (origin.open > 0 && Date.now() < until) await pause(20)
-      check(`${name}: nothing goes on behind it`, origin.open === 0, `${origin.begun - begun} requests reached the service, ${origin.open} are left there`)
+      while ((await seen()).open > 0 && Date.now() < until) await pause(20)
+      const after = await seen()
+      check(`${name}: nothing goes on behind it`, after.open === 0, `${after.begun - begun} requests reached the service, ${after.open} are left there`)
       await servers.stop(weir)
     }
     const batch = (count, make) => n => Buffer.concat(Array.from({ length: count }, (_, i) => make(n * count + i)))
@@ -274,9 +266,8 @@ for (const name of wanted) {
     continue
   }
   const service = await serve()
-  await beside('attacks', servers => attacks[name]({ servers, port: service.address().port }))
-  service.closeAllConnections()
-  service.close()
+  await beside('attacks', servers => attacks[name]({ servers, ...service }))
+  service.stop()
 }
 console.log(failures.length ? `${failures.length} failed: ${failures.join('; ')}` : 'all held')
 process.exit(failures.length ? 1 : 0)

@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::harness::{
-    Answer, Connection, Scratch, Weir, eventually, get, optimised, raw, redis, redis_not_started, reply, request,
-    upstream, weir,
+    Answer, Connection, Scratch, Weir, eventually, get, join_all, optimised, raw, redis, redis_not_started, reply,
+    request, scale, upstream, weir,
 };
 
 const ROUTES: &str = r#"
@@ -188,17 +188,25 @@ fn lines(metrics: &str, name: &str) -> String {
 
 #[tokio::test]
 async fn what_clients_send_makes_no_new_series() {
+    const CLIENTS: usize = 8;
     let up = upstream();
     up.route("*", reply("ok"));
-    let weir = weir(ROUTES).to(up.url()).start().await;
+    let weir = &weir(ROUTES).to(up.url()).start().await;
     let series = async || weir.metrics().await.lines().filter(|line| !line.starts_with('#')).count();
     weir.get("/first").await;
     let before = series().await;
-    for i in 0..200 {
-        let sent = request(["GET", "POST", "BREW"][i % 3], &format!("/x{i}/{i}")).header("host", &format!("h{i}.test"));
-        weir.send(sent.header("x-api-key", &i.to_string())).await;
-    }
+    let each = scale("WEIR_PATHS", 400) / CLIENTS;
+    let clients = (0..CLIENTS).map(|client| async move {
+        let mut connection = Connection::open(weir.proxy).await;
+        for i in client * each..(client + 1) * each {
+            let sent =
+                request(["GET", "POST", "BREW"][i % 3], &format!("/x{i}/{i}")).header("host", &format!("h{i}.test"));
+            assert_eq!(connection.send(&sent.header("x-api-key", &i.to_string())).await.status, 200);
+        }
+    });
+    join_all(clients).await;
     assert_eq!(series().await, before);
+    assert_eq!(weir.metric("weir_requests_total").await, (CLIENTS * each + 1) as f64);
 }
 
 #[tokio::test]
