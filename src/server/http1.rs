@@ -133,16 +133,18 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
             self.wire.reading.set(limits.head_timeout);
         }
         loop {
-            // RFC 9112 section 2.2: an empty line before a request is passed over.
+            let is_first = self.fresh && empty_line_allowed;
+            if is_first && !self.context.spoken.allows(&self.wire.input) {
+                return Next::Closed;
+            }
+            // RFC 9112 section 2.2: an empty line before a request is passed over. HTTP/2 knows no such thing.
             if empty_line_allowed && self.wire.input.starts_with(b"\r\n") {
                 self.wire.input.advance(2);
                 (scanned, empty_line_allowed) = (0, false);
-            }
-            if self.fresh && !self.context.spoken.allows(&self.wire.input) {
-                return Next::Closed;
+                continue;
             }
             match head::scan(&self.wire.input, &mut scanned) {
-                Scan::End(_) if self.fresh && self.wire.input.starts_with(HTTP2_PREFACE) => return Next::Http2,
+                Scan::End(_) if is_first && self.wire.input.starts_with(HTTP2_PREFACE) => return Next::Http2,
                 Scan::End(end) if end <= limits.head => return Next::Head(end),
                 Scan::BareLineFeed => return Next::Refused(Refusal::bad("a line ends without a carriage return")),
                 Scan::Partial if self.wire.input.len() <= limits.head => {}

@@ -441,6 +441,7 @@ async fn a_preface_is_exact_and_comes_first() {
         b"PRI * HTTP/2.0\r\n\r\n",
         b"PRI * HTTP/2.0\r\nhost: a\r\n\r\nSM\r\n\r\n",
         b"\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\nSM",
+        b"\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"PRI / HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ] {
         let settings = frame(SETTINGS, 0, 0, &[]);
