@@ -264,7 +264,7 @@ impl Parts {
             limits: Arc::new(ArcSwap::from_pointee(descriptors::capped(config.server.limits, most_clients))),
             most_clients,
             entrance: Arc::new(ArcSwap::from_pointee(entrance(config))),
-            connections: Connections::new(config.upstream.clone(), workers, clock.clone(), &metrics),
+            connections: Connections::new(config.upstream.clone(), workers, &metrics),
             shared: Shared::new(
                 Live::new(Arc::new(config.clone()), &secret, &metrics),
                 cache,

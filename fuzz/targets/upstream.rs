@@ -15,11 +15,10 @@ use prometheus::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use weir::clock::Clock;
 use weir::message::Body;
 use weir::metrics::Metrics;
 use weir::proxy::upstream::{Connections, Patience, Upstream};
-use weir_fuzz::{NOW, config, step};
+use weir_fuzz::{config, step};
 
 /// Far beyond what an answer takes; what is not over then hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,7 +47,7 @@ async fn fetch(answer: &[u8], step: usize) -> Outcome {
     let port = listener.local_addr().expect("it is bound").port();
     let settings = config(&format!("[upstream]\nurl = \"http://127.0.0.1:{port}\"\nretries = 0\n")).upstream;
     let metrics = Metrics::new(Registry::new());
-    let upstream = Upstream::new(Connections::new(settings, 1, Clock::fixed(NOW), &metrics), 0);
+    let upstream = Upstream::new(Connections::new(settings, 1, &metrics), 0);
     let both = async {
         tokio::select! {
             outcome = ask(&upstream) => outcome,

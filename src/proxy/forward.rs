@@ -30,6 +30,9 @@ use crate::metrics::Outcome;
 /// The type of a body with several ranges.
 const MULTIPART: &[u8] = b"multipart/byteranges";
 
+/// Fields that a request gets on its way: `Host`, `Via`, and who it is forwarded for.
+const ADDED_FIELDS: usize = 6;
+
 /// By what a cache tells the upstream that it can be addressed (W3C Edge Architecture Specification 1.0).
 const SURROGATE_CAPABILITY: HeaderName = HeaderName::from_static("surrogate-capability");
 
@@ -159,6 +162,8 @@ fn outgoing(
     if let Some(rule) = &journey.route.rule.cache {
         headers::drop_overrides(&mut fields, &rule.key_headers);
     }
+    // Once, for those that are added.
+    fields.reserve(ADDED_FIELDS);
     headers::set_forwarding(&mut fields, &journey.client, journey.target.host());
     headers::append_via(&mut fields, parts.version);
     headers::join_cookies(&mut fields);

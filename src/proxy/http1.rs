@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use self::response::parse;
 use super::forward::Herald;
+use super::overload::Micros;
 use super::overload::gate::Exchange;
 use super::socket::Socket;
 use super::upstream::{Failure, Patience, Reply, Upstream};
@@ -205,8 +206,8 @@ pub async fn exchange(
     .await
 }
 
-/// The response, whose body gives the connection back when it has been read to its end.
-pub fn receive(mut connection: Connection, head: Head, upstream: Upstream) -> Reply {
+/// The response, whose head came at `now`, and whose body gives the connection back when it has been read to its end.
+pub fn receive(mut connection: Connection, head: Head, upstream: Upstream, now: Micros) -> Reply {
     let Head { response, framing, keep_alive, unsent } = head;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let behind = connection.input.split().freeze();
@@ -217,17 +218,17 @@ pub fn receive(mut connection: Connection, head: Head, upstream: Upstream) -> Re
         && unsent.is_none()
     {
         let bytes = connection.input.split_to(length as usize).freeze();
-        finish(connection, keep_alive, &upstream);
+        finish(connection, keep_alive, &upstream, now);
         return Reply { response: response.map(|()| Body::from(bytes)), upgraded: None };
     }
     let body = Incoming { connection: Some(connection), framing, keep_alive, unsent, upstream };
     Reply { response: response.map(|()| Body::stream(body)), upgraded: None }
 }
 
-fn finish(mut connection: Connection, keep_alive: bool, upstream: &Upstream) {
+fn finish(mut connection: Connection, keep_alive: bool, upstream: &Upstream, now: Micros) {
     if keep_alive && connection.input.is_empty() {
         let exchange = connection.exchange.take();
-        upstream.give_back(connection);
+        upstream.give_back(connection, now);
         // Whoever comes next finds the connection.
         drop(exchange);
     }
@@ -330,7 +331,8 @@ enum Step {
 impl Incoming {
     fn end(&mut self) {
         if let Some(connection) = self.connection.take() {
-            finish(connection, self.keep_alive && self.unsent.is_none(), &self.upstream);
+            let now = self.upstream.now();
+            finish(connection, self.keep_alive && self.unsent.is_none(), &self.upstream, now);
         }
     }
 }

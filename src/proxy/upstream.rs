@@ -21,7 +21,6 @@ use super::overload::upload::Unreceived;
 use super::overload::{Attempt, Micros, Overload, Refusal};
 use super::socket::Socket;
 use super::tls::Tls;
-use crate::clock::{Clock, SteadyMs};
 use crate::config::{Protocol, Target, Upstream as Settings};
 use crate::message::{Body, BodyError};
 use crate::metrics::{Metrics, Shed};
@@ -118,24 +117,22 @@ pub struct Connections {
     permits: Arc<Semaphore>,
     /// One list a worker, so that the usual case takes a lock that nobody else wants.
     idle: Vec<Mutex<Vec<Idle>>>,
-    clock: Clock,
 }
 
 struct Idle {
     connection: Connection,
-    since: SteadyMs,
+    since: Micros,
 }
 
 impl Connections {
     /// For so many workers.
-    pub fn new(settings: Settings, workers: usize, clock: Clock, metrics: &Metrics) -> Arc<Self> {
+    pub fn new(settings: Settings, workers: usize, metrics: &Metrics) -> Arc<Self> {
         Arc::new(Self {
             tls: ArcSwapOption::from_pointee(settings.tls.as_ref().map(|tls| Tls::new(tls, settings.protocol))),
             overload: Overload::new(&settings, workers, metrics),
             permits: Arc::new(Semaphore::new(settings.connections.get())),
             idle: (0..workers).map(|_| Mutex::default()).collect(),
             settings,
-            clock,
         })
     }
 
@@ -148,7 +145,7 @@ impl Connections {
 
     /// Closes connections that were unused for longer than `idle_timeout`.
     pub fn sweep(&self) {
-        let now = self.clock.steady();
+        let now = self.overload.now();
         for list in &self.idle {
             self.lock(list).retain_mut(|idle| {
                 let is_young = self.is_young(idle, now);
@@ -165,8 +162,8 @@ impl Connections {
         self.idle.iter().any(|list| self.lock(list).pop().is_some())
     }
 
-    fn is_young(&self, idle: &Idle, now: SteadyMs) -> bool {
-        u128::from(now.saturating_sub(idle.since)) < self.settings.idle_timeout.as_millis()
+    fn is_young(&self, idle: &Idle, now: Micros) -> bool {
+        u128::from(now.saturating_sub(idle.since)) < self.settings.idle_timeout.as_micros()
     }
 
     fn lock<'l>(&self, list: &'l Mutex<Vec<Idle>>) -> std::sync::MutexGuard<'l, Vec<Idle>> {
@@ -230,18 +227,19 @@ impl Upstream {
                 Ok(sent) => match sent.judged(&request) {
                     Ok(Sent { at, what }) => {
                         attempt.succeeded();
+                        let answered = overload.now();
                         return Ok(match what {
                             What::Whole(reply) => {
-                                drop(place.answered(at, overload.now()));
+                                drop(place.answered(at, answered));
                                 reply
                             }
                             // A tunnel is no exchange: it may last for hours.
                             What::Begun(connection, head) if head.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                                http1::receive(connection, head, self.clone())
+                                http1::receive(connection, head, self.clone(), answered)
                             }
                             What::Begun(connection, head) => {
-                                let connection = connection.within(place.answered(at, overload.now()));
-                                http1::receive(connection, head, self.clone())
+                                let connection = connection.within(place.answered(at, answered));
+                                http1::receive(connection, head, self.clone(), answered)
                             }
                         });
                     }
@@ -276,22 +274,28 @@ impl Upstream {
                 .map_err(|failure| Failed { failure, was_reused: false });
         }
         let connection = self.connection(fresh_only).await;
-        let mut connection = connection.map_err(|failure| Failed { failure, was_reused: false })?;
-        let (at, was_reused) = (overload.now(), connection.was_used());
+        let (mut connection, at) = connection.map_err(|failure| Failed { failure, was_reused: false })?;
+        let was_reused = connection.was_used();
         match http1::exchange(&mut connection, request, patience).await {
             Ok(head) => Ok(Sent { at, what: What::Begun(connection, head) }),
             Err(failure) => Err(Failed { failure, was_reused }),
         }
     }
 
-    /// An open connection: an unused one, or else a new one.
-    async fn connection(&self, fresh_only: bool) -> Result<Connection, Failure> {
-        if !fresh_only && let Some(connection) = self.unused() {
-            return Ok(connection);
+    /// An open connection, an unused one or else a new one, and since when it is there.
+    async fn connection(&self, fresh_only: bool) -> Result<(Connection, Micros), Failure> {
+        let now = self.now();
+        if !fresh_only && let Some(connection) = self.unused(now) {
+            return Ok((connection, now));
         }
         let permit = self.claim().await?;
         let socket = self.connect().await?;
-        Ok(Connection::new(socket, Some(permit)))
+        Ok((Connection::new(socket, Some(permit)), self.now()))
+    }
+
+    /// By the clock that all of it goes by.
+    pub(super) fn now(&self) -> Micros {
+        self.0.shared.overload.now()
     }
 
     /// Leave to open a connection. Whoever asks has a place in flight, so that where all are open one is unused.
@@ -324,9 +328,8 @@ impl Upstream {
         &self.0.http2
     }
 
-    fn unused(&self) -> Option<Connection> {
+    fn unused(&self, now: Micros) -> Option<Connection> {
         let shared = &self.0.shared;
-        let now = shared.clock.steady();
         loop {
             let mut idle = shared.lock(&shared.idle[self.0.index]).pop()?;
             if shared.is_young(&idle, now) && idle.connection.is_quiet() {
@@ -336,10 +339,9 @@ impl Upstream {
         }
     }
 
-    /// Takes back a connection whose exchange ended cleanly.
-    pub(super) fn give_back(&self, connection: Connection) {
+    /// Takes back a connection whose exchange ended cleanly at `since`.
+    pub(super) fn give_back(&self, connection: Connection, since: Micros) {
         let shared = &self.0.shared;
-        let since = shared.clock.steady();
         shared.lock(&shared.idle[self.0.index]).push(Idle { connection, since });
     }
 
