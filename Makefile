@@ -49,6 +49,10 @@ test: redis ## Every test
 test-release: redis ## Every test on the optimised binary, at full size, one at a time for the sake of its timings
 	WEIR_ROUNDS=1000 WEIR_RPS=2000 WEIR_SECONDS=20 WEIR_RESTARTS=20 WEIR_RELOADS=100 WEIR_PATHS=100000 cargo test --locked --release -- --test-threads=1 --nocapture
 
+.PHONY: fleet
+fleet: redis ## Eight Weirs under faults and an outside checker: a million reads, 20,000 invalidations (WEIR_SEED=1)
+	WEIR_PODS=8 WEIR_READS=1000000 WEIR_ORDERS=20000 cargo test --locked --release --test it -- fleet:: --nocapture
+
 # The public caching test suite, pinned.
 SUITE = http-cache-tests@0.4.5
 SUITE_AT = target/conformance/$(SUITE)

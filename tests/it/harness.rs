@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 pub use background::Background;
 pub use client::{Answer, Connection, Request, get, raw, request};
-pub use flaky::flaky;
+pub use flaky::{Flaky, flaky};
 pub use foreign::{Foreign, nginx, python};
 pub use gate::Gate;
 pub use h2::H2;

@@ -11,6 +11,7 @@ mod caching;
 mod caching_rules;
 mod deception;
 mod explain;
+mod fleet;
 mod forwarding;
 mod framing;
 mod invalidation;

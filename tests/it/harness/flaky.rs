@@ -15,14 +15,15 @@ pub fn flaky(to: SocketAddr) -> Flaky {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.set_nonblocking(true).expect("non-blocking");
     let address = listener.local_addr().expect("an address");
-    let (mood, moods) = watch::channel(Mood::Well);
+    let (state, states) = watch::channel(State { mood: Mood::Well, to });
     let background = Background::run("flaky", move || async move {
         let listener = TcpListener::from_std(listener).expect("a listener");
         loop {
             let (client, _) = listener.accept().await.expect("accept");
-            let mood = moods.clone();
+            let states = states.clone();
             tokio::spawn(async move {
-                if *mood.borrow() == Mood::Cut {
+                let State { mood, to } = *states.borrow();
+                if mood == Mood::Cut {
                     return;
                 }
                 let Ok(server) = TcpStream::connect(to).await else { return };
@@ -30,20 +31,26 @@ pub fn flaky(to: SocketAddr) -> Flaky {
                 let (client_read, client_write) = client.into_split();
                 let (server_read, server_write) = server.into_split();
                 tokio::join!(
-                    relay(client_read, server_write, mood.clone()),
-                    relay(server_read, client_write, mood.clone())
+                    relay(client_read, server_write, to, states.clone()),
+                    relay(server_read, client_write, to, states.clone())
                 );
             });
         }
     });
-    Flaky { address, mood, _background: background }
+    Flaky { address, state, _background: background }
 }
 
 /// A running relay.
 pub struct Flaky {
     address: SocketAddr,
-    mood: watch::Sender<Mood>,
+    state: watch::Sender<State>,
     _background: Background,
+}
+
+#[derive(Clone, Copy)]
+struct State {
+    mood: Mood,
+    to: SocketAddr,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -62,26 +69,40 @@ impl Flaky {
 
     /// Each piece is held for `time`, either way.
     pub fn delay(&self, time: Duration) {
-        self.mood.send_replace(Mood::Slow(time));
+        self.turn(Mood::Slow(time));
     }
 
     /// Open connections break and new ones are closed at once.
     pub fn cut(&self) {
-        self.mood.send_replace(Mood::Cut);
+        self.turn(Mood::Cut);
     }
 
     /// Connections stay and nothing comes through; what was swallowed is gone.
     pub fn swallow(&self) {
-        self.mood.send_replace(Mood::Swallow);
+        self.turn(Mood::Swallow);
     }
 
     /// All is well again, for new connections and those that missed nothing.
     pub fn heal(&self) {
-        self.mood.send_replace(Mood::Well);
+        self.turn(Mood::Well);
+    }
+
+    /// Leads to another server from now on; connections to the one before break.
+    pub fn lead_to(&self, to: SocketAddr) {
+        self.state.send_modify(|state| state.to = to);
+    }
+
+    fn turn(&self, mood: Mood) {
+        self.state.send_modify(|state| state.mood = mood);
     }
 }
 
-async fn relay(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mood: watch::Receiver<Mood>) {
+async fn relay(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    server: SocketAddr,
+    mut states: watch::Receiver<State>,
+) {
     let mut piece = vec![0; 16 * 1024];
     let mut gap = false;
     loop {
@@ -90,12 +111,12 @@ async fn relay(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mood: watch:
                 Ok(len @ 1..) => len,
                 _ => return,
             },
-            changed = mood.wait_for(|mood| *mood == Mood::Cut) => {
+            changed = states.wait_for(|state| state.mood == Mood::Cut || state.to != server) => {
                 drop(changed);
                 return;
             }
         };
-        let now = *mood.borrow();
+        let now = states.borrow().mood;
         match now {
             Mood::Swallow => {
                 gap = true;

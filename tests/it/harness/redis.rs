@@ -92,6 +92,34 @@ impl Redis {
         self.start();
     }
 
+    /// Becomes a copy of `master`, and waits until it has everything.
+    pub fn follow(&self, master: &Self) {
+        let port = master.port.to_string();
+        self.cli(&["REPLICAOF", "127.0.0.1", &port]);
+        let began = Instant::now();
+        while !self.cli(&["INFO", "replication"]).contains("master_link_status:up") {
+            assert!(began.elapsed() < PATIENCE, "the replica does not catch up");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Is a master from now on. With `planned`, `master` takes no more writes, and all that it took has come over first.
+    pub fn take_over(&self, master: &Self, planned: bool) {
+        if planned {
+            master.cli(&["CLIENT", "PAUSE", "10000", "WRITE"]);
+            let began = Instant::now();
+            let offset = |redis: &Self, name: &str| {
+                let told = redis.cli(&["INFO", "replication"]);
+                told.lines().find_map(|line| line.trim().strip_prefix(name).map(str::to_owned))
+            };
+            while offset(self, "slave_repl_offset:") != offset(master, "master_repl_offset:") {
+                assert!(began.elapsed() < PATIENCE, "the replica does not catch up");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        self.cli(&["REPLICAOF", "NO", "ONE"]);
+    }
+
     fn signal(&self, signal: Signal) {
         let child = self.child.lock().expect("no panic while held");
         let child = child.as_ref().expect("the server runs");
@@ -102,6 +130,14 @@ impl Redis {
     /// Runs a command and gives its reply as text, lists one item a line.
     pub fn cli(&self, words: &[&str]) -> String {
         self.call(words, ANSWER).unwrap_or_else(|error| panic!("{}: {error}", words.join(" ")))
+    }
+
+    /// The same, of a server that may be away.
+    ///
+    /// # Errors
+    /// It does not answer, or by an error.
+    pub fn try_cli(&self, words: &[&str]) -> std::io::Result<String> {
+        self.call(words, ANSWER)
     }
 
     fn call(&self, words: &[&str], longest: Duration) -> std::io::Result<String> {

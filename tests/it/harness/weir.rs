@@ -313,6 +313,16 @@ impl Weir {
         self.child.wait().expect("our own child");
     }
 
+    /// Stops it where it stands, as a starved node does.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// It goes on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
     fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).expect("our own child");
     }

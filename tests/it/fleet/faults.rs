@@ -1,0 +1,164 @@
+//! What goes wrong, every few seconds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::dice::Dice;
+use super::driver::Stage;
+use super::pods::Pod;
+use crate::harness::redis;
+
+/// Between the end of one fault and the next.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
+
+/// How long one lasts: shorter and longer than B.
+const LENGTHS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(4_000));
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    /// A pod is stopped.
+    PodStopped,
+    /// A pod is killed and started anew.
+    PodKilled,
+    /// A pod's connections to Redis break.
+    WayCut,
+    /// Nothing comes through them.
+    WaySwallowed,
+    /// They are slow.
+    WaySlow,
+    /// All pods' connections break.
+    AllCut,
+    /// Nothing comes through to any.
+    AllSwallowed,
+    /// The subscriptions are ended.
+    BusKicked,
+    /// Redis accepts and does not answer.
+    RedisFrozen,
+    /// It comes back without its data.
+    RedisEmpty,
+    /// All its data is deleted.
+    RedisFlushed,
+    /// It can take nothing.
+    RedisFull,
+    /// The log is trimmed to nothing.
+    LogTrimmed,
+    /// Its scripts are gone.
+    ScriptsGone,
+    /// A replica takes over that has everything.
+    FailedOver,
+    /// A replica takes over from a master that died: it may not have everything.
+    FailedOverLate,
+}
+
+const FAULTS: [Fault; 16] = [
+    Fault::PodStopped,
+    Fault::PodKilled,
+    Fault::WayCut,
+    Fault::WaySwallowed,
+    Fault::WaySlow,
+    Fault::AllCut,
+    Fault::AllSwallowed,
+    Fault::BusKicked,
+    Fault::RedisFrozen,
+    Fault::RedisEmpty,
+    Fault::RedisFlushed,
+    Fault::RedisFull,
+    Fault::LogTrimmed,
+    Fault::ScriptsGone,
+    Fault::FailedOver,
+    Fault::FailedOverLate,
+];
+
+/// Does them until there is nothing left to do; how often each was done.
+pub async fn driver(stage: Arc<Stage>, mut dice: Dice) -> BTreeMap<String, usize> {
+    let mut done = BTreeMap::new();
+    // In each round every one of them, so that a short run has seen them all as far as it can.
+    let mut left = Vec::new();
+    while stage.goes_on() {
+        tokio::time::sleep(dice.between(PAUSES.0, PAUSES.1)).await;
+        if left.is_empty() {
+            left = FAULTS.to_vec();
+        }
+        let fault = left.swap_remove(dice.below(left.len()));
+        let length = dice.between(LENGTHS.0, LENGTHS.1);
+        let pod = dice.below(stage.pods.len());
+        inflict(&stage, fault, pod, length).await;
+        *done.entry(format!("{fault:?}")).or_default() += 1;
+    }
+    done
+}
+
+async fn inflict(stage: &Arc<Stage>, fault: Fault, pod: usize, length: Duration) {
+    let pod = &stage.pods[pod];
+    let all = |what: fn(&Pod)| stage.pods.iter().for_each(what);
+    match fault {
+        Fault::PodStopped => pod.stop(&stage.state, length).await,
+        Fault::PodKilled => pod.kill(&stage.state, length / 10).await,
+        Fault::WayCut => pod.relay.cut(),
+        Fault::WaySwallowed => pod.relay.swallow(),
+        Fault::WaySlow => pod.relay.delay(length / 20),
+        Fault::AllCut => all(|pod| pod.relay.cut()),
+        Fault::AllSwallowed => all(|pod| pod.relay.swallow()),
+        Fault::BusKicked => say(stage, &["CLIENT", "KILL", "TYPE", "pubsub"]).await,
+        Fault::RedisFrozen => stage.redis().freeze(),
+        Fault::RedisEmpty => {
+            let redis = stage.redis();
+            redis.kill();
+            tokio::time::sleep(length / 5).await;
+            tokio::task::spawn_blocking(move || redis.start()).await.expect("it starts");
+        }
+        Fault::RedisFlushed => say(stage, &["FLUSHALL"]).await,
+        Fault::RedisFull => say(stage, &["CONFIG", "SET", "maxmemory", "1"]).await,
+        Fault::LogTrimmed => say(stage, &["XTRIM", "it:log:{it:invalidate:in}", "MAXLEN", "0"]).await,
+        Fault::ScriptsGone => say(stage, &["SCRIPT", "FLUSH"]).await,
+        Fault::FailedOver => fail_over(stage, true).await,
+        Fault::FailedOverLate => fail_over(stage, false).await,
+    }
+    match fault {
+        Fault::WayCut | Fault::WaySwallowed | Fault::WaySlow => {
+            tokio::time::sleep(length).await;
+            pod.relay.heal();
+        }
+        Fault::AllCut | Fault::AllSwallowed => {
+            tokio::time::sleep(length).await;
+            all(|pod| pod.relay.heal());
+        }
+        Fault::RedisFrozen => {
+            tokio::time::sleep(length).await;
+            stage.redis().thaw();
+        }
+        Fault::RedisFull => {
+            tokio::time::sleep(length).await;
+            say(stage, &["CONFIG", "SET", "maxmemory", "0"]).await;
+        }
+        _ => {}
+    }
+}
+
+/// The pods reach another server by the same address, as behind a service's.
+async fn fail_over(stage: &Arc<Stage>, planned: bool) {
+    let master = stage.redis();
+    let replica = tokio::task::spawn_blocking(move || {
+        let replica = redis();
+        replica.follow(&master);
+        if planned {
+            replica.take_over(&master, true);
+        } else {
+            master.kill();
+            replica.take_over(&master, false);
+        }
+        Arc::new(replica)
+    });
+    let replica = replica.await.expect("no panic");
+    stage.pods.iter().for_each(|pod| pod.relay.lead_to(replica.address()));
+    let before = std::mem::replace(&mut *stage.redis.lock().expect("no panic while held"), replica);
+    // Programs that have it still are answered until it is gone.
+    tokio::task::spawn_blocking(move || drop(before)).await.expect("no panic");
+}
+
+async fn say(stage: &Arc<Stage>, words: &'static [&'static str]) {
+    let redis = stage.redis();
+    let said = tokio::task::spawn_blocking(move || redis.try_cli(words)).await.expect("no panic");
+    said.unwrap_or_else(|error| panic!("{words:?}: {error}"));
+}

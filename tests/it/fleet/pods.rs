@@ -1,0 +1,97 @@
+//! The pods: each a process, its own way to Redis, and what was done to it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Mutex as Turn;
+
+use super::check::{Away, Life};
+use super::service::State;
+use crate::harness::{Flaky, Redis, Setup, Weir, flaky};
+
+/// After it is back, a pod may still reset connections that it had before, and be slow to answer what piled up.
+const RECOVERY: Duration = Duration::from_millis(500);
+
+/// One pod.
+pub struct Pod {
+    number: usize,
+    setup: Setup,
+    /// Its way to Redis.
+    pub relay: Flaky,
+    /// Held while something is done to it.
+    weir: Turn<Weir>,
+    at: Mutex<At>,
+    away: Mutex<Vec<Away>>,
+}
+
+/// Where it is to be found.
+#[derive(Clone, Copy)]
+pub struct At {
+    /// Which process it is.
+    pub life: Life,
+    /// Where requests go.
+    pub proxy: SocketAddr,
+    /// The operator's port.
+    pub admin: SocketAddr,
+}
+
+impl Pod {
+    /// Starts one with this configuration, to reach `redis` over a relay.
+    pub async fn start(number: usize, setup: &Setup, redis: &Redis) -> Self {
+        let relay = flaky(redis.address());
+        let setup = setup.clone().redis_at(relay.address());
+        let weir = setup.start().await;
+        let at = At { life: Life { pod: number, number: 0 }, proxy: weir.proxy, admin: weir.admin };
+        Self { number, setup, relay, weir: Turn::new(weir), at: Mutex::new(at), away: Mutex::default() }
+    }
+
+    /// Where it is now.
+    pub fn at(&self) -> At {
+        *self.at.lock().expect("no panic while held")
+    }
+
+    /// Times in which it could not answer.
+    pub fn away(&self) -> Vec<Away> {
+        self.away.lock().expect("no panic while held").clone()
+    }
+
+    /// Stops it for a while, as a starved node does.
+    pub async fn stop(&self, state: &State, time: Duration) {
+        let weir = self.weir.lock().await;
+        let from = state.now();
+        weir.freeze();
+        tokio::time::sleep(time).await;
+        weir.thaw();
+        self.was_away(state, from);
+    }
+
+    /// Ends it as a crash does, and starts it anew.
+    pub async fn kill(&self, state: &State, time: Duration) {
+        let mut weir = self.weir.lock().await;
+        let from = state.now();
+        weir.kill();
+        tokio::time::sleep(time).await;
+        // Ready or not: Redis may be away.
+        let next = self.setup.launch().await;
+        let number = self.at().life.number + 1;
+        let at = At { life: Life { pod: self.number, number }, proxy: next.proxy, admin: next.admin };
+        *self.at.lock().expect("no panic while held") = at;
+        *weir = next;
+        self.was_away(state, from);
+    }
+
+    fn was_away(&self, state: &State, from: u64) {
+        let to = state.now() + RECOVERY.as_micros() as u64;
+        self.away.lock().expect("no panic while held").push(Away { pod: self.number, from, to });
+    }
+}
+
+/// So many pods.
+pub async fn pods(count: usize, setup: &Setup, redis: &Redis) -> Arc<[Pod]> {
+    let mut pods = Vec::with_capacity(count);
+    for number in 0..count {
+        pods.push(Pod::start(number, setup, redis).await);
+    }
+    pods.into()
+}
