@@ -132,13 +132,7 @@ async fn nothing_older_than_the_bound_is_served_whatever_happens() {
 
 #[tokio::test]
 async fn without_faults_other_pods_know_within_milliseconds() {
-    let plan = Plan {
-        pods: 3,
-        reads: 20_000,
-        orders: 500,
-        pause: Duration::from_millis(20),
-        faults: false,
-    };
+    let plan = Plan { pods: 3, reads: 20_000, orders: 500, pause: Duration::from_millis(20), faults: false };
     let (findings, history, _) = run(plan).await;
     assert!(history.faults.is_empty());
     let most = if optimised() { Duration::from_millis(50) } else { Duration::from_millis(200) };
