@@ -53,6 +53,11 @@ test-release: redis ## Every test on the optimised binary, at full size, one at 
 fleet: redis ## Eight Weirs under faults and an outside checker: a million reads, 20,000 invalidations (WEIR_SEED=1)
 	WEIR_PODS=8 WEIR_READS=1000000 WEIR_ORDERS=20000 cargo test --locked --release --test it -- fleet:: --nocapture
 
+.PHONY: mutants
+mutants: redis ## Weirs with one fault made on purpose each, which the checker of a fleet must find
+	$(call install,node,nodejs)
+	node tests/mutants/run.mjs $(ARGS)
+
 # The public caching test suite, pinned.
 SUITE = http-cache-tests@0.4.5
 SUITE_AT = target/conformance/$(SUITE)

@@ -84,7 +84,10 @@ async fn run(plan: Plan) -> (Findings, History, BTreeMap<String, usize>) {
     let invalidators: Vec<_> = (0..INVALIDATORS)
         .map(|i| tokio::spawn(driver::invalidator(Arc::clone(&stage), Dice::new(seed, i as u64), plan.pause)))
         .collect();
-    let faults = plan.faults.then(|| tokio::spawn(faults::driver(Arc::clone(&stage), Dice::new(seed, 100))));
+    let kinds = if plan.faults { &[faults::OF_PODS, faults::OF_REDIS][..] } else { &[] };
+    let faults: Vec<_> = (kinds.iter().zip(100..))
+        .map(|(kind, stream)| tokio::spawn(faults::driver(Arc::clone(&stage), Dice::new(seed, stream), kind)))
+        .collect();
     let mut history = History::default();
     for reader in readers {
         let (reads, faults) = reader.await.expect("no panic");
@@ -94,10 +97,10 @@ async fn run(plan: Plan) -> (Findings, History, BTreeMap<String, usize>) {
     for invalidator in invalidators {
         history.orders.extend(invalidator.await.expect("no panic"));
     }
-    let done = match faults {
-        Some(faults) => faults.await.expect("no panic"),
-        None => BTreeMap::new(),
-    };
+    let mut done = BTreeMap::new();
+    for driver in faults {
+        done.extend(driver.await.expect("no panic"));
+    }
     let took = (stage.state.now() - began) as f64 / 1e6;
     history.away = stage.pods.iter().flat_map(pods::Pod::away).collect();
     history.fetches = service.state.fetches();

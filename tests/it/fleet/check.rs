@@ -200,26 +200,31 @@ pub fn check(history: &History, bound: Micros) -> Findings {
     begun.iter_mut().for_each(|begun| begun.sort_unstable());
     let first = first_copies(&history.fetches);
 
+    // The first that says that it must not be.
+    let named = |key: usize, version: u64| {
+        let is_about = |order: &&Order| order.keys.iter().any(|(named, least)| *named == key && *least > version);
+        history.orders.iter().filter(is_about).min_by_key(|order| order.ack)
+    };
     let mut last_old = HashMap::<(usize, Micros, usize), Micros>::new();
     for read in &history.reads {
         let Read { key, by, start, end, got, version } = *read;
-        let mut wrong = |why: &str| {
+        let mut wrong = |why: &str, order: Option<&Order>| {
             if findings.violations.len() < TOLD {
-                findings
-                    .violations
-                    .push(format!("{why}: key {key} by {by:?} from {start} to {end}: key {got}, version {version}"));
+                let got = format!("key {key} by {by:?} from {start} to {end}: key {got}, version {version}");
+                let order = order.map(|Order { start, ack, taken, .. }| format!(" after {start} to {ack} {taken:?}"));
+                findings.violations.push(format!("{why}: {got}{}", order.unwrap_or_default()));
             }
         };
         if got != key {
-            wrong("the answer is another key's");
+            wrong("the answer is another key's", None);
             continue;
         }
         // M1: past the bound, and in the process that took it at once.
         if version < logged[key].before(start.saturating_sub(bound)) {
-            wrong("older than an invalidation that was acknowledged more than B before");
+            wrong("older than an invalidation that was acknowledged more than B before", named(key, version));
         }
         if here.get(&(key, by)).is_some_and(|least| version < least.before(start)) {
-            wrong("older than an invalidation that this very process had acknowledged");
+            wrong("older than an invalidation that this very process had acknowledged", named(key, version));
         }
         if let Some(ack) = logged[key].0.iter().rev().map(|(ack, _)| *ack).find(|ack| *ack < start)
             && start - ack <= 2 * bound

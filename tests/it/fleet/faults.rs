@@ -15,8 +15,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// How long one lasts: shorter and longer than B.
 const LENGTHS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(4_000));
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Fault {
+/// One of them.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
     /// A pod is stopped.
     PodStopped,
     /// A pod is killed and started anew.
@@ -51,7 +52,8 @@ enum Fault {
     FailedOverLate,
 }
 
-const FAULTS: [Fault; 16] = [
+/// What is done to pods, and to their ways.
+pub const OF_PODS: &[Fault] = &[
     Fault::PodStopped,
     Fault::PodKilled,
     Fault::WayCut,
@@ -59,6 +61,10 @@ const FAULTS: [Fault; 16] = [
     Fault::WaySlow,
     Fault::AllCut,
     Fault::AllSwallowed,
+];
+
+/// What is done to Redis, meanwhile.
+pub const OF_REDIS: &[Fault] = &[
     Fault::BusKicked,
     Fault::RedisFrozen,
     Fault::RedisEmpty,
@@ -71,14 +77,14 @@ const FAULTS: [Fault; 16] = [
 ];
 
 /// Does them until there is nothing left to do; how often each was done.
-pub async fn driver(stage: Arc<Stage>, mut dice: Dice) -> BTreeMap<String, usize> {
+pub async fn driver(stage: Arc<Stage>, mut dice: Dice, faults: &[Fault]) -> BTreeMap<String, usize> {
     let mut done = BTreeMap::new();
     // In each round every one of them, so that a short run has seen them all as far as it can.
     let mut left = Vec::new();
     while stage.goes_on() {
         tokio::time::sleep(dice.between(PAUSES.0, PAUSES.1)).await;
         if left.is_empty() {
-            left = FAULTS.to_vec();
+            left = faults.to_vec();
         }
         let fault = left.swap_remove(dice.below(left.len()));
         let length = dice.between(LENGTHS.0, LENGTHS.1);

@@ -1,0 +1,90 @@
+// Weir with one fault made on purpose, under the checker that watches a fleet: each must be found. A checker that finds nothing
+// anywhere proves nothing.
+//
+//   node run.mjs [--only PART-OF-NAME] [--seeds 3] [--reads 60000] [--orders 1500]
+import { parseArgs } from 'node:util'
+import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { spawnSync } from 'node:child_process'
+
+const { values: options } = parseArgs({
+  options: {
+    only: { type: 'string', default: '' },
+    seeds: { type: 'string', default: '3' },
+    reads: { type: 'string', default: '60000' },
+    orders: { type: 'string', default: '1500' }
+  }
+})
+
+/** Longest that one build and run takes. */
+const PATIENCE_MS = 10 * 60 * 1000
+
+/** What is wrong, in which file, and by which changes: what stands there, once, and what stands there instead. */
+const MUTANTS = [
+  ['epochs are not looked at', 'src/invalidation/mirror.rs', ['if epoch.hard > position.seq {', 'if epoch.hard > position.seq && cfg!(any()) {']],
+  ['a fill stands one position too high', 'src/invalidation/mirror.rs',
+    ['Some(log) => Position { incarnation: log.incarnation, seq: log.applied },', 'Some(log) => Position { incarnation: log.incarnation, seq: log.applied + 1 },']],
+  ['entries are trusted without proof', 'src/invalidation.rs', ['let bound_ms = bound.as_millis() as u64;', 'let bound_ms = 3600 * bound.as_millis() as u64;']],
+  ['a gap is passed over', 'src/invalidation/mirror.rs', ['let next = at.seq == log.applied + 1;', 'let next = true;']],
+  ['who joins takes what was overtaken', 'src/cache.rs',
+    ['same && !is_for_others && (!knows_more ||', 'same && !is_for_others && (!knows_more || true ||'],
+    ['let usable = |began| self.invalidation.verdict(began, &ask.subject) != Verdict::Gone;', 'let usable = |_| true;']],
+  ['tags of answers are not looked at', 'src/invalidation/epochs.rs',
+    ['for tag in subject.tags.iter().chain(subject.answer_tags) {', 'for tag in subject.tags {']],
+  ['prefixes name nothing', 'src/invalidation/epochs.rs', ['if covers(prefix, subject.path) {', 'if covers(prefix, subject.path) && cfg!(any()) {']],
+  ['another master counts on', 'src/kv/log.lua', ['if at[1] and at[3] == run_id then', 'if at[1] then']],
+  ['what was trimmed was nothing', 'src/invalidation/mirror.rs',
+    ['(log.applied, log.floor) = (seq, seq);\n        self.raise(seq, &[Selector::All], false, None);', 'log.applied = seq;']],
+  ['what was logged is not applied where it came in', 'src/invalidation.rs',
+    ['let applied = mirror.record(at, selectors, soft);', 'let applied = mirror.record(at, &[], soft);']],
+  ['who starts trusts what it has not read', 'src/invalidation/mirror.rs', ['floor: head.seq,', 'floor: 0,']],
+  ['what cannot be logged is forgotten', 'src/invalidation.rs', ['mirror.unlogged(selectors, soft);\n            mirror.own()', 'mirror.own()']]
+]
+
+/** What is built. */
+const PARTS = ['src', 'tests', 'benches', 'docs', 'deploy', 'config.example.toml', 'Cargo.toml', 'Cargo.lock', 'README.md', 'clippy.toml']
+
+const root = resolve(import.meta.dirname, '../..')
+const place = join(root, 'target/mutants')
+const tree = join(place, 'tree')
+
+/** A file of the tree with these changes, or as it is. */
+function write (file, changes = []) {
+  let text = readFileSync(join(root, file), 'utf8')
+  for (const [from, to] of changes) {
+    if (text.split(from).length !== 2) throw new Error(`${file} has ${text.split(from).length - 1} times, and not once: ${from}`)
+    text = text.replace(from, () => to)
+  }
+  writeFileSync(join(tree, file), text)
+}
+
+/** What the checker said, if it found something; nothing if all seemed well. */
+function found (seed) {
+  const run = spawnSync('cargo', ['test', '--quiet', '--locked', '--test', 'it', '--', 'fleet::nothing', '--nocapture'], {
+    cwd: tree,
+    encoding: 'utf8',
+    timeout: PATIENCE_MS,
+    env: { ...process.env, CARGO_TARGET_DIR: join(place, 'build'), WEIR_SEED: String(seed), WEIR_READS: options.reads, WEIR_ORDERS: options.orders }
+  })
+  const said = run.stdout + run.stderr
+  if (run.status === 0) return null
+  const violation = /^(older than.*|the answer is another.*)$/m.exec(said)
+  if (!violation) throw new Error(`it failed in another way:\n${said.slice(-3000)}`)
+  return violation[0]
+}
+
+rmSync(tree, { recursive: true, force: true })
+mkdirSync(tree, { recursive: true })
+for (const part of PARTS) cpSync(join(root, part), join(tree, part), { recursive: true })
+let missed = 0
+for (const [name, file, ...changes] of MUTANTS.filter(([name]) => name.includes(options.only))) {
+  write(file, changes)
+  let says = null
+  let seed = 0
+  while (!says && seed < Number(options.seeds)) says = found(++seed)
+  if (!says) missed++
+  console.log(`${says ? 'found ' : 'MISSED'} ${name}${says ? ` (seed ${seed}): ${says}` : ''}`)
+  write(file)
+}
+console.log(missed ? `${missed} missed` : 'all were found')
+process.exit(missed ? 1 : 0)
