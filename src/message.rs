@@ -39,6 +39,16 @@ impl std::fmt::Display for BodyFault {
 
 impl Error for BodyFault {}
 
+impl BodyFault {
+    /// What was wrong, wherever in the chain of errors it stands; a client that left, if nothing else is said.
+    pub fn of(error: &(dyn Error + 'static)) -> Self {
+        match error.downcast_ref() {
+            Some(fault) => *fault,
+            None => error.source().map_or(Self::Left, Self::of),
+        }
+    }
+}
+
 /// A body of ours that arrives in pieces.
 pub type BoxBody = Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError> + Send>>;
 

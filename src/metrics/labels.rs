@@ -108,7 +108,7 @@ labels! {
         NoSpare = "no_spare",
         /// The breaker is open.
         BreakerOpen = "breaker_open",
-        /// As many bodies as may be on their way, and its own did not become whole or have its turn.
+        /// Its body is not whole, and as many as may were on their way for too long.
         Uploads = "uploads",
     }
 }

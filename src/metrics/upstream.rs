@@ -13,7 +13,7 @@ pub struct UpstreamMetrics {
     pub limit: IntGauge,
     /// Requests that wait for a place among them.
     pub waiting: IntGauge,
-    /// Requests sent whose body is still on its way.
+    /// Requests let through whose body is still on its way.
     pub uploads: IntGauge,
     /// 1 while the breaker keeps requests from the upstream.
     pub breaker_open: IntGauge,
@@ -27,7 +27,7 @@ impl UpstreamMetrics {
             in_flight: families.gauge("weir_upstream_in_flight", "Requests that wait for the upstream's head"),
             limit: families.gauge("weir_upstream_limit", "How many requests may be in flight at this moment"),
             waiting: families.gauge("weir_upstream_waiting", "Requests that wait for a place in flight"),
-            uploads: families.gauge("weir_upstream_uploads", "Requests sent whose body is still on its way"),
+            uploads: families.gauge("weir_upstream_uploads", "Requests let through whose body is still on its way"),
             breaker_open: families
                 .gauge("weir_upstream_breaker_open", "1 while the breaker keeps requests from the upstream"),
             sheds: families.counters(

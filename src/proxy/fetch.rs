@@ -126,7 +126,7 @@ pub(crate) async fn run(mut fetch: Fetch) {
     };
     let report = std::mem::replace(&mut fetch.report, oneshot::channel().0);
     // What was shed was not asked.
-    let was_asked = !matches!(&said, Err(failure) if failure.is_shed());
+    let was_asked = !matches!(&said, Err(failure) if failure.is_untried());
     if was_asked && report.send((status, took)).is_err() {
         // Nobody accounts for a refresh but the route itself.
         fetch.route.metrics.upstream(status, took);

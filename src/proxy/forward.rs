@@ -57,7 +57,7 @@ pub(crate) async fn pass(journey: &mut Journey<'_>, parts: &mut Parts, body: Bod
 pub(crate) fn account(journey: &mut Journey<'_>, reply: &Result<Reply, Failure>, took: Duration) {
     match reply {
         Ok(reply) => journey.exchange.asked_upstream(Some(reply.response.status()), took),
-        Err(failure) if failure.is_shed() => {}
+        Err(failure) if failure.is_untried() => {}
         Err(_) => journey.exchange.asked_upstream(None, took),
     }
 }

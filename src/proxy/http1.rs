@@ -129,6 +129,16 @@ struct Unsent {
     body: Body,
     /// Bytes of it that were announced and are still to come; none are announced where it goes out in chunks.
     left: Option<u64>,
+    /// What of it is here.
+    piece: Bytes,
+    /// Whether nothing is, and all that was is out: it is the client's turn.
+    is_awaited: bool,
+}
+
+impl Unsent {
+    fn new(body: Body, left: Option<u64>) -> Self {
+        Self { body, left, piece: Bytes::new(), is_awaited: false }
+    }
 }
 
 /// Sends `request` and reads the response's head. The body is taken out of `request` if it arrives in pieces.
@@ -138,7 +148,7 @@ pub async fn exchange(
     patience: Patience,
 ) -> Result<Head, Failure> {
     let mut unsent = serialise(&mut connection.output, request);
-    let (mut sent, mut was_pending) = (false, false);
+    let (mut sent, mut was_pending, mut waits_for_client) = (false, false, false);
     let mut interim = 0;
     let mut deadline = std::pin::pin!(sleep(patience.response));
     let is_head = request.method() == Method::HEAD;
@@ -158,11 +168,14 @@ pub async fn exchange(
                 Poll::Ready(Err(SendError::Body(error))) => {
                     return Poll::Ready(Err(Failure::RequestBody { error, was_begun: true }));
                 }
-                Poll::Pending if connection.written != before => {
+                Poll::Pending => {
                     was_pending = true;
-                    deadline.as_mut().reset(Instant::now() + patience.body_idle.max(patience.response));
+                    // A client that is silent has deadlines of its own.
+                    waits_for_client = unsent.as_ref().is_some_and(|unsent| unsent.is_awaited);
+                    if waits_for_client || connection.written != before {
+                        deadline.as_mut().reset(Instant::now() + patience.body_idle.max(patience.response));
+                    }
                 }
-                Poll::Pending => was_pending = true,
             }
         }
         loop {
@@ -200,6 +213,9 @@ pub async fn exchange(
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::Closed(error))),
                 Poll::Pending => break,
             }
+        }
+        if !sent && waits_for_client {
+            return Poll::Pending;
         }
         deadline.as_mut().poll(cx).map(|()| Err(Failure::ResponseTimeout))
     })
@@ -349,9 +365,36 @@ fn poll_send(
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), SendError>> {
     loop {
+        if let Some(rest) = unsent {
+            rest.is_awaited = false;
+        }
         ready!(connection.poll_drain(cx)).map_err(SendError::Write)?;
         let Some(rest) = unsent else { return Poll::Ready(Ok(())) };
-        match ready!(Pin::new(&mut rest.body).poll_frame(cx)) {
+        if !rest.piece.is_empty() {
+            // A large piece does not leave a large buffer behind.
+            let take = rest.piece.len().min(READ_BYTES);
+            let data = rest.piece.split_to(take);
+            match &mut rest.left {
+                None => {
+                    connection.output.extend_from_slice(format!("{take:x}\r\n").as_bytes());
+                    connection.output.extend_from_slice(&data);
+                    connection.output.extend_from_slice(b"\r\n");
+                }
+                Some(left) => match left.checked_sub(take as u64) {
+                    Some(rest) => {
+                        *left = rest;
+                        connection.output.extend_from_slice(&data);
+                    }
+                    None => return Poll::Ready(Err(SendError::Body("the body is longer than announced".into()))),
+                },
+            }
+            continue;
+        }
+        let Poll::Ready(frame) = Pin::new(&mut rest.body).poll_frame(cx) else {
+            rest.is_awaited = true;
+            return Poll::Pending;
+        };
+        match frame {
             None => {
                 match rest.left {
                     None => connection.output.extend_from_slice(b"0\r\n\r\n"),
@@ -362,21 +405,7 @@ fn poll_send(
             }
             Some(Err(error)) => return Poll::Ready(Err(SendError::Body(error))),
             Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) => match &mut rest.left {
-                    None => {
-                        connection.output.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
-                        connection.output.extend_from_slice(&data);
-                        connection.output.extend_from_slice(b"\r\n");
-                    }
-                    Some(left) => match left.checked_sub(data.len() as u64) {
-                        Some(rest) => {
-                            *left = rest;
-                            connection.output.extend_from_slice(&data);
-                        }
-                        None => return Poll::Ready(Err(SendError::Body("the body is longer than announced".into()))),
-                    },
-                },
+                Ok(data) => rest.piece = data,
                 Err(frame) => {
                     if let (Ok(trailers), None) = (frame.into_trailers(), rest.left) {
                         connection.output.extend_from_slice(b"0\r\n");
@@ -423,11 +452,11 @@ fn serialise(output: &mut BytesMut, request: &mut Request<Body>) -> Option<Unsen
         }
         (Some(length), body) => {
             put_length(output, length);
-            Some(Unsent { body, left: Some(length) })
+            Some(Unsent::new(body, Some(length)))
         }
         (None, body) => {
             output.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n");
-            Some(Unsent { body, left: None })
+            Some(Unsent::new(body, None))
         }
     }
 }

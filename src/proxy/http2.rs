@@ -1,11 +1,14 @@
 //! HTTP/2 towards the upstream, by prior knowledge or, over TLS, by its handshake: one connection a worker, by hyper.
 
+use std::pin::pin;
+
 use http::{Request, Uri, Version, header};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use super::overload::upload::Upload;
 use super::upstream::{Failure, Patience, Reply, Upstream};
 use crate::config::Target;
 use crate::message::Body;
@@ -21,7 +24,12 @@ const PING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(20);
 pub struct Shared(Mutex<Option<SendRequest<Body>>>);
 
 /// Sends a request on the worker's connection and waits for the response's head. The body is taken out of `request`.
-pub async fn exchange(upstream: &Upstream, request: &mut Request<Body>, patience: Patience) -> Result<Reply, Failure> {
+pub async fn exchange(
+    upstream: &Upstream,
+    request: &mut Request<Body>,
+    patience: Patience,
+    upload: Option<&Upload>,
+) -> Result<Reply, Failure> {
     let mut sender = connected(upstream).await?;
     let mut outgoing = Request::new(std::mem::take(request.body_mut()));
     *outgoing.method_mut() = request.method().clone();
@@ -33,10 +41,19 @@ pub async fn exchange(upstream: &Upstream, request: &mut Request<Body>, patience
     let scheme = if upstream.settings().tls.is_some() { "https" } else { "http" };
     let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build();
     *outgoing.uri_mut() = uri.map_err(|_| Failure::Malformed("the request's host is no authority"))?;
-    match timeout(patience.response, sender.send_request(outgoing)).await {
-        Err(_) => Err(Failure::ResponseTimeout),
-        Ok(Err(error)) => Err(Failure::Closed(std::io::Error::other(error))),
-        Ok(Ok(response)) => Ok(Reply { response: response.map(Body::Hyper), upgraded: None }),
+    let mut answer = pin!(sender.send_request(outgoing));
+    let answered = loop {
+        match timeout(patience.response, &mut answer).await {
+            // The wait for an answer begins with the last byte; for that, the client has its own deadlines.
+            Err(_) if upload.is_some_and(Upload::is_coming) => {}
+            Err(_) => return Err(Failure::ResponseTimeout),
+            Ok(answered) => break answered,
+        }
+    };
+    match (answered, upload.and_then(Upload::fault)) {
+        (Ok(response), _) => Ok(Reply { response: response.map(Body::Hyper), upgraded: None }),
+        (Err(_), Some(fault)) => Err(Failure::RequestBody { error: fault.into(), was_begun: true }),
+        (Err(error), None) => Err(Failure::Closed(std::io::Error::other(error))),
     }
 }
 

@@ -133,11 +133,28 @@ impl Overload {
         entered.map_err(|why| self.refused(why, self.gate.expected_wait()))
     }
 
-    /// An attempt at the upstream, whose end must be told.
+    /// What would be refused now, before anything is waited for that it needs.
+    ///
+    /// # Errors
+    /// The request is shed, and counted.
+    pub fn foresee(&self, door: &Door) -> Result<(), Refusal> {
+        match (self.open_for(), door.refuses()) {
+            (Some(pause), _) => Err(self.refused(Shed::BreakerOpen, pause)),
+            (None, Some(why)) => Err(self.refused(why, self.gate.expected_wait())),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// An attempt at the upstream, whose end must be told. What a slow client may hold up is not the one that finds out
+    /// whether the upstream is back.
     ///
     /// # Errors
     /// The breaker is open.
-    pub fn attempt(&self) -> Result<Attempt<'_>, Refusal> {
+    pub fn attempt(&self, may_probe: bool) -> Result<Attempt<'_>, Refusal> {
+        let is_open = || self.breaker.as_ref().is_some_and(|breaker| !breaker.is_closed.load(Ordering::Relaxed));
+        if !may_probe && is_open() {
+            return Err(self.refused(Shed::BreakerOpen, self.open_for().unwrap_or_default()));
+        }
         self.admitted().map_err(|pause| self.refused(Shed::BreakerOpen, Duration::from_micros(pause)))
     }
 

@@ -1,7 +1,6 @@
 //! Answers that are our own, and what every answer says of the cache: the one place where a status is chosen.
 
 use std::collections::VecDeque;
-use std::error::Error;
 use std::fmt::Display;
 use std::ops::Range;
 
@@ -67,9 +66,9 @@ pub fn failed(failure: &Failure) -> Failed {
         Failure::ConnectTimeout | Failure::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
         Failure::Shed(_) => StatusCode::SERVICE_UNAVAILABLE,
         Failure::Connect(_) | Failure::Closed(_) | Failure::Malformed(_) => StatusCode::BAD_GATEWAY,
-        Failure::RequestBody { error, .. } => match body_fault(&**error) {
-            Some(BodyFault::Silent) => StatusCode::REQUEST_TIMEOUT,
-            _ => StatusCode::BAD_REQUEST,
+        Failure::RequestBody { error, .. } => match BodyFault::of(&**error) {
+            BodyFault::Silent => StatusCode::REQUEST_TIMEOUT,
+            BodyFault::Malformed | BodyFault::Left => StatusCode::BAD_REQUEST,
         },
     };
     let shed = match failure {
@@ -77,14 +76,6 @@ pub fn failed(failure: &Failure) -> Failed {
         _ => None,
     };
     Failed { status, detail: failure.to_string(), shed }
-}
-
-/// What was wrong with a request's body, wherever in the chain of errors it stands.
-fn body_fault<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e BodyFault> {
-    match error.downcast_ref() {
-        Some(fault) => Some(fault),
-        None => error.source().and_then(body_fault),
-    }
 }
 
 /// Why a request went to the upstream (RFC 9211 section 2.2).

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::http1::{self, Connection, Head};
 use super::http2;
 use super::overload::gate::Door;
-use super::overload::upload::Unreceived;
+use super::overload::upload::{Unreceived, Upload};
 use super::overload::{Attempt, Micros, Overload, Refusal};
 use super::socket::Socket;
 use super::tls::Tls;
@@ -64,8 +64,8 @@ impl Failure {
     }
 
     /// Whether the upstream was not even tried.
-    pub fn is_shed(&self) -> bool {
-        matches!(self, Self::Shed(_))
+    pub fn is_untried(&self) -> bool {
+        matches!(self, Self::Shed(_) | Self::RequestBody { was_begun: false, .. })
     }
 }
 
@@ -208,6 +208,9 @@ impl Upstream {
     /// See [`Failure`].
     pub async fn send(&self, mut request: Request<Body>, patience: Patience) -> Result<Reply, Failure> {
         let overload = &self.0.shared.overload;
+        if !matches!(request.body(), Body::Empty | Body::Full(_)) {
+            overload.foresee(&self.0.door).map_err(Failure::Shed)?;
+        }
         let upload = match overload.uploads().receive(request.body_mut()).await {
             Ok(upload) => upload,
             Err(Unreceived::NoTurn) => return Err(Failure::Shed(overload.no_turn())),
@@ -221,9 +224,9 @@ impl Upstream {
         let repeatable = is_repeatable(&request);
         let mut attempts_left = self.settings().retries;
         let mut fresh_only = false;
-        let mut attempt = overload.attempt().map_err(Failure::Shed)?;
+        let mut attempt = overload.attempt(place.upload().is_none()).map_err(Failure::Shed)?;
         loop {
-            let failure = match self.attempt(&mut request, patience, fresh_only).await {
+            let failure = match self.attempt(&mut request, patience, fresh_only, place.upload()).await {
                 Ok(sent) => match sent.judged(&request) {
                     Ok(Sent { at, what }) => {
                         attempt.succeeded();
@@ -264,11 +267,17 @@ impl Upstream {
         }
     }
 
-    async fn attempt(&self, request: &mut Request<Body>, patience: Patience, fresh_only: bool) -> Result<Sent, Failed> {
+    async fn attempt(
+        &self,
+        request: &mut Request<Body>,
+        patience: Patience,
+        fresh_only: bool,
+        upload: Option<&Upload>,
+    ) -> Result<Sent, Failed> {
         let overload = &self.0.shared.overload;
         if self.settings().protocol == Protocol::Http2 {
             let at = overload.now();
-            let reply = http2::exchange(self, request, patience).await;
+            let reply = http2::exchange(self, request, patience, upload).await;
             return reply
                 .map(|reply| Sent { at, what: What::Whole(reply) })
                 .map_err(|failure| Failed { failure, was_reused: false });

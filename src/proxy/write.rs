@@ -87,7 +87,7 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
             forward::passed(journey, reply, &forwarded)
         }
         Ok((Err(failure), asked, _)) => {
-            if !failure.is_shed() {
+            if !failure.is_untried() {
                 journey.exchange.asked_upstream(None, asked.took);
             }
             forward::failed(journey, &failure, why)

@@ -50,6 +50,7 @@ async fn two_weirs_admit_burst_and_rate_together_and_hardly_less() {
     eprintln!("{report}: {admitted} admitted in {took:.2} s, {alone} without Redis, {least:.1} to {most:.1} allowed");
     assert_eq!(report.count(200) + report.count(429), report.sent(), "{:?}", report.errors());
     assert_eq!(up.total(), admitted);
+    assert!(admitted as f64 <= 2.0 * most, "{admitted} admitted: more than the fallback's own bound");
     assert!(admitted as f64 - alone <= most, "{admitted} admitted, {alone} without Redis, at most {most}");
     assert!(admitted as f64 >= least, "{admitted} admitted, at least {least}");
 }

@@ -82,9 +82,14 @@ async fn five_times_the_load_keeps_goodput_sheds_at_once_and_is_over_soon() {
     let answers = closed_loop(&weir, 40, Duration::from_secs(3)).await;
     let peak = served(&answers) as f64 / began.elapsed().as_secs_f64();
 
-    let overload = Load::new((peak * 5.0) as u32, length, |i| get(&format!("/x/{i}"))).to(&[weir.proxy]).run().await;
-    let after = Load::new((peak / 2.0) as u32, Duration::from_secs(4), |i| get(&format!("/y/{i}")));
-    let after = after.to(&[weir.proxy]).run().await;
+    let overload = Load::new((peak * 5.0) as u32, length, |i| get(&format!("/x/{i}"))).to(&[weir.proxy]).run();
+    // From the moment at which the last of the overload was sent: its answers are still to come.
+    let after = async {
+        tokio::time::sleep(length).await;
+        let after = Load::new((peak / 2.0) as u32, Duration::from_secs(4), |i| get(&format!("/y/{i}")));
+        after.to(&[weir.proxy]).run().await
+    };
+    let (overload, after) = tokio::join!(overload, after);
 
     // The first second fills the line.
     let filled = Duration::from_secs(1);

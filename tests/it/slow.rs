@@ -222,17 +222,81 @@ async fn uploads_wait_for_each_other_and_not_for_long() {
     let mut first =
         opened(&weir, b"POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n4\r\nping\r\n").await;
     first.read_until(b"ping").await;
-    // Its answer has begun: it holds up nobody.
+    // One that is here needs no turn, in chunks or not.
     assert_eq!(weir.send(long.clone()).await.text(), "first second");
-    let mut second = opened(&weir, STALLED[2]).await;
-    eventually("it holds the only place", || up.count("/up") == 1).await;
-    let refused = weir.send(long.clone()).await;
+    // Its answer has begun, but it holds a connection still.
+    let half = b"POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n";
+    let mut refused = opened(&weir, half).await;
+    let refused = refused.read(false).await.unwrap();
     assert_eq!((refused.status, refused.header("cache-status")), (503, Some("weir; detail=uploads")), "{refused:?}");
     assert!(refused.number("retry-after").is_some_and(|seconds| seconds > 0));
-    let (proxy, again) = (weir.proxy, long.clone());
-    let waits = tokio::spawn(async move { again.send(proxy).await });
-    second.write(b"0\r\n\r\n").await;
-    assert_eq!(waits.await.unwrap().text(), "first second", "it came in behind the one that has ended");
+    let mut second = opened(&weir, half).await;
+    weir.metric_reaches("weir_upstream_uploads", 1.0).await;
     first.write(b"4\r\npong\r\n0\r\n\r\n").await;
     first.read_until(b"pong").await;
+    second.read_until(b"half").await;
+    second.write(b"0\r\n\r\n").await;
+    assert_eq!(second.read(false).await.unwrap().status, 200, "it came in behind the one that has ended");
+}
+
+#[tokio::test]
+async fn what_clients_do_wrong_is_not_held_against_the_service() {
+    for h2 in [false, true] {
+        let up = if h2 { h2_upstream() } else { upstream() };
+        up.on("*", |request| reply(request.target().to_owned()));
+        // The client's deadline and the service's in the same moment.
+        let setup =
+            weir("").to(up.url()).set("server.limits.body_idle", "500ms").set("upstream.response_timeout", "500ms");
+        let setup = setup.set("upstream.uploads", 40).set("upstream.protocol", if h2 { "h2" } else { "http1" });
+        let weir = setup.start().await;
+        let silent = [STALLED[1], STALLED[2]].map(<[u8]>::to_vec);
+        let broken = b"POST /up HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\nZZ\r\n".to_vec();
+        let mut attackers = Vec::new();
+        for i in 0..60 {
+            attackers.push(opened(&weir, if i % 3 == 2 { &broken } else { &silent[i % 3] }).await);
+        }
+        for (i, mut attacker) in attackers.into_iter().enumerate() {
+            let answer = attacker.read(false).await.unwrap();
+            assert_eq!(answer.status, if i % 3 == 2 { 400 } else { 408 }, "HTTP/2 {h2}, {i}: {answer:?}");
+        }
+        assert_eq!(weir.metric("weir_upstream_breaker_open").await, 0.0, "HTTP/2 {h2}");
+        assert_eq!(weir.get("/fine").await.status, 200);
+        assert_eq!(weir.metric("weir_upstream_in_flight").await, 0.0);
+        assert_eq!(weir.metric("weir_upstream_uploads").await, 0.0);
+    }
+}
+
+#[tokio::test]
+async fn a_long_upload_may_take_longer_than_an_answer() {
+    for h2 in [false, true] {
+        let up = if h2 { h2_upstream() } else { upstream() };
+        up.on("*", |request| reply(request.body.len().to_string()));
+        let setup = weir("").to(up.url()).set("upstream.response_timeout", "300ms");
+        let weir = setup.set("upstream.protocol", if h2 { "h2" } else { "http1" }).start().await;
+        let head = b"POST /up HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n";
+        let mut connection = opened(&weir, head).await;
+        for piece in noise(1_000_000).chunks(100_000) {
+            connection.write(piece).await;
+            // The client's own time.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(connection.read(false).await.unwrap().text(), "1000000", "HTTP/2 {h2}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_or_target_over_the_bound_is_refused() {
+    let up = upstream();
+    up.on("*", |_| reply("ok"));
+    let weir = weir("").to(up.url()).set("server.limits.head", "8KiB").start().await;
+    let long = |bytes: usize| "x".repeat(bytes);
+    assert_eq!(weir.send(get("/").header("x-long", &long(7 << 10))).await.status, 200);
+    assert_eq!(weir.send(get("/").header("x-long", &long(9 << 10))).await.status, 431);
+    assert_eq!(weir.send(get(&format!("/{}", long(9 << 10)))).await.status, 414);
+    let many = (0..150).fold(get("/"), |request, i| request.header(&format!("x-{i}"), "y"));
+    assert_eq!(weir.send(many).await.status, 431);
+    // Without an end: refused when it is too long, and not kept until it ends.
+    let mut endless = opened(&weir, format!("GET / HTTP/1.1\r\nx: {}", long(64 << 10)).as_bytes()).await;
+    assert_eq!(endless.read(false).await.unwrap().status, 431);
+    assert_eq!(up.total(), 1);
 }

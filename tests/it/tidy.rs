@@ -193,6 +193,27 @@ fn every_metric_is_documented_and_no_other() {
     assert!(unknown.is_empty(), "documented, but not there: {unknown:?}");
 }
 
+#[test]
+fn every_test_that_a_page_names_is_there() {
+    let tests: String =
+        files(&root().join("tests"), &|path| has_extension(path, &["rs"])).iter().map(|path| read(path)).collect();
+    let tests = tests + &sources().iter().map(|path| read(path)).collect::<String>();
+    let page = read(&root().join("docs/guarantees.md"));
+    let mut missing = Vec::new();
+    // What they are called by is a sentence.
+    for name in page.split('`').filter(|text| text.matches('_').count() >= 4 && !text.contains(' ')) {
+        if !tests.contains(&format!("fn {name}(")) {
+            missing.push(name.to_owned());
+        }
+    }
+    for file in page.split('`').filter(|text| text.ends_with(".rs")) {
+        if !["tests/it", "src"].iter().any(|place| root().join(place).join(file).exists()) {
+            missing.push(file.to_owned());
+        }
+    }
+    assert!(missing.is_empty(), "docs/guarantees.md names what is not there: {missing:?}");
+}
+
 /// The names of all properties in a JSON schema.
 fn properties(schema: &serde_json::Value, found: &mut BTreeSet<String>) {
     match schema {

@@ -154,6 +154,15 @@ impl Check<'_, '_> {
             self.error(&at.span(), text, "make it smaller, or raise `upstream.connections`");
         }
         let uploads = NonZeroUsize::new(in_flight.get() / UPLOADS_PART).unwrap_or(NonZeroUsize::MIN);
+        let uploads = self.count(&raw.uploads, 1..=MOST_CONNECTIONS).map_or(uploads, nonzero);
+        if let Some(at) = &raw.uploads
+            && protocol == Protocol::Http1
+            && uploads >= connections
+            && connections.get() > 1
+        {
+            let text = format!("`upstream.uploads` leaves none of `upstream.connections` ({connections}) to others");
+            self.error(&at.span(), text, "make it smaller, or raise `upstream.connections`");
+        }
         let upstream = Upstream {
             target: Target::Unix(PathBuf::new()),
             tls: None,
@@ -166,7 +175,7 @@ impl Check<'_, '_> {
             in_flight,
             adaptive: raw.adaptive.as_ref().is_none_or(|at| at.value),
             queue_timeout: self.duration(&raw.queue_timeout, Duration::ZERO).unwrap_or(QUEUE_TIMEOUT),
-            uploads: self.count(&raw.uploads, 1..=MOST_CONNECTIONS).map_or(uploads, nonzero),
+            uploads,
             request_buffer: self.size(&raw.request_buffer, 0..=MOST_REQUEST_BUFFER).unwrap_or(REQUEST_BUFFER),
             breaker: raw.breaker.as_ref().is_none_or(|at| at.value),
             retries: self.count(&raw.retries, 0..=MOST_RETRIES).unwrap_or(1),

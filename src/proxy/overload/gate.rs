@@ -215,10 +215,10 @@ impl Gate {
         }
     }
 
-    /// Counts a request whose body became whole, whatever the limit says; when that was.
-    pub(super) fn begins(&self) -> Micros {
-        self.counts.fetch_add(IN_FLIGHT, Ordering::SeqCst);
-        self.now()
+    /// Counts a request whose body became whole, whatever the limit says; when that was, and how many there are now.
+    pub(super) fn begins(&self) -> (Micros, usize) {
+        let before = self.counts.fetch_add(IN_FLIGHT, Ordering::SeqCst);
+        (self.now(), in_flight(before) + 1)
     }
 
     fn untake(&self) {
@@ -285,6 +285,12 @@ impl Door {
     /// The gate behind it.
     pub fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// Why who comes now would not be let in.
+    pub fn refuses(&self) -> Option<Shed> {
+        let gate = &*self.gate;
+        if gate.waiting() == 0 { None } else { gate.refuses(&gate.queue(), gate.now()) }
     }
 
     /// A place in flight, at once or after a wait in line. What nobody waits for may not wait either, and takes spare room
@@ -374,21 +380,26 @@ impl Place {
         }
     }
 
+    /// The body that it was lent for.
+    pub fn upload(&self) -> Option<&Upload> {
+        self.upload.as_deref()
+    }
+
     /// The response's head came, to a request that was sent at `sent`.
     pub fn answered(mut self, sent: Micros, now: Micros) -> Option<Exchange> {
         let door = self.door.take()?;
         let gate = &*door.gate;
         // What took the client's time says nothing of the upstream's.
-        let sent = match self.upload.take() {
-            Some(upload) => match upload.over() {
+        let (sent, among) = match self.upload.take() {
+            Some(upload) => match upload.answered(gate.bounds.exchanges.is_some()) {
                 Some(whole) => whole,
                 None => return Some(Exchange { door }),
             },
-            None => sent,
+            None => (sent, self.among),
         };
         // A sample that another worker's keeps out is not missed.
         if let Some(mut gradient) = gate.gradient.as_ref().and_then(|gradient| gradient.try_lock().ok()) {
-            if let Some(limit) = gradient.answered(sent, now, gate.in_flight(), self.among <= FLOOR) {
+            if let Some(limit) = gradient.answered(sent, now, gate.in_flight(), among <= FLOOR) {
                 gate.limit.store(limit, Ordering::Relaxed);
             }
             let without_us = gradient.without_queue_us().unwrap_or(NO_QUEUE);
@@ -404,7 +415,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(door) = self.door.take() {
-            let is_lent = self.upload.take().is_some_and(|upload| upload.over().is_none());
+            let is_lent = self.upload.take().is_some_and(|upload| upload.answered(false).is_none());
             let what = if is_lent { EXCHANGE } else { IN_FLIGHT + EXCHANGE };
             door.gate.give_back(what, door.worker, !is_lent);
         }

@@ -7,7 +7,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,10 +18,13 @@ use tokio::time::timeout;
 
 use super::Micros;
 use super::gate::Door;
-use crate::message::{Again, Body, BodyError};
+use crate::message::{Again, Body, BodyError, BodyFault};
 
 /// Bytes of bodies that wait here, in the whole process; what comes beyond goes on as it comes.
 const HELD_BYTES: usize = 64 << 20;
+
+/// Times that the task of a client's connection is waited for, to hand over what has come.
+const YIELDS: usize = 2;
 
 /// Bodies that may wait for their turn.
 const MOST_WAITING: usize = 1024;
@@ -64,46 +67,88 @@ impl Uploads {
 
     /// Waits until the request that `body` belongs to may be sent; if the body is still coming then, by what leave.
     ///
+    /// A short one is waited for. Of others as much is taken as is here already: what turns out to be whole needs no leave.
+    ///
     /// # Errors
     /// See [`Unreceived`].
     pub async fn receive(&self, body: &mut Body) -> Result<Option<Turn>, Unreceived> {
         if matches!(body, Body::Empty | Body::Full(_)) {
             return Ok(None);
         }
-        if body.size_hint().exact().is_some_and(|length| length <= self.short as u64) {
-            *body = self.whole(std::mem::take(body)).await.map_err(Unreceived::Body)?;
-            if matches!(body, Body::Empty | Body::Full(_)) {
-                return Ok(None);
+        let is_short = body.size_hint().exact().is_some_and(|length| length <= self.short as u64);
+        let (read, is_whole) = self.read(std::mem::take(body), is_short).await.map_err(Unreceived::Body)?;
+        *body = read;
+        if is_whole { Ok(None) } else { self.turn().await.map(Some) }
+    }
+
+    /// The body as far as it came, and whether that is all of it.
+    async fn read(&self, mut body: Body, is_short: bool) -> Result<(Body, bool), BodyError> {
+        let (mut bytes, mut share) = (BytesMut::new(), Share { of: Arc::clone(&self.held), bytes: 0 });
+        let most = if is_short { usize::MAX } else { self.short };
+        let mut trailers = None;
+        let is_whole = loop {
+            if bytes.len() > most || !share.has_room() {
+                break false;
             }
-        }
+            let frame = if is_short { Some(next(&mut body).await) } else { ready(&mut body).await };
+            match frame {
+                // Nothing more is here.
+                None => break false,
+                Some(None) => break true,
+                Some(Some(frame)) => match frame?.into_data() {
+                    // Copied: a piece may keep a whole buffer of its connection's.
+                    Ok(data) => {
+                        bytes.extend_from_slice(&data);
+                        share.grow(data.len());
+                    }
+                    // They are the last of a body.
+                    Err(last) => {
+                        trailers = Some(last);
+                        break true;
+                    }
+                },
+            }
+        };
+        let bytes = if bytes.is_empty() { Bytes::new() } else { Bytes::from_owner(Kept { bytes, _share: share }) };
+        let body = match trailers {
+            None if is_whole => bytes.into(),
+            trailers => Again::body(bytes, trailers, body),
+        };
+        Ok((body, is_whole))
+    }
+
+    /// Leave to send a body as it comes, after a wait if need be.
+    async fn turn(&self) -> Result<Turn, Unreceived> {
         if let Ok(turn) = Arc::clone(&self.turns).try_acquire_owned() {
-            return Ok(Some(turn));
+            return Ok(turn);
         }
         let waiting = Waiting::among(&self.waiting);
         if waiting.others >= MOST_WAITING {
             return Err(Unreceived::NoTurn);
         }
         let turn = timeout(self.queue_timeout, Arc::clone(&self.turns).acquire_owned()).await;
-        turn.ok().and_then(Result::ok).map(Some).ok_or(Unreceived::NoTurn)
+        turn.ok().and_then(Result::ok).ok_or(Unreceived::NoTurn)
     }
+}
 
-    /// The body once it is here; as far as it came where there is no room for all of it, or something stands behind it.
-    async fn whole(&self, mut body: Body) -> Result<Body, BodyError> {
-        let (mut bytes, mut share) = (BytesMut::new(), Share { of: Arc::clone(&self.held), bytes: 0 });
-        while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-            match frame?.into_data() {
-                // Copied: a piece may keep a whole buffer of its connection's.
-                Ok(data) => {
-                    bytes.extend_from_slice(&data);
-                    if !share.grow(data.len()) {
-                        return Ok(Again::body(bytes.freeze(), None, body));
-                    }
-                }
-                Err(trailers) => return Ok(Again::body(bytes.freeze(), Some(trailers), body)),
-            }
+type Next = Option<Result<Frame<Bytes>, BodyError>>;
+
+/// The next piece, once it is there.
+async fn next(body: &mut Body) -> Next {
+    poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
+}
+
+/// The next piece, if it is there. What a client has sent is handed over by its connection's task, which comes round once
+/// this one has yielded.
+async fn ready(body: &mut Body) -> Option<Next> {
+    for _ in 0..YIELDS {
+        let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await;
+        if let Poll::Ready(next) = polled {
+            return Some(next);
         }
-        Ok(Bytes::from_owner(Kept { bytes, _share: share }).into())
+        tokio::task::yield_now().await;
     }
+    None
 }
 
 /// One that waits for its turn.
@@ -135,10 +180,13 @@ struct Share {
 }
 
 impl Share {
-    /// Takes so many more; whether they were free.
-    fn grow(&mut self, more: usize) -> bool {
+    fn has_room(&self) -> bool {
+        self.of.0.load(Ordering::Relaxed) <= HELD_BYTES
+    }
+
+    fn grow(&mut self, more: usize) {
         self.bytes += more;
-        self.of.0.fetch_add(more, Ordering::Relaxed) + more <= HELD_BYTES
+        self.of.0.fetch_add(more, Ordering::Relaxed);
     }
 }
 
@@ -162,63 +210,92 @@ impl AsRef<[u8]> for Kept {
 
 /// A body on its way, and what its request's place has to know of it.
 #[derive(Debug)]
-pub(super) struct Upload(Mutex<Stage>);
+pub struct Upload {
+    stage: Mutex<Stage>,
+    /// How the body ended, if it did so early.
+    fault: OnceLock<BodyFault>,
+}
 
 #[derive(Debug)]
 enum Stage {
     /// Some is missing: the upstream cannot be at work yet, and the request is not in flight.
-    Coming { _turn: Turn, door: Arc<Door> },
-    /// It is whole since then, and the request in flight.
-    Whole(Micros),
-    /// The request has ended, or its answer begun.
+    Coming { turn: Turn, door: Arc<Door> },
+    /// It is whole since then, and the request in flight, among so many.
+    Whole { since: Micros, among: usize },
+    /// Some is missing, and the answer has begun. It still holds a connection.
+    Answered { _turn: Turn },
+    /// There is nothing more to do.
     Over,
 }
 
 impl Upload {
     /// `body`, as it goes on by this leave.
     pub(super) fn begin(turn: Turn, door: Arc<Door>, body: &mut Body) -> Arc<Self> {
-        let upload = Arc::new(Self(Mutex::new(Stage::Coming { _turn: turn, door })));
-        let end = End(Arc::clone(&upload));
-        *body = Body::stream(OnItsWay { inner: std::mem::take(body), _end: end });
+        let upload = Arc::new(Self { stage: Mutex::new(Stage::Coming { turn, door }), fault: OnceLock::new() });
+        let end = End { upload: Arc::clone(&upload), is_whole: false };
+        *body = Body::stream(OnItsWay { inner: std::mem::take(body), end });
         upload
     }
 
-    /// Since when the request is in flight, if it is.
-    pub(super) fn over(&self) -> Option<Micros> {
-        match self.replace(|_| Stage::Over) {
-            Stage::Whole(since) => Some(since),
-            Stage::Coming { .. } | Stage::Over => None,
-        }
+    /// Whether some of it is missing, and nothing else is to be waited for.
+    pub fn is_coming(&self) -> bool {
+        matches!(*self.lock(), Stage::Coming { .. })
     }
 
-    fn whole(&self) {
-        let _ = self.replace(|stage| match stage {
-            Stage::Coming { door, .. } => Stage::Whole(door.gate().begins()),
-            Stage::Whole(since) => Stage::Whole(*since),
-            Stage::Over => Stage::Over,
-        });
+    /// How it ended, if it did so early.
+    pub fn fault(&self) -> Option<BodyFault> {
+        self.fault.get().copied()
     }
 
-    /// The stage before; what it held is given back outside the lock.
-    fn replace(&self, next: impl FnOnce(&Stage) -> Stage) -> Stage {
-        let mut stage = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = next(&stage);
-        std::mem::replace(&mut stage, next)
+    /// The answer begins. Since when the request is in flight, and among how many, if it is. A body that is still coming goes
+    /// on; its leave is kept if it `holds` a connection.
+    pub(super) fn answered(&self, holds: bool) -> Option<(Micros, usize)> {
+        let mut stage = self.lock();
+        let (before, after) = match std::mem::replace(&mut *stage, Stage::Over) {
+            Stage::Coming { turn, .. } if holds => (Stage::Over, Stage::Answered { _turn: turn }),
+            before => (before, Stage::Over),
+        };
+        *stage = after;
+        drop(stage);
+        if let Stage::Whole { since, among } = before { Some((since, among)) } else { None }
+    }
+
+    /// The body has ended.
+    fn ends(&self, is_whole: bool) {
+        let mut stage = self.lock();
+        let next = match &*stage {
+            Stage::Coming { door, .. } if is_whole => {
+                let (since, among) = door.gate().begins();
+                Stage::Whole { since, among }
+            }
+            Stage::Whole { .. } => return,
+            Stage::Coming { .. } | Stage::Answered { .. } | Stage::Over => Stage::Over,
+        };
+        // What it held is given back outside the lock.
+        let before = std::mem::replace(&mut *stage, next);
+        drop((stage, before));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Dropped with a body that is whole, or given up.
-struct End(Arc<Upload>);
+struct End {
+    upload: Arc<Upload>,
+    is_whole: bool,
+}
 
 impl Drop for End {
     fn drop(&mut self) {
-        self.0.whole();
+        self.upload.ends(self.is_whole);
     }
 }
 
 struct OnItsWay {
     inner: Body,
-    _end: End,
+    end: End,
 }
 
 impl HttpBody for OnItsWay {
@@ -226,7 +303,20 @@ impl HttpBody for OnItsWay {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        match &polled {
+            Poll::Pending => {}
+            Poll::Ready(None) => self.end.is_whole = true,
+            // The last byte that was announced is the last, whatever says so later.
+            Poll::Ready(Some(Ok(frame))) => {
+                self.end.is_whole = frame.is_trailers() || self.inner.size_hint().exact() == Some(0);
+            }
+            Poll::Ready(Some(Err(error))) => _ = self.end.upload.fault.set(BodyFault::of(&**error)),
+        }
+        if self.end.is_whole {
+            self.end.upload.ends(true);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

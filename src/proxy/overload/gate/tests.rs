@@ -165,21 +165,15 @@ fn an_expected_wait_that_is_too_long_is_refused_on_arrival() {
     assert_eq!(gate.refuses(&queue, 23_000_000), Some(Shed::ExpectedWait), "nobody got through for 20 s");
 }
 
-/// A body that never says anything.
+/// A body of nothing, that is not yet known to be.
 fn body() -> Body {
-    struct Silent;
-    impl http_body::Body for Silent {
-        type Data = bytes::Bytes;
-        type Error = crate::message::BodyError;
+    crate::message::Pieces::body(std::collections::VecDeque::new())
+}
 
-        fn poll_frame(
-            self: std::pin::Pin<&mut Self>,
-            _: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, Self::Error>>> {
-            std::task::Poll::Pending
-        }
-    }
-    Body::stream(Silent)
+/// Reads it to its end.
+async fn whole(body: &mut Body) {
+    let end = std::future::poll_fn(|cx| http_body::Body::poll_frame(std::pin::Pin::new(&mut *body), cx)).await;
+    assert!(end.is_none());
 }
 
 fn turn() -> Turn {
@@ -196,16 +190,21 @@ async fn a_place_whose_body_is_still_coming_is_anothers_until_it_is_whole() {
     slow.lend(turn(), &mut coming);
     let other = waits.await.unwrap().unwrap();
     assert_eq!(gate.in_flight(), 1, "the other one");
-    drop(coming);
+    whole(&mut coming).await;
     assert_eq!(gate.in_flight(), 2, "whole: the upstream is at work, though the limit was one");
+    drop(coming);
     drop(slow.answered(0, 0));
     assert_eq!(gate.in_flight(), 1);
     drop(other);
 
     // Answered, or given up, before it is whole.
-    for answers in [true, false] {
+    for (gives_up_first, answers) in [(false, true), (false, false), (true, true), (true, false)] {
         let (mut slow, mut coming) = (door.enter(true).await.unwrap(), body());
         slow.lend(turn(), &mut coming);
+        if gives_up_first {
+            coming = Body::Empty;
+            assert_eq!(gate.in_flight(), 0, "it never was");
+        }
         if answers {
             let exchange = slow.answered(0, 0);
             assert_eq!(gate.counts.load(Ordering::SeqCst), EXCHANGE);
@@ -224,10 +223,13 @@ async fn the_clients_time_is_not_the_upstreams() {
     let door = Door::new(Gate::new(bounds, 1), 0);
     let gate = door.gate();
     let learnt = || format!("{:?}", gate.gradient);
-    for is_whole in [false, true] {
+    for (is_whole, is_given_up) in [(false, false), (false, true), (true, false)] {
         let (mut place, mut coming) = (door.enter(true).await.unwrap(), body());
         place.lend(turn(), &mut coming);
         if is_whole {
+            whole(&mut coming).await;
+        }
+        if is_given_up {
             coming = Body::Empty;
         }
         let before = learnt();
@@ -264,7 +266,7 @@ fn under_contention_no_place_is_lost_and_none_is_made() {
                 });
                 tokio::task::yield_now().await;
                 if i.is_multiple_of(2) {
-                    coming = Body::Empty;
+                    whole(&mut coming).await;
                 }
                 assert!(door.gate().in_flight() <= 5 + 1, "exchanges, but for one that looks for who is next");
                 let exchange = place.filter(|_| !i.is_multiple_of(3)).and_then(|place| place.answered(0, 0));
