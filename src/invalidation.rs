@@ -23,10 +23,12 @@ mod doors;
 pub mod epochs;
 mod log;
 pub mod mirror;
+mod pending;
 mod stream;
 
-use clerk::Submission;
+use clerk::{Fate, Submission};
 use mirror::{Applied, Mirror};
+use pending::Ticket;
 
 /// Longest that a door waits for its order to be logged; then it is answered as not logged, and retried.
 pub const SUBMIT_WAIT: Duration = Duration::from_secs(1);
@@ -221,9 +223,13 @@ impl Invalidation {
     pub async fn submit(&self, order: &Order, door: Door) -> Result<Receipt, SyntaxError> {
         let selectors: Arc<[Selector]> = order.selectors()?.into();
         self.count(&selectors, door);
-        let Some(fleet) = &self.fleet else { return Ok(self.apply_here(&selectors, order.soft, true)) };
+        let Some(fleet) = &self.fleet else {
+            return Ok(Receipt { position: self.apply_unlogged(&selectors, order.soft), logged: true });
+        };
+        let fate = Arc::new(Fate::default());
         // While others wait for Redis to take theirs, this one joins them; whoever sent it does not.
-        let here = (fleet.queued.load(Ordering::Relaxed) > 0).then(|| self.apply_here(&selectors, order.soft, false));
+        let waits = fleet.queued.load(Ordering::Relaxed) == 0;
+        let here = (!waits).then(|| self.apply_here(&fate, &selectors, order.soft));
         let (answer, logged) = oneshot::channel();
         let submission = Submission {
             order: to_json(order),
@@ -231,11 +237,14 @@ impl Invalidation {
             soft: order.soft,
             since: None,
             door,
-            answer: here.is_none().then_some(answer),
+            fate: Arc::clone(&fate),
+            answer: waits.then_some(answer),
         };
         if fleet.submissions.try_send(submission).is_err() {
             tracing::error!("the queue of invalidations is full: applied in this pod only");
-            return Ok(here.unwrap_or_else(|| self.apply_here(&selectors, order.soft, false)));
+            let receipt = here.unwrap_or_else(|| self.apply_here(&fate, &selectors, order.soft));
+            self.give_up(&fate, &selectors, order.soft);
+            return Ok(receipt);
         }
         if let Some(receipt) = here {
             return Ok(receipt);
@@ -249,7 +258,7 @@ impl Invalidation {
                 Ok(receipt)
             }
             // The clerk is slow, or gone with its runtime; what it has taken on, it goes on trying.
-            Ok(Err(_)) | Err(_) => Ok(self.apply_here(&selectors, order.soft, false)),
+            Ok(Err(_)) | Err(_) => Ok(self.apply_here(&fate, &selectors, order.soft)),
         }
     }
 
@@ -291,28 +300,52 @@ impl Invalidation {
         }
     }
 
-    /// Applies what has no number in the log.
-    fn apply_here(&self, selectors: &[Selector], soft: bool, logged: bool) -> Receipt {
-        let position = self.change(|mirror| {
-            mirror.unlogged(selectors, soft);
-            mirror.own()
-        });
-        Receipt { position, logged }
+    /// Applies what will be in the log, unless it is by now.
+    fn apply_here(&self, fate: &Fate, selectors: &[Selector], soft: bool) -> Receipt {
+        match fate.applied(|| self.change(|mirror| mirror.pending(selectors, soft))) {
+            Some(position) => Receipt { position, logged: true },
+            None => Receipt { position: self.mirror.read().expect("no panic while held").own(), logged: false },
+        }
     }
 
-    /// Applies what was logged at `at`, wherever this process stands.
-    fn apply_logged(&self, at: Position, selectors: &[Selector], soft: bool) -> Applied {
+    /// Applies what nobody else is told of; the position of this process.
+    fn apply_unlogged(&self, selectors: &[Selector], soft: bool) -> Position {
+        self.change(|mirror| {
+            mirror.unlogged(selectors, soft);
+            mirror.own()
+        })
+    }
+
+    /// What was to be logged never will be: it keeps its place in what is known now.
+    fn give_up(&self, fate: &Fate, selectors: &[Selector], soft: bool) {
+        if let Some(ticket) = fate.ticket() {
+            self.change(|mirror| {
+                mirror.unlogged(selectors, soft);
+                mirror.settle(ticket);
+            });
+        }
+    }
+
+    /// Applies what was logged at `at`, wherever this process stands; it waits for nothing any more.
+    fn apply_logged(&self, at: Position, fate: &Fate, selectors: &[Selector], soft: bool) -> Applied {
         let applied = self.change(|mirror| {
             let applied = mirror.record(at, selectors, soft);
             if applied == Applied::Foreign {
-                mirror.unlogged(selectors, soft);
+                mirror.foreign(selectors, soft);
             }
             applied
         });
+        if let Some(ticket) = fate.logged(at) {
+            self.settle(ticket);
+        }
         if applied != Applied::InOrder {
             self.kick();
         }
         applied
+    }
+
+    fn settle(&self, ticket: Ticket) {
+        self.change(|mirror| mirror.settle(ticket));
     }
 
     /// Changes the mirror. The version moves before the lock is released: who reads the new version waits for the lock,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::clerk::Submission;
+use super::clerk::{Fate, Submission};
 use super::log::{self, Direction, Log, PAGE, RECORDS, WAIT};
 use super::mirror::Applied;
 use super::{Invalidation, MISSED_PROOFS, Position, doors, stream, to_json};
@@ -17,6 +17,7 @@ use crate::clock::Stopwatch;
 use crate::kv::bus::{Message, Subscription};
 use crate::kv::{Shared, Unavailable, jittered, random};
 use crate::metrics::Door;
+use crate::syntax::selector::Selector;
 
 /// Pause before Redis is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
@@ -172,18 +173,22 @@ impl Keeper {
                 return;
             }
         };
-        self.state.apply_here(&selectors, order.soft, false);
+        let fate = Arc::new(Fate::default());
+        self.state.apply_here(&fate, &selectors, order.soft);
+        let selectors: Arc<[Selector]> = selectors.into();
         let submission = Submission {
             order: to_json(&order),
-            selectors: selectors.into(),
+            selectors: Arc::clone(&selectors),
             soft: order.soft,
             since: self.heard,
             door: Door::Publish,
+            fate: Arc::clone(&fate),
             answer: None,
         };
         let fleet = self.state.fleet.as_ref().expect("there is a fleet");
         if fleet.submissions.try_send(submission).is_err() {
             tracing::error!("the queue of invalidations is full: a published one was applied in this pod only");
+            self.state.give_up(&fate, &selectors, order.soft);
         }
     }
 

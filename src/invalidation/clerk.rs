@@ -1,14 +1,15 @@
 //! The clerk: logs what comes in through this pod's doors, and goes on trying while Redis cannot take it.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::log::Log;
+use super::pending::Ticket;
 use super::{Invalidation, Position, Receipt};
 use crate::kv::{Unavailable, jittered};
 use crate::metrics::Door;
@@ -32,8 +33,54 @@ pub(super) struct Submission {
     /// An equal record after this position is this very order, logged by another pod; `None` logs it in any case.
     pub since: Option<Position>,
     pub door: Door,
+    pub fate: Arc<Fate>,
     /// Who waits for it. Where nobody does, it was applied here already.
     pub answer: Option<oneshot::Sender<Receipt>>,
+}
+
+/// What has become of an order, for those who wait for it and the clerk, who may come to it at the same time.
+#[derive(Debug, Default)]
+pub(super) struct Fate(Mutex<Stage>);
+
+#[derive(Debug, Default)]
+enum Stage {
+    /// It has not been applied here.
+    #[default]
+    Open,
+    /// It has, and is to be logged.
+    Pending(Ticket),
+    /// It is in the log.
+    Logged(Position),
+}
+
+impl Fate {
+    /// Applies it here by `apply` if nobody has; where it stands in the log, if it does.
+    pub fn applied(&self, apply: impl FnOnce() -> Ticket) -> Option<Position> {
+        let mut stage = self.lock();
+        match *stage {
+            Stage::Open => *stage = Stage::Pending(apply()),
+            Stage::Pending(_) => {}
+            Stage::Logged(position) => return Some(position),
+        }
+        None
+    }
+
+    /// It is in the log; by what it was pending, if it was.
+    pub fn logged(&self, position: Position) -> Option<Ticket> {
+        match std::mem::replace(&mut *self.lock(), Stage::Logged(position)) {
+            Stage::Pending(ticket) => Some(ticket),
+            Stage::Open | Stage::Logged(_) => None,
+        }
+    }
+
+    /// By what it is pending, if it is.
+    pub fn ticket(&self) -> Option<Ticket> {
+        if let Stage::Pending(ticket) = *self.lock() { Some(ticket) } else { None }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stage> {
+        self.0.lock().expect("no panic while held")
+    }
 }
 
 /// Takes submissions, one at a time.
@@ -83,7 +130,7 @@ impl Clerk {
 
     async fn log(&self, submission: &Submission) -> Result<Receipt, Unavailable> {
         let (position, new) = self.log.append(&submission.order, submission.since).await?;
-        self.state.apply_logged(position, &submission.selectors, submission.soft);
+        self.state.apply_logged(position, &submission.fate, &submission.selectors, submission.soft);
         // A message is heard by every pod; it counts where it was logged.
         if new && submission.door == Door::Publish {
             self.state.count(&submission.selectors, submission.door);
@@ -94,11 +141,13 @@ impl Clerk {
     /// Applies it here, says so, and keeps it for later.
     fn put_off(&mut self, mut submission: Submission) {
         if submission.answer.is_some() {
-            let receipt = self.state.apply_here(&submission.selectors, submission.soft, false);
+            let receipt = self.state.apply_here(&submission.fate, &submission.selectors, submission.soft);
             answer(&mut submission, receipt);
         }
         if self.retries.len() == RETRIES {
-            self.retries.pop_front();
+            if let Some(oldest) = self.retries.pop_front() {
+                self.state.give_up(&oldest.fate, &oldest.selectors, oldest.soft);
+            }
             tracing::error!("too many invalidations wait for Redis: the oldest is given up");
         }
         self.retries.push_back(submission);

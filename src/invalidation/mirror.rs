@@ -11,6 +11,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::epochs::{Epoch, Epochs, Stamp};
+use super::pending::{Pending, Ticket};
 use super::{Position, Subject, Verdict};
 use crate::syntax::selector::Selector;
 
@@ -22,6 +23,10 @@ pub struct Mirror {
     log: Option<Followed>,
     /// What was applied last, oldest first; [`RECENT`] at most.
     recent: VecDeque<Recent>,
+    /// What is not in the log yet.
+    pending: Pending,
+    /// Of it, what is in a log that is not followed yet.
+    elsewhere: Vec<Ticket>,
 }
 
 /// Invalidations that are remembered one by one.
@@ -74,6 +79,8 @@ impl Mirror {
             own: Position { incarnation: own, seq: 0 },
             log: None,
             recent: VecDeque::new(),
+            pending: Pending::default(),
+            elsewhere: Vec::new(),
         }
     }
 
@@ -83,7 +90,7 @@ impl Mirror {
             let names_nothing_early = || self.epochs.of(subject).log.last() <= log.applied;
             log.own_until <= log.applied && (log.early <= log.applied || names_nothing_early())
         };
-        match self.log.as_ref().filter(is_level) {
+        match self.log.as_ref().filter(is_level).filter(|_| self.pending.is_empty()) {
             Some(log) => Position { incarnation: log.incarnation, seq: log.applied },
             None => self.own,
         }
@@ -101,19 +108,19 @@ impl Mirror {
 
     /// What is known of an answer whose fill began at `position`.
     pub fn verdict(&self, position: Position, subject: &Subject<'_>) -> Verdict {
-        let epoch = if position.incarnation == self.own.incarnation {
-            self.epochs.of(subject).own
+        let (epoch, pending) = if position.incarnation == self.own.incarnation {
+            (self.epochs.of(subject).own, Verdict::Valid)
         } else {
             match &self.log {
                 Some(log) if log.incarnation == position.incarnation && position.seq >= log.floor => {
-                    self.epochs.of(subject).log
+                    (self.epochs.of(subject).log, self.pending.verdict(subject))
                 }
                 _ => return Verdict::Gone,
             }
         };
-        if epoch.hard > position.seq {
+        if epoch.hard > position.seq || pending == Verdict::Gone {
             Verdict::Gone
-        } else if epoch.soft > position.seq {
+        } else if epoch.soft > position.seq || pending == Verdict::Stale {
             Verdict::Stale
         } else {
             Verdict::Valid
@@ -158,8 +165,12 @@ impl Mirror {
     /// Begins to follow a log that stands at `head`: all of it is still to be read. If another was followed before, every
     /// answer from before is refused, own ones too: what was logged last in the old one may be lost, unseen.
     pub fn follow(&mut self, head: Position, new_own: u64) {
+        for ticket in std::mem::take(&mut self.elsewhere) {
+            self.pending.settle(ticket);
+        }
         if self.log.is_some() {
-            *self = Self::new(new_own);
+            // What is in no log is in the new one no more than it was in the old one.
+            *self = Self { pending: std::mem::take(&mut self.pending), ..Self::new(new_own) };
         }
         self.log = Some(Followed {
             incarnation: head.incarnation,
@@ -197,7 +208,24 @@ impl Mirror {
         self.raise(seq, selectors, soft, Some(seq));
     }
 
-    /// Applies what is not in the log (yet): to every fill that began before now.
+    /// Applies what will be in the log, to every fill that began before now; it is to be settled when it is.
+    pub fn pending(&mut self, selectors: &[Selector], soft: bool) -> Ticket {
+        self.unlogged(selectors, soft);
+        self.pending.add(selectors, soft)
+    }
+
+    /// What was pending is in the log, and was recorded, or is given up.
+    pub fn settle(&mut self, ticket: Ticket) {
+        self.pending.settle(ticket);
+    }
+
+    /// Applies what is in another log than the one that is followed.
+    pub fn foreign(&mut self, selectors: &[Selector], soft: bool) {
+        let ticket = self.pending(selectors, soft);
+        self.elsewhere.push(ticket);
+    }
+
+    /// Applies what never was and never will be in a log.
     pub fn unlogged(&mut self, selectors: &[Selector], soft: bool) {
         let epoch = self.log.as_mut().map_or(0, |log| {
             // No fill gets a higher position of the log before a record takes this number.
@@ -355,6 +383,45 @@ mod tests {
         mirror.record(at(6), &tag("a"), false);
         assert_eq!(position(&mirror, "a"), at(6));
         assert_eq!(verdict(&mirror, at(6), "a"), Verdict::Valid);
+    }
+
+    #[test]
+    fn what_is_pending_is_older_than_nothing_that_others_logged() {
+        let mut mirror = Mirror::new(1);
+        mirror.follow(at(5), 2);
+        let ticket = mirror.pending(&tag("a"), false);
+        let soft = mirror.pending(&tag("b"), true);
+        // Another pod is ahead, and has not heard of them.
+        assert_eq!(verdict(&mirror, at(9), "a"), Verdict::Gone);
+        assert_eq!(verdict(&mirror, at(9), "b"), Verdict::Stale);
+        assert_eq!(verdict(&mirror, at(9), "c"), Verdict::Valid);
+        for seq in 6..=9 {
+            mirror.record(at(seq), &tag("c"), false);
+        }
+        assert_eq!(verdict(&mirror, at(9), "a"), Verdict::Gone);
+        let own = position(&mirror, "a");
+        assert_eq!((own.incarnation, verdict(&mirror, own, "a")), (1, Verdict::Valid));
+        mirror.record(at(10), &tag("a"), false);
+        mirror.settle(ticket);
+        assert_eq!((verdict(&mirror, at(9), "a"), verdict(&mirror, at(10), "a")), (Verdict::Gone, Verdict::Valid));
+        assert_eq!(position(&mirror, "a").incarnation, 1, "the other is still pending");
+        mirror.settle(soft);
+        assert_eq!((position(&mirror, "a"), verdict(&mirror, at(9), "b")), (at(10), Verdict::Valid), "given up");
+    }
+
+    #[test]
+    fn what_is_pending_stays_so_when_the_log_is_lost() {
+        let mut mirror = Mirror::new(1);
+        mirror.follow(at(5), 2);
+        mirror.foreign(&tag("b"), false);
+        let ticket = mirror.pending(&tag("a"), false);
+        let next = |seq| Position { incarnation: 8, seq };
+        mirror.follow(next(3), 3);
+        assert_eq!(verdict(&mirror, next(4), "a"), Verdict::Gone);
+        assert_eq!(verdict(&mirror, next(4), "b"), Verdict::Valid, "that is in this log");
+        mirror.record(next(4), &tag("a"), false);
+        mirror.settle(ticket);
+        assert_eq!((verdict(&mirror, next(4), "a"), position(&mirror, "a")), (Verdict::Valid, next(4)));
     }
 
     #[test]

@@ -160,7 +160,8 @@ async fn five_hundred_at_once_on_a_slow_upstream_are_all_served() {
         statuses
     });
     let statuses: Vec<u16> = join_all(waves).await.into_iter().flatten().collect();
-    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1500);
+    let others: Vec<_> = statuses.iter().filter(|status| **status != 200).collect();
+    assert!(others.is_empty() && statuses.len() == 1500, "{others:?}");
     eprintln!("limit {}", weir.metric("weir_upstream_limit").await);
 }
 
