@@ -32,22 +32,43 @@ pub fn entries(reply: &Reply) -> Vec<Entry> {
     reply.items().iter().filter_map(entry).collect()
 }
 
-/// Reads a message of the channel: the JSON of `POST /invalidate`.
+/// Reads a message of the channel: the JSON of `POST /invalidate`, or plain words, each a URL if it begins with `/` or
+/// names a scheme, and else a tag.
 ///
 /// # Errors
-/// It is too long, no such JSON, or names nothing that can be read.
+/// It is too long, neither of these, or names nothing that can be read.
 pub fn message(payload: &[u8]) -> Result<(Order, Vec<Selector>), SyntaxError> {
     if payload.len() > MESSAGE_BYTES {
         return Err(too_long());
     }
-    let order: Order = serde_json::from_slice(payload)
-        .map_err(|error| SyntaxError::new(error.to_string(), "publish JSON such as {\"tags\":[\"product:7\"]}"))?;
+    let order = match payload.trim_ascii_start().first() {
+        Some(b'{') => serde_json::from_slice(payload)
+            .map_err(|error| SyntaxError::new(error.to_string(), "publish JSON such as {\"tags\":[\"product:7\"]}"))?,
+        Some(b'[' | b'"') => {
+            return Err(SyntaxError::new("no JSON object", "publish {\"tags\":[\"product:7\"]}, or plainly product:7"));
+        }
+        _ => plain(payload)?,
+    };
     let selectors = order.selectors()?;
     Ok((order, selectors))
 }
 
-/// Reads an entry of the stream: fields `urls`, `tags`, `prefixes`, `routes` (values separated by spaces, fields repeated
-/// at will), `all` and `soft` (0 or 1).
+fn plain(payload: &[u8]) -> Result<Order, SyntaxError> {
+    let mut order = Order::default();
+    for word in utf8(payload)?.split_ascii_whitespace() {
+        let is_url = word.starts_with('/') || word.contains("://");
+        let list = if is_url { &mut order.urls } else { &mut order.tags };
+        list.push(word.to_owned());
+    }
+    Ok(order)
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, SyntaxError> {
+    std::str::from_utf8(bytes).map_err(|_| SyntaxError::new("not UTF-8", "write UTF-8"))
+}
+
+/// Reads an entry of the stream: fields `urls`, `tags`, `prefixes`, `routes`, or one of each (values separated by spaces,
+/// fields repeated at will), `all` and `soft` (0 or 1).
 ///
 /// # Errors
 /// It is too long, has another field, or names nothing that can be read.
@@ -58,13 +79,12 @@ pub fn entry(fields: &[Bytes]) -> Result<(Order, Vec<Selector>), SyntaxError> {
     let mut order = Order::default();
     for pair in fields.chunks(2) {
         let [field, value] = pair else { continue };
-        let utf8 = |bytes| std::str::from_utf8(bytes).map_err(|_| SyntaxError::new("not UTF-8", "write UTF-8"));
         let (field, value) = (utf8(field)?, utf8(value)?);
         let list = match field {
-            "urls" => &mut order.urls,
-            "tags" => &mut order.tags,
-            "prefixes" => &mut order.prefixes,
-            "routes" => &mut order.routes,
+            "urls" | "url" => &mut order.urls,
+            "tags" | "tag" => &mut order.tags,
+            "prefixes" | "prefix" => &mut order.prefixes,
+            "routes" | "route" => &mut order.routes,
             "all" => {
                 order.all = flag(value)?;
                 continue;
@@ -118,15 +138,26 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_an_error() {
-        for pairs in [&[("tag", "a")][..], &[("all", "yes")], &[("tags", " ")], &[("soft", "1")], &[]] {
+        for pairs in [&[("key", "a")][..], &[("all", "yes")], &[("tags", " ")], &[("soft", "1")], &[]] {
             assert!(entry(&fields(pairs)).is_err(), "{pairs:?}");
         }
         assert!(entry(&[Bytes::from_static(b"tags"), Bytes::from_static(b"\xff")]).is_err());
         assert!(entry(&fields(&[("tags", &"x".repeat(MESSAGE_BYTES))])).is_err());
-        for text in ["", "7", "{}", "{\"tags\":\"a\"}", "{\"unknown\":[]}"] {
+        for text in ["", " ", "[7]", "\"product:7\"", "//x", "ftp://x/", "{}", "{\"tags\":\"a\"}", "{\"unknown\":[]}"] {
             assert!(message(text.as_bytes()).is_err(), "{text}");
         }
         assert!(message(b"{\"tags\":[\"product:7\"]}").is_ok());
+    }
+
+    #[test]
+    fn plain_words_are_tags_and_urls() {
+        let (order, selectors) = message(b"user:123  /catalog?* http://shop.example/7\nproduct:7").unwrap();
+        assert_eq!(order.tags, ["user:123", "product:7"]);
+        assert_eq!(order.urls, ["/catalog?*", "http://shop.example/7"]);
+        assert!(selectors.len() == 4 && !order.soft && !order.all);
+        let (order, _) =
+            entry(&fields(&[("tag", "user:123"), ("url", "/x"), ("prefix", "/y"), ("route", "z")])).unwrap();
+        assert_eq!((order.tags.len(), order.urls.len(), order.prefixes.len(), order.routes.len()), (1, 1, 1, 1));
     }
 
     #[test]

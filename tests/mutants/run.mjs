@@ -21,7 +21,7 @@ const PATIENCE_MS = 10 * 60 * 1000
 
 /** What is wrong, in which file, and by which changes: what stands there, once, and what stands there instead. */
 const MUTANTS = [
-  ['epochs are not looked at', 'src/invalidation/mirror.rs', ['if epoch.hard > position.seq {', 'if epoch.hard > position.seq && cfg!(any()) {']],
+  ['epochs are not looked at', 'src/invalidation/mirror.rs', ['if epoch.hard > position.seq || pending', 'if (epoch.hard > position.seq && cfg!(any())) || pending']],
   ['a fill stands one position too high', 'src/invalidation/mirror.rs',
     ['Some(log) => Position { incarnation: log.incarnation, seq: log.applied },', 'Some(log) => Position { incarnation: log.incarnation, seq: log.applied + 1 },']],
   ['entries are trusted without proof', 'src/invalidation.rs', ['let bound_ms = bound.as_millis() as u64;', 'let bound_ms = 3600 * bound.as_millis() as u64;']],
@@ -38,7 +38,10 @@ const MUTANTS = [
   ['what was logged is not applied where it came in', 'src/invalidation.rs',
     ['let applied = mirror.record(at, selectors, soft);', 'let applied = mirror.record(at, &[], soft);']],
   ['who starts trusts what it has not read', 'src/invalidation/mirror.rs', ['floor: head.seq,', 'floor: 0,']],
-  ['what cannot be logged is forgotten', 'src/invalidation.rs', ['mirror.unlogged(selectors, soft);\n            mirror.own()', 'mirror.own()']]
+  ['what cannot be logged is forgotten', 'src/invalidation.rs', ['mirror.pending(selectors, soft)', 'mirror.pending(&[], soft)']],
+  ['what cannot be logged takes the next number', 'src/invalidation/mirror.rs',
+    ['(self.epochs.of(subject).log, self.pending.verdict(subject))', '(self.epochs.of(subject).log, Verdict::Valid)'],
+    ['.filter(|_| self.pending.is_empty())', '']]
 ]
 
 /** What is built. */
@@ -48,15 +51,17 @@ const root = resolve(import.meta.dirname, '../..')
 const place = join(root, 'target/mutants')
 const tree = join(place, 'tree')
 
-/** A file of the tree with these changes, or as it is. */
-function write (file, changes = []) {
+/** A file with these changes, or as it is. */
+function changed (file, changes = []) {
   let text = readFileSync(join(root, file), 'utf8')
   for (const [from, to] of changes) {
     if (text.split(from).length !== 2) throw new Error(`${file} has ${text.split(from).length - 1} times, and not once: ${from}`)
     text = text.replace(from, () => to)
   }
-  writeFileSync(join(tree, file), text)
+  return text
 }
+
+const write = (file, changes) => writeFileSync(join(tree, file), changed(file, changes))
 
 /** What the checker said, if it found something; nothing if all seemed well. */
 function found (seed) {
@@ -73,6 +78,7 @@ function found (seed) {
   return violation[0]
 }
 
+for (const [, file, ...changes] of MUTANTS) changed(file, changes)
 rmSync(tree, { recursive: true, force: true })
 mkdirSync(tree, { recursive: true })
 for (const part of PARTS) cpSync(join(root, part), join(tree, part), { recursive: true })
