@@ -353,8 +353,22 @@ pub struct Route {
     pub body_idle: Duration,
     /// Longest silence in a tunnel (after an upgrade).
     pub tunnel_idle: Duration,
-    /// Whether `PURGE` on this route invalidates.
-    pub purge: bool,
+    /// Who invalidates on this route by `PURGE` and `SOFTPURGE`, if anybody does.
+    pub purge: Option<Purge>,
+}
+
+/// `route.purge` and `route.purge_from`.
+#[derive(Debug, Clone, Default)]
+pub struct Purge {
+    /// Clients that may; all of them if none is named.
+    pub from: Vec<IpNet>,
+}
+
+impl Purge {
+    /// Whether this client may.
+    pub fn is_open_to(&self, client: IpAddr) -> bool {
+        self.from.is_empty() || self.from.iter().any(|net| net.contains(&client))
+    }
 }
 
 /// `request` and `response` of a route.

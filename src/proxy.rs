@@ -155,7 +155,9 @@ impl Proxy {
         // Before the cache: these limits count everything, hits included.
         let mut answer = match journey.limited(Stage::Request, &parts).await {
             Err(denial) => journey.denied(&denial),
-            Ok(()) if parts.method.as_str() == "PURGE" && route.rule.purge => write::purge(&mut journey).await,
+            Ok(()) if route.rule.purge.is_some() && write::purges(&parts.method).is_some() => {
+                write::purge(&mut journey, &parts.method).await
+            }
             // The body before the cache, where it is part of the key.
             Ok(()) => match content::read(route.rule.cache.as_ref(), &parts.method, body, journey.request_idle()).await
             {

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
+use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
@@ -321,8 +322,10 @@ pub(super) struct Route {
     pub(super) body_idle: MaybeText<Duration>,
     /// Longest silence in a tunnel, after an upgrade.
     pub(super) tunnel_idle: MaybeText<Duration>,
-    /// Whether PURGE invalidates on this route.
+    /// Whether PURGE and SOFTPURGE invalidate on this route.
     pub(super) purge: Maybe<bool>,
+    /// Clients that may.
+    pub(super) purge_from: Texts<IpNet>,
     /// Not available in this version.
     pub(super) write_through: Maybe<bool>,
 }

@@ -319,6 +319,6 @@ fn unmatched(config: &Config) -> Route {
         response_timeout: config.upstream.response_timeout,
         body_idle: config.server.limits.body_idle,
         tunnel_idle: UNMATCHED_TUNNEL_IDLE,
-        purge: false,
+        purge: None,
     }
 }

@@ -204,9 +204,23 @@ pub(crate) fn succession(
     (is_fresh && plan.source == Source::Upstream && plan.vary.is_empty()).then_some(plan)
 }
 
-/// `PURGE`: invalidates the URL with all its variants.
-pub(crate) async fn purge(journey: &mut Journey<'_>) -> Answer {
-    let order = Order { urls: vec![selector(journey.route.rule.cache.as_ref(), journey.target)], ..Order::default() };
+/// Whether a method invalidates where a route allows it; true if softly.
+pub(crate) fn purges(method: &Method) -> Option<bool> {
+    match method.as_str() {
+        "PURGE" => Some(false),
+        "SOFTPURGE" => Some(true),
+        _ => None,
+    }
+}
+
+/// `PURGE` and `SOFTPURGE`: invalidate the URL with all its variants.
+pub(crate) async fn purge(journey: &mut Journey<'_>, method: &Method) -> Answer {
+    if !journey.route.rule.purge.as_ref().is_some_and(|purge| purge.is_open_to(journey.client.ip)) {
+        journey.exchange.decide(Outcome::Refused, StatusCode::FORBIDDEN);
+        return respond::refused(StatusCode::FORBIDDEN, "this client may not invalidate here");
+    }
+    let urls = vec![selector(journey.route.rule.cache.as_ref(), journey.target)];
+    let order = Order { urls, soft: purges(method) == Some(true), ..Order::default() };
     let (status, detail) = match journey.worker.shared.invalidation.submit(&order, Door::Purge).await {
         Ok(receipt) if receipt.logged => (StatusCode::OK, "invalidated"),
         Ok(_) => (StatusCode::ACCEPTED, "invalidated here; the fleet learns of it as soon as Redis can take it"),

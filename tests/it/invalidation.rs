@@ -309,6 +309,33 @@ async fn purge_invalidates_where_a_route_allows_it() {
 }
 
 #[tokio::test]
+async fn purge_may_be_soft_and_is_for_those_who_are_named() {
+    let service = Versioned::new();
+    let routes = ROUTES.replace(
+        "purge = true",
+        "purge = true\npurge_from = ['192.0.2.0/24', '::1']\ncache.stale_while_revalidate = '1h'",
+    );
+    let setup = weir(&routes).to(service.up.url()).set("server.trusted_proxies", vec!["127.0.0.1".to_owned()]);
+    let weirs = [setup.start().await];
+    let purge = |method, client| request(method, "/items/7").header("x-forwarded-for", client);
+    warm(&weirs, "/items/7").await;
+    let before = service.body("/items/7");
+    service.change();
+    for method in ["PURGE", "SOFTPURGE"] {
+        let refused = weirs[0].send(purge(method, "198.51.100.7")).await;
+        assert_eq!(refused.status, 403, "{refused:?}");
+    }
+    assert!(weirs[0].get("/items/7").await.is_hit());
+    assert_eq!(weirs[0].send(purge("SOFTPURGE", "192.0.2.7")).await.status, 200);
+    let stale = weirs[0].get("/items/7").await;
+    assert!(stale.is_stale() && stale.text() == before, "{stale:?}");
+    all_serve(&weirs, "/items/7", &service.body("/items/7"), "it was refreshed behind that").await;
+    service.change();
+    assert_eq!(weirs[0].send(purge("PURGE", "192.0.2.7")).await.status, 200);
+    assert_eq!(weirs[0].get("/items/7").await.text(), service.body("/items/7"));
+}
+
+#[tokio::test]
 async fn tags_from_the_answer_count_too() {
     let (service, redis) = (Versioned::new(), redis());
     let weirs = fleet(&service, &redis).await;

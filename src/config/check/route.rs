@@ -11,7 +11,7 @@ use super::{Check, nearest};
 use crate::config::raw::{self, At, FieldMatch, Texts};
 use crate::config::report::{Severity, Span};
 use crate::config::text::Grammar;
-use crate::config::{Config, FieldEdits, Invalidates, Route};
+use crate::config::{Config, FieldEdits, Invalidates, Purge, Route};
 use crate::syntax::pattern::{Captures, Pattern, Segment};
 use crate::syntax::selector::Order;
 use crate::syntax::template::Template;
@@ -81,6 +81,14 @@ impl Check<'_, '_> {
         let methods = self.read_all(&raw.methods);
         let cache = raw.cache.as_ref().and_then(|rule| self.cache_rule(rule, path.as_ref(), &methods, defaults));
         let purge = raw.purge.as_ref().is_some_and(|at| at.value);
+        let purge = purge.then(|| Purge { from: self.read_all(&raw.purge_from) });
+        if let Some(at) = raw.purge_from.iter().flatten().next().filter(|_| purge.is_none()) {
+            self.warn(
+                &at.span(),
+                "`purge_from` on a route without `purge`",
+                "write `purge = true` beside it, or remove it",
+            );
+        }
         if let Some(at) = raw.purge.as_ref().filter(|at| at.value && cache.is_none()) {
             self.warn(&at.span(), "`purge` on a route that stores nothing", "remove it, or add a `cache` key");
         }

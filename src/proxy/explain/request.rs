@@ -89,8 +89,10 @@ impl Case<'_> {
             let text = "404: no route takes it, and server.unmatched = \"404\"".to_owned();
             return Way { reason: Some("no-route"), cache_status: refused, ..way(Does::Refuse, text) };
         }
-        if self.parts().method.as_str() == "PURGE" && route.rule.purge {
-            let text = "invalidates the URL with all its variants; nothing is forwarded".to_owned();
+        if let (Some(purge), Some(soft)) = (&route.rule.purge, write::purges(&self.parts().method)) {
+            let does = if soft { "marks the URL stale" } else { "invalidates the URL" };
+            let whose = if purge.from.is_empty() { "" } else { ", for clients in purge_from" };
+            let text = format!("{does} with all its variants{whose}; nothing is forwarded");
             return Way {
                 invalidates: vec![format!("url {}", write::selector(self.route.rule.cache.as_ref(), target))],
                 ..way(Does::Purge, text)

@@ -24,7 +24,7 @@ fn route(pattern: &str) -> Route {
         response_timeout: Duration::from_secs(1),
         body_idle: Duration::from_secs(1),
         tunnel_idle: Duration::from_secs(1),
-        purge: false,
+        purge: None,
     }
 }
 
