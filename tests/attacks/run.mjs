@@ -40,9 +40,9 @@ const mib = bytes => `${(bytes / MIB).toFixed(1)} MiB`
 const ms = time => `${time.toFixed(1)} ms`
 const installed = tool => spawnSync('which', [tool]).status === 0
 
-async function probe (port, path = '/small', seconds = SECONDS) {
+async function probe (port, path = '/small', seconds = SECONDS, ...how) {
   const file = fileURLToPath(new URL('probe.mjs', import.meta.url))
-  const child = spawn(process.execPath, [file, String(port), path, String(seconds), String(RATE)], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(process.execPath, [file, String(port), path, String(seconds), String(RATE), ...how], { stdio: ['ignore', 'pipe', 'inherit'] })
   let said = ''
   child.stdout.on('data', bytes => { said += bytes })
   await once(child, 'close')
@@ -70,14 +70,37 @@ async function serve () {
   return { port, seen, stop: () => child.kill() }
 }
 
-/** slowhttptest against `weir` for as long as the deadlines need and the well-behaved client asks. */
-async function slow (weir, name, args) {
-  const before = await probe(weir.port)
-  const held = resident(weir.pid)
+function slowhttptest (args) {
   const child = spawn('slowhttptest', ['-c', String(MANY), '-r', String(MANY), '-l', '20', '-p', '20', ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
   const ended = once(child, 'close')
   child.stdout.resume()
   child.stderr.resume()
+  return async () => {
+    child.kill('SIGTERM')
+    await ended
+  }
+}
+
+/** Uploads in chunks of a byte a second, which slowhttptest knows not. */
+function slowChunks (port) {
+  const head = 'POST /small HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n'
+  const sockets = Array.from({ length: MANY }, () => {
+    const socket = connect(port, '127.0.0.1').on('error', () => {})
+    socket.write(head)
+    return socket.resume()
+  })
+  const drip = setInterval(() => { for (const socket of sockets) if (!socket.destroyed) socket.write('1\r\nx\r\n') }, 1000)
+  return async () => {
+    clearInterval(drip)
+    for (const socket of sockets) socket.destroy()
+  }
+}
+
+/** slowhttptest against `weir` for as long as the deadlines need and the well-behaved client asks; or others who `attack`. */
+async function slow (weir, name, args, attack) {
+  const before = await probe(weir.port, '/small', SECONDS, 'posts')
+  const held = resident(weir.pid)
+  const stop = attack ? attack() : slowhttptest(args)
   const open = async () => await metric(weir, 'weir_connections ')
   const until = Date.now() + 10_000
   let opened = 0
@@ -88,13 +111,12 @@ async function slow (weir, name, args) {
     await pause(50)
   }
   const watch = setInterval(() => { most = Math.max(most, resident(weir.pid)) }, 50)
-  const during = await probe(weir.port)
+  const during = await probe(weir.port, '/small', SECONDS, 'posts')
   const began = Date.now()
   while (await open() > 70 && Date.now() - began < 15_000) await pause(100)
   const left = await open()
   clearInterval(watch)
-  child.kill('SIGTERM')
-  await ended
+  await stop()
   const each = Math.max(0, most - held) / MANY
   check(`${name}: others`, harmless(before, during), compared(before, during))
   check(`${name}: each is closed by its deadline`, opened >= MANY * 0.95 && left <= 70, `${opened} were open, ${left} are left, the well-behaved client's among them`)
@@ -116,6 +138,7 @@ const attacks = {
     for (const [name, length] of [['slow body', '8192'], ['slow long body', '1000000']]) {
       await slow(weir, name, ['-B', '-i', '1', '-s', length, '-x', '8', '-u', `http://127.0.0.1:${weir.port}/small`])
     }
+    await slow(weir, 'slow chunks', [], () => slowChunks(weir.port))
   },
 
   async 'slow-read' ({ servers, port }) {
