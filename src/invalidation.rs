@@ -302,10 +302,12 @@ impl Invalidation {
 
     /// Applies what will be in the log, unless it is by now.
     fn apply_here(&self, fate: &Fate, selectors: &[Selector], soft: bool) -> Receipt {
-        match fate.applied(|| self.change(|mirror| mirror.pending(selectors, soft))) {
-            Some(position) => Receipt { position, logged: true },
-            None => Receipt { position: self.mirror.read().expect("no panic while held").own(), logged: false },
-        }
+        fate.applied(|| {
+            self.change(|mirror| {
+                let ticket = mirror.pending(selectors, soft);
+                (ticket, mirror.own())
+            })
+        })
     }
 
     /// Applies what nobody else is told of; the position of this process.

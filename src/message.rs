@@ -49,6 +49,10 @@ impl BodyFault {
     }
 }
 
+/// Goes along with a request whose client waits to be asked for its body (RFC 9110 section 10.1.1).
+#[derive(Debug, Clone, Copy)]
+pub struct Expected;
+
 /// A body of ours that arrives in pieces.
 pub type BoxBody = Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError> + Send>>;
 

@@ -196,11 +196,15 @@ impl Keeper {
     async fn prove(&mut self) -> Result<(), Unavailable> {
         let (sent, trip) = (self.state.clock.steady(), Stopwatch::start());
         let before = self.state.followed();
+        let elsewhere = self.state.mirror.read().expect("no panic while held").elsewhere();
         let lasts = self.every * MISSED_PROOFS;
         let mut proof = self.log.prove(&self.pod, lasts).await?;
         self.adopt(proof.time_ms, trip.elapsed());
         let asked = proof.head;
         self.reach(asked, before).await?;
+        if !elsewhere.is_empty() {
+            self.state.change(|mirror| mirror.settle_elsewhere(&elsewhere));
+        }
         let mut head = asked;
         for _ in 0..ROUNDS {
             if proof.door.is_empty() {

@@ -47,35 +47,38 @@ enum Stage {
     /// It has not been applied here.
     #[default]
     Open,
-    /// It has, and is to be logged.
-    Pending(Ticket),
+    /// It has, as the last that was at this position of the process, and is to be logged.
+    Pending(Ticket, Position),
     /// It is in the log.
     Logged(Position),
 }
 
 impl Fate {
-    /// Applies it here by `apply` if nobody has; where it stands in the log, if it does.
-    pub fn applied(&self, apply: impl FnOnce() -> Ticket) -> Option<Position> {
+    /// Applies it here by `apply` if nobody has; where it stands.
+    pub fn applied(&self, apply: impl FnOnce() -> (Ticket, Position)) -> Receipt {
         let mut stage = self.lock();
         match *stage {
-            Stage::Open => *stage = Stage::Pending(apply()),
-            Stage::Pending(_) => {}
-            Stage::Logged(position) => return Some(position),
+            Stage::Open => {
+                let (ticket, position) = apply();
+                *stage = Stage::Pending(ticket, position);
+                Receipt { position, logged: false }
+            }
+            Stage::Pending(_, position) => Receipt { position, logged: false },
+            Stage::Logged(position) => Receipt { position, logged: true },
         }
-        None
     }
 
     /// It is in the log; by what it was pending, if it was.
     pub fn logged(&self, position: Position) -> Option<Ticket> {
         match std::mem::replace(&mut *self.lock(), Stage::Logged(position)) {
-            Stage::Pending(ticket) => Some(ticket),
+            Stage::Pending(ticket, _) => Some(ticket),
             Stage::Open | Stage::Logged(_) => None,
         }
     }
 
     /// By what it is pending, if it is.
     pub fn ticket(&self) -> Option<Ticket> {
-        if let Stage::Pending(ticket) = *self.lock() { Some(ticket) } else { None }
+        if let Stage::Pending(ticket, _) = *self.lock() { Some(ticket) } else { None }
     }
 
     fn lock(&self) -> MutexGuard<'_, Stage> {

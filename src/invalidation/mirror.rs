@@ -210,7 +210,8 @@ impl Mirror {
 
     /// Applies what will be in the log, to every fill that began before now; it is to be settled when it is.
     pub fn pending(&mut self, selectors: &[Selector], soft: bool) -> Ticket {
-        self.unlogged(selectors, soft);
+        // It has no number in the log, and may get one that is known already.
+        self.raise(0, selectors, soft, None);
         self.pending.add(selectors, soft)
     }
 
@@ -223,6 +224,17 @@ impl Mirror {
     pub fn foreign(&mut self, selectors: &[Selector], soft: bool) {
         let ticket = self.pending(selectors, soft);
         self.elsewhere.push(ticket);
+    }
+
+    /// What is in another log, as far as that is known now.
+    pub fn elsewhere(&self) -> Vec<Ticket> {
+        self.elsewhere.clone()
+    }
+
+    /// The log that is followed was found to be the one that counts: what was in another is in this one, or lost with that.
+    pub fn settle_elsewhere(&mut self, tickets: &[Ticket]) {
+        self.elsewhere.retain(|ticket| !tickets.contains(ticket));
+        tickets.iter().for_each(|ticket| self.pending.settle(*ticket));
     }
 
     /// Applies what never was and never will be in a log.
@@ -407,6 +419,23 @@ mod tests {
         assert_eq!(position(&mirror, "a").incarnation, 1, "the other is still pending");
         mirror.settle(soft);
         assert_eq!((position(&mirror, "a"), verdict(&mirror, at(9), "b")), (at(10), Verdict::Valid), "given up");
+    }
+
+    #[test]
+    fn what_is_settled_leaves_nothing_behind() {
+        let mut mirror = Mirror::new(1);
+        mirror.follow(at(5), 2);
+        // Another pod's record turns out to be this very order.
+        let ticket = mirror.pending(&tag("a"), false);
+        assert_eq!(mirror.record(at(5), &tag("a"), false), Applied::InOrder);
+        mirror.settle(ticket);
+        assert_eq!((position(&mirror, "a"), verdict(&mirror, at(5), "a")), (at(5), Verdict::Valid));
+        // It was in a log that is gone.
+        mirror.foreign(&tag("a"), false);
+        assert_eq!(position(&mirror, "b").incarnation, 1);
+        let elsewhere = mirror.elsewhere();
+        mirror.settle_elsewhere(&elsewhere);
+        assert_eq!((position(&mirror, "a"), mirror.elsewhere()), (at(5), Vec::new()));
     }
 
     #[test]

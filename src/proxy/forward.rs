@@ -24,7 +24,7 @@ use crate::cache::{Previous, conditional, directives, negotiation, parts as cach
 use crate::clock::Stopwatch;
 use crate::config::{FieldEdits, Protocol};
 use crate::message::interim::InterimSender;
-use crate::message::{Answer, Body, Tunnel};
+use crate::message::{Answer, Body, Expected, Tunnel};
 use crate::metrics::Outcome;
 
 /// The type of a body with several ranges.
@@ -198,6 +198,9 @@ fn outgoing(
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = journey.target.origin_form();
     *request.headers_mut() = fields;
+    if parts.extensions.get::<Expected>().is_some() {
+        request.extensions_mut().insert(Expected);
+    }
     if let Some(client) = journey.interim.sender() {
         request.extensions_mut().insert(Herald { client, route: Arc::clone(journey.route) });
     }

@@ -42,13 +42,13 @@ pub async fn exchange(
     let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build();
     *outgoing.uri_mut() = uri.map_err(|_| Failure::Malformed("the request's host is no authority"))?;
     let mut answer = pin!(sender.send_request(outgoing));
+    let mut wait = patience.response;
     let answered = loop {
-        match timeout(patience.response, &mut answer).await {
-            // The wait for an answer begins with the last byte; for that, the client has its own deadlines.
-            Err(_) if upload.is_some_and(Upload::is_coming) => {}
-            Err(_) => return Err(Failure::ResponseTimeout),
-            Ok(answered) => break answered,
+        if let Ok(answered) = timeout(wait, &mut answer).await {
+            break answered;
         }
+        let left = upload.and_then(|upload| upload.patience(upstream.now(), patience.response, patience.body_idle));
+        wait = left.ok_or(Failure::ResponseTimeout)?;
     };
     match (answered, upload.and_then(Upload::fault)) {
         (Ok(response), _) => Ok(Reply { response: response.map(Body::Hyper), upgraded: None }),

@@ -133,12 +133,12 @@ impl Overload {
         entered.map_err(|why| self.refused(why, self.gate.expected_wait()))
     }
 
-    /// What would be refused now, before anything is waited for that it needs.
+    /// Whether a request whose body is still to come would be refused now, before anybody waits for that.
     ///
     /// # Errors
     /// The request is shed, and counted.
     pub fn foresee(&self, door: &Door) -> Result<(), Refusal> {
-        match (self.open_for(), door.refuses()) {
+        match (self.closed_to_uploads(), door.refuses()) {
             (Some(pause), _) => Err(self.refused(Shed::BreakerOpen, pause)),
             (None, Some(why)) => Err(self.refused(why, self.gate.expected_wait())),
             (None, None) => Ok(()),
@@ -151,9 +151,8 @@ impl Overload {
     /// # Errors
     /// The breaker is open.
     pub fn attempt(&self, may_probe: bool) -> Result<Attempt<'_>, Refusal> {
-        let is_open = || self.breaker.as_ref().is_some_and(|breaker| !breaker.is_closed.load(Ordering::Relaxed));
-        if !may_probe && is_open() {
-            return Err(self.refused(Shed::BreakerOpen, self.open_for().unwrap_or_default()));
+        if !may_probe && let Some(pause) = self.closed_to_uploads() {
+            return Err(self.refused(Shed::BreakerOpen, pause));
         }
         self.admitted().map_err(|pause| self.refused(Shed::BreakerOpen, Duration::from_micros(pause)))
     }
@@ -204,6 +203,12 @@ impl Overload {
     fn open_for(&self) -> Option<Duration> {
         let breaker = self.breaker.as_ref().filter(|breaker| !breaker.is_closed.load(Ordering::Relaxed))?;
         breaker.machine().refuses(self.now()).map(Duration::from_micros)
+    }
+
+    /// The same of what a slow client may hold up: it finds out only where nobody else does.
+    fn closed_to_uploads(&self) -> Option<Duration> {
+        let breaker = self.breaker.as_ref().filter(|breaker| !breaker.is_closed.load(Ordering::Relaxed))?;
+        breaker.machine().refuses_slow(self.now()).map(Duration::from_micros)
     }
 
     fn refused(&self, why: Shed, wait: Duration) -> Refusal {

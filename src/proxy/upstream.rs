@@ -22,7 +22,7 @@ use super::overload::{Attempt, Micros, Overload, Refusal};
 use super::socket::Socket;
 use super::tls::Tls;
 use crate::config::{Protocol, Target, Upstream as Settings};
-use crate::message::{Body, BodyError};
+use crate::message::{Body, BodyError, Expected};
 use crate::metrics::{Metrics, Shed};
 
 /// Times that a request looks for an unused connection to close in favour of its own before it waits for one: others do
@@ -211,7 +211,8 @@ impl Upstream {
         if !matches!(request.body(), Body::Empty | Body::Full(_)) {
             overload.foresee(&self.0.door).map_err(Failure::Shed)?;
         }
-        let upload = match overload.uploads().receive(request.body_mut()).await {
+        let is_expected = request.extensions().get::<Expected>().is_some();
+        let upload = match overload.uploads().receive(request.body_mut(), is_expected).await {
             Ok(upload) => upload,
             Err(Unreceived::NoTurn) => return Err(Failure::Shed(overload.no_turn())),
             Err(Unreceived::Body(error)) => return Err(Failure::RequestBody { error, was_begun: false }),

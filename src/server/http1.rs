@@ -14,7 +14,7 @@ use http::{Request, StatusCode};
 use http_body::{Body as _, Frame};
 
 use crate::message::interim::{Interim, Interims};
-use crate::message::{Answer, Body, BodyError, Tunnel};
+use crate::message::{Answer, Body, BodyError, Expected, Tunnel};
 use crate::metrics::Ended;
 
 use super::answer::{self, Asked, Extent, Persistence};
@@ -218,7 +218,10 @@ impl<T: Transport, S: Service> Connection<'_, T, S> {
     }
 
     async fn exchange(&mut self, head: Head) -> After {
-        let Head { parts, framing, keep_alive, expects_continue, takes_trailers } = head;
+        let Head { mut parts, framing, keep_alive, expects_continue, takes_trailers } = head;
+        if expects_continue {
+            parts.extensions.insert(Expected);
+        }
         let asked = Asked::new(&parts.method, parts.version, takes_trailers);
         let (mut intake, body) = Intake::open(framing, expects_continue, &mut self.wire);
         let called = {

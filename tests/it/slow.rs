@@ -230,6 +230,9 @@ async fn uploads_wait_for_each_other_and_not_for_long() {
     let refused = refused.read(false).await.unwrap();
     assert_eq!((refused.status, refused.header("cache-status")), (503, Some("weir; detail=uploads")), "{refused:?}");
     assert!(refused.number("retry-after").is_some_and(|seconds| seconds > 0));
+    let expects = b"POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nexpect: 100-continue\r\n\r\n";
+    let answer = opened(&weir, expects).await.read(false).await.unwrap();
+    assert_eq!((answer.status, answer.interim), (503, vec![]), "its body would have come in vain");
     let mut second = opened(&weir, half).await;
     weir.metric_reaches("weir_upstream_uploads", 1.0).await;
     first.write(b"4\r\npong\r\n0\r\n\r\n").await;
@@ -270,7 +273,7 @@ async fn what_clients_do_wrong_is_not_held_against_the_service() {
 async fn a_long_upload_may_take_longer_than_an_answer() {
     for h2 in [false, true] {
         let up = if h2 { h2_upstream() } else { upstream() };
-        up.on("*", |request| reply(request.body.len().to_string()));
+        up.on("*", |request| reply(request.body.len().to_string()).takes(Duration::from_millis(200)));
         let setup = weir("").to(up.url()).set("upstream.response_timeout", "300ms");
         let weir = setup.set("upstream.protocol", if h2 { "h2" } else { "http1" }).start().await;
         let head = b"POST /up HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n";

@@ -100,6 +100,15 @@ impl Breaker {
         }
     }
 
+    /// The same for an attempt that may take as long as a client likes: it is made once nobody else has made one for long
+    /// after it was due.
+    pub fn refuses_slow(&self, now: Micros) -> Option<Micros> {
+        match self.state {
+            State::Open { until, .. } if now < until + LONGEST_PAUSE_US => Some(until + LONGEST_PAUSE_US - now),
+            _ => self.refuses(now),
+        }
+    }
+
     /// Counts attempts that succeeded since this was last called; they were spread over that time.
     pub fn count_successes(&mut self, successes: u64, now: Micros) {
         let (from, to) = (self.counted_at / SLICE_US, now / SLICE_US);

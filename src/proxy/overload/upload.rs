@@ -6,7 +6,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -22,9 +22,6 @@ use crate::message::{Again, Body, BodyError, BodyFault};
 
 /// Bytes of bodies that wait here, in the whole process; what comes beyond goes on as it comes.
 const HELD_BYTES: usize = 64 << 20;
-
-/// Times that the task of a client's connection is waited for, to hand over what has come.
-const YIELDS: usize = 2;
 
 /// Bodies that may wait for their turn.
 const MOST_WAITING: usize = 1024;
@@ -68,14 +65,18 @@ impl Uploads {
     /// Waits until the request that `body` belongs to may be sent; if the body is still coming then, by what leave.
     ///
     /// A short one is waited for. Of others as much is taken as is here already: what turns out to be whole needs no leave.
+    /// Nothing is taken of one that `is_expected` to be asked for (100-continue): it is not here, and should not come in vain.
     ///
     /// # Errors
     /// See [`Unreceived`].
-    pub async fn receive(&self, body: &mut Body) -> Result<Option<Turn>, Unreceived> {
+    pub async fn receive(&self, body: &mut Body, is_expected: bool) -> Result<Option<Turn>, Unreceived> {
         if matches!(body, Body::Empty | Body::Full(_)) {
             return Ok(None);
         }
         let is_short = body.size_hint().exact().is_some_and(|length| length <= self.short as u64);
+        if is_expected && !is_short {
+            return self.turn().await.map(Some);
+        }
         let (read, is_whole) = self.read(std::mem::take(body), is_short).await.map_err(Unreceived::Body)?;
         *body = read;
         if is_whole { Ok(None) } else { self.turn().await.map(Some) }
@@ -141,14 +142,14 @@ async fn next(body: &mut Body) -> Next {
 /// The next piece, if it is there. What a client has sent is handed over by its connection's task, which comes round once
 /// this one has yielded.
 async fn ready(body: &mut Body) -> Option<Next> {
-    for _ in 0..YIELDS {
-        let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await;
-        if let Poll::Ready(next) = polled {
-            return Some(next);
-        }
-        tokio::task::yield_now().await;
+    if let Poll::Ready(next) = poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await {
+        return Some(next);
     }
-    None
+    tokio::task::yield_now().await;
+    match poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await {
+        Poll::Ready(next) => Some(next),
+        Poll::Pending => None,
+    }
 }
 
 /// One that waits for its turn.
@@ -214,6 +215,10 @@ pub struct Upload {
     stage: Mutex<Stage>,
     /// How the body ended, if it did so early.
     fault: OnceLock<BodyFault>,
+    /// Whether all that is here of it was taken, so that it is the client's turn.
+    is_awaited: AtomicBool,
+    /// When a piece of it was last taken.
+    moved: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -231,15 +236,27 @@ enum Stage {
 impl Upload {
     /// `body`, as it goes on by this leave.
     pub(super) fn begin(turn: Turn, door: Arc<Door>, body: &mut Body) -> Arc<Self> {
-        let upload = Arc::new(Self { stage: Mutex::new(Stage::Coming { turn, door }), fault: OnceLock::new() });
+        let upload = Arc::new(Self {
+            moved: AtomicU64::new(door.gate().now()),
+            stage: Mutex::new(Stage::Coming { turn, door: Arc::clone(&door) }),
+            fault: OnceLock::new(),
+            is_awaited: AtomicBool::new(false),
+        });
         let end = End { upload: Arc::clone(&upload), is_whole: false };
-        *body = Body::stream(OnItsWay { inner: std::mem::take(body), end });
+        *body = Body::stream(OnItsWay { inner: std::mem::take(body), door, end });
         upload
     }
 
-    /// Whether some of it is missing, and nothing else is to be waited for.
-    pub fn is_coming(&self) -> bool {
-        matches!(*self.lock(), Stage::Coming { .. })
+    /// How much longer the answer is to be waited for at `now`: for `response` since the last byte. Until then the client
+    /// has deadlines of its own; an upstream that takes nothing for `idle` has not.
+    pub fn patience(&self, now: Micros, response: Duration, idle: Duration) -> Option<Duration> {
+        let (since, most) = match *self.lock() {
+            Stage::Coming { .. } if self.is_awaited.load(Ordering::Relaxed) => return Some(response),
+            Stage::Coming { .. } => (self.moved.load(Ordering::Relaxed), response.max(idle)),
+            Stage::Whole { since, .. } => (since, response),
+            Stage::Answered { .. } | Stage::Over => return None,
+        };
+        most.checked_sub(Duration::from_micros(now.saturating_sub(since))).filter(|left| !left.is_zero())
     }
 
     /// How it ended, if it did so early.
@@ -295,6 +312,7 @@ impl Drop for End {
 
 struct OnItsWay {
     inner: Body,
+    door: Arc<Door>,
     end: End,
 }
 
@@ -304,14 +322,18 @@ impl HttpBody for OnItsWay {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        let upload = &self.end.upload;
+        upload.is_awaited.store(polled.is_pending(), Ordering::Relaxed);
         match &polled {
             Poll::Pending => {}
             Poll::Ready(None) => self.end.is_whole = true,
             // The last byte that was announced is the last, whatever says so later.
             Poll::Ready(Some(Ok(frame))) => {
-                self.end.is_whole = frame.is_trailers() || self.inner.size_hint().exact() == Some(0);
+                upload.moved.store(self.door.gate().now(), Ordering::Relaxed);
+                let is_last = self.inner.is_end_stream() || self.inner.size_hint().exact() == Some(0);
+                self.end.is_whole = frame.is_trailers() || is_last;
             }
-            Poll::Ready(Some(Err(error))) => _ = self.end.upload.fault.set(BodyFault::of(&**error)),
+            Poll::Ready(Some(Err(error))) => _ = upload.fault.set(BodyFault::of(&**error)),
         }
         if self.end.is_whole {
             self.end.upload.ends(true);
@@ -343,7 +365,7 @@ mod tests {
         let mut held = Vec::new();
         for i in 0..=HELD_BYTES >> 16 {
             let mut body = pieces(1 << 10, 64);
-            let turn = uploads.receive(&mut body).await.unwrap();
+            let turn = uploads.receive(&mut body, false).await.unwrap();
             let is_held = matches!(body, Body::Full(_)) && turn.is_none();
             assert_eq!(is_held, i < HELD_BYTES >> 16, "{i}");
             assert_eq!(body.size_hint().exact(), Some(64 << 10));
@@ -357,13 +379,13 @@ mod tests {
     async fn a_long_body_needs_a_turn() {
         let uploads = Uploads::new(1, Duration::from_millis(1), 64 << 10);
         let (mut first, mut second) = (pieces(64 << 10, 2), pieces(64 << 10, 2));
-        let turn = uploads.receive(&mut first).await.unwrap();
+        let turn = uploads.receive(&mut first, false).await.unwrap();
         assert!(turn.is_some() && uploads.on_their_way() == 1);
-        assert!(matches!(uploads.receive(&mut second).await, Err(Unreceived::NoTurn)));
+        assert!(matches!(uploads.receive(&mut second, false).await, Err(Unreceived::NoTurn)));
         uploads.waiting.store(MOST_WAITING, Ordering::Relaxed);
         drop(turn);
-        let turn = uploads.receive(&mut second).await.unwrap();
+        let turn = uploads.receive(&mut second, false).await.unwrap();
         assert!(turn.is_some());
-        assert!(matches!(uploads.receive(&mut first).await, Err(Unreceived::NoTurn)), "as many wait as may");
+        assert!(matches!(uploads.receive(&mut first, false).await, Err(Unreceived::NoTurn)), "as many wait as may");
     }
 }

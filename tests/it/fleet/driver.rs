@@ -16,6 +16,9 @@ use crate::harness::{Connection, Redis, get, request};
 /// Longest that a client waits: longer than any pod is away.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How often invalidators look whether it is their turn.
+const PACE: Duration = Duration::from_millis(5);
+
 /// Pause after a pod did not answer.
 const AFTER_FAULT: Duration = Duration::from_millis(20);
 
@@ -31,6 +34,8 @@ pub struct Stage {
     pub reads: AtomicUsize,
     /// Invalidations that are still to be done.
     pub orders: AtomicUsize,
+    /// Reads for each of them: they go on for as long as the reads do.
+    pub reads_each: usize,
 }
 
 impl Stage {
@@ -42,6 +47,11 @@ impl Stage {
     /// The server of the moment.
     pub fn redis(&self) -> Arc<Redis> {
         Arc::clone(&self.redis.lock().expect("no panic while held"))
+    }
+
+    /// Whether invalidations are ahead of the reads.
+    fn is_ahead(&self) -> bool {
+        self.orders.load(Ordering::Relaxed) * self.reads_each < self.reads.load(Ordering::Relaxed)
     }
 
     /// Whether there is anything left to do.
@@ -98,13 +108,14 @@ enum Door {
     Publish,
 }
 
-/// Invalidates until enough was invalidated in all, at so many a second at most.
-pub async fn invalidator(stage: Arc<Stage>, mut dice: Dice, pause: Duration) -> Vec<Order> {
+/// Invalidates until enough was invalidated in all.
+pub async fn invalidator(stage: Arc<Stage>, mut dice: Dice) -> Vec<Order> {
     let mut orders = Vec::new();
-    let mut due = tokio::time::Instant::now();
-    while stage.goes_on() && Stage::takes(&stage.orders) {
-        tokio::time::sleep_until(due).await;
-        due = tokio::time::Instant::now().max(due + pause);
+    while stage.goes_on() {
+        if stage.is_ahead() || !Stage::takes(&stage.orders) {
+            tokio::time::sleep(PACE).await;
+            continue;
+        }
         let door = dice.one_of(&[
             Door::Admin,
             Door::Admin,

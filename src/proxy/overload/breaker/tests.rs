@@ -38,6 +38,18 @@ fn successes_of_long_ago_do_not_keep_it_closed_and_rare_failures_do_not_open_it(
 }
 
 #[test]
+fn what_may_take_long_finds_out_only_where_nobody_else_does() {
+    let mut breaker = open(SECOND);
+    let due = SECOND + FIRST_PAUSE_US;
+    assert_eq!((breaker.refuses(due), breaker.refuses_slow(due)), (None, Some(LONGEST_PAUSE_US)));
+    let overdue = due + LONGEST_PAUSE_US;
+    assert_eq!(breaker.refuses_slow(overdue), None);
+    assert_eq!(breaker.admit(overdue), Verdict::Probe);
+    assert!(breaker.refuses_slow(overdue).is_some(), "one at a time");
+    assert_eq!(Breaker::new(0).refuses_slow(SECOND), None);
+}
+
+#[test]
 fn one_probe_at_a_time_with_growing_pauses_finds_out() {
     let mut now = SECOND;
     let mut breaker = open(now);
