@@ -28,7 +28,7 @@ const LEAST_WAITING: usize = 1024;
 
 /// Share of `queue_timeout` above which an expected wait is refused: an estimate may be wrong, and who was let in and waits
 /// in vain is refused late.
-const EXPECTED_SHARE: (u64, u64) = (3, 4);
+const EXPECTED_SHARE: (u64, u64) = (1, 2);
 
 /// Part of the limit that is left to requests with a client, one in so many.
 const SPARE_PART: usize = 8;
