@@ -27,8 +27,12 @@ const WAITING_PER_PLACE: usize = 16;
 const LEAST_WAITING: usize = 1024;
 
 /// Share of `queue_timeout` above which an expected wait is refused: an estimate may be wrong, and who was let in and waits
-/// in vain is refused late.
-const EXPECTED_SHARE: (u64, u64) = (1, 2);
+/// in vain is refused late. It is for a line that has not stood for `queue_timeout` yet: a burst, which will be gone.
+const BURST_SHARE: (u64, u64) = (3, 4);
+
+/// The same for a line that has stood for longer, and so is an overload: a shorter one serves as many, and is gone sooner
+/// when the overload ends. The distinction is that of `CoDel` (RFC 8289 section 3.2).
+const STANDING_SHARE: (u64, u64) = (1, 2);
 
 /// Part of the limit that is left to requests with a client, one in so many.
 const SPARE_PART: usize = 8;
@@ -83,6 +87,8 @@ struct Queue {
     lines: Vec<VecDeque<Waiter>>,
     waiting: usize,
     next: u64,
+    /// When the line formed.
+    since: Micros,
     pace: Pace,
 }
 
@@ -244,7 +250,9 @@ impl Gate {
             return Some(Shed::ExpectedWait);
         }
         let expected_us = self.expected_us(queue)?;
-        (expected_us > timeout_us * EXPECTED_SHARE.0 / EXPECTED_SHARE.1).then_some(Shed::ExpectedWait)
+        let is_standing = now.saturating_sub(queue.since) > timeout_us;
+        let share = if is_standing { STANDING_SHARE } else { BURST_SHARE };
+        (expected_us > timeout_us * share.0 / share.1).then_some(Shed::ExpectedWait)
     }
 
     /// How long a request that comes now will be held up, where that is known. A queue inside the upstream counts: what
@@ -335,6 +343,7 @@ impl Door {
             return Err(shed);
         }
         if queue.waiting == 0 {
+            queue.since = now;
             queue.pace.begins(now);
         }
         let number = queue.next;

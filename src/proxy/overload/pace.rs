@@ -8,6 +8,10 @@ const MEMORY_S: f64 = 1.0;
 /// Departures without which a pace is not known.
 const LEAST: usize = 8;
 
+/// Time with a queue, in seconds, without which it is not known either: the first of those that an upstream answers together
+/// may come haltingly.
+const LEAST_S: f64 = 0.2;
+
 /// A pause without a queue after which nothing is known any more: the upstream may be another by then.
 const FORGOTTEN_US: Micros = 5_000_000;
 
@@ -61,7 +65,7 @@ impl Pace {
 
     /// How long so many departures take at this pace, in microseconds, if it is known.
     pub fn takes(&self, departures: usize) -> Option<Micros> {
-        (self.departures >= LEAST && self.weight > 0.0)
+        (self.departures >= LEAST && self.time_s >= LEAST_S)
             .then(|| (departures as f64 * self.time_s / self.weight * 1e6) as Micros)
     }
 }
@@ -80,11 +84,15 @@ mod tests {
 
     #[test]
     fn a_steady_pace_is_known_after_a_few_and_stays() {
-        for departures in [9, 100, 5_000] {
+        for departures in [120, 1_000, 5_000] {
             let mut pace = Pace::default();
             pace.begins(0);
             pace.departed(1_000);
             assert_eq!(pace.takes(100), None, "one says nothing");
+            run(&mut pace, 1_000, 4_000, 20);
+            assert_eq!(pace.takes(100), None, "nor do the first of many");
+            let mut pace = Pace::default();
+            pace.begins(0);
             run(&mut pace, 1_000, 2_000, departures);
             let takes = pace.takes(256).expect("known");
             assert!((500_000..=520_000).contains(&takes), "256 at 2 ms each: {takes} after {departures}");

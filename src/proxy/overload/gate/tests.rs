@@ -157,12 +157,17 @@ fn an_expected_wait_that_is_too_long_is_refused_on_arrival() {
     queue.pace.begins(0);
     // Ten a second.
     (1..=20).for_each(|i| queue.pace.departed(i * 100_000));
-    queue.waiting = 90;
-    assert_eq!(gate.refuses(&queue, 2_000_000), None, "9 s of 20 are borne");
-    queue.waiting = 120;
+    queue.waiting = 140;
+    assert_eq!(gate.refuses(&queue, 2_000_000), None, "14 s of 20 are borne in a burst");
+    queue.waiting = 200;
     assert_eq!(gate.refuses(&queue, 2_000_000), Some(Shed::ExpectedWait));
+    (21..=250).for_each(|i| queue.pace.departed(i * 100_000));
+    queue.waiting = 90;
+    assert_eq!(gate.refuses(&queue, 25_000_000), None, "9 s of 20 always are");
+    queue.waiting = 120;
+    assert_eq!(gate.refuses(&queue, 25_000_000), Some(Shed::ExpectedWait), "it is no burst any more");
     queue.waiting = 1;
-    assert_eq!(gate.refuses(&queue, 23_000_000), Some(Shed::ExpectedWait), "nobody got through for 20 s");
+    assert_eq!(gate.refuses(&queue, 46_000_000), Some(Shed::ExpectedWait), "nobody got through for 20 s");
 }
 
 /// A body of nothing, that is not yet known to be.
