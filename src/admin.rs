@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::readiness::Readiness;
 use crate::clock::Clock;
 use crate::config::Secret;
-use crate::invalidation::{Invalidation, Receipt};
+use crate::invalidation::{Confirmation, Invalidation, Position, Receipt};
 use crate::message::question::Question;
 use crate::metrics::{Door, Metrics};
 use crate::syntax::SyntaxError;
@@ -61,15 +61,25 @@ pub type Token = Arc<ArcSwapOption<Secret>>;
 /// What an invalidation order comes to, in time.
 pub type Submission<'a> = Pin<Box<dyn Future<Output = Result<Receipt, SyntaxError>> + 'a>>;
 
+/// What a wait for every pod comes to.
+pub type Confirming<'a> = Pin<Box<dyn Future<Output = Confirmation> + 'a>>;
+
 /// Takes invalidation orders.
 pub trait Invalidate: Send + Sync {
     /// Logs and applies `order`.
     fn submit<'a>(&'a self, order: &'a Order) -> Submission<'a>;
+
+    /// Waits until every pod has applied what is at `position`, or for `wait`.
+    fn confirmed(&self, position: Position, wait: Option<Duration>) -> Confirming<'_>;
 }
 
 impl Invalidate for Invalidation {
     fn submit<'a>(&'a self, order: &'a Order) -> Submission<'a> {
         Box::pin(Invalidation::submit(self, order, Door::Admin))
+    }
+
+    fn confirmed(&self, position: Position, wait: Option<Duration>) -> Confirming<'_> {
+        Box::pin(Invalidation::confirmed(self, position, wait))
     }
 }
 
@@ -97,8 +107,6 @@ pub struct AdminState {
     pub explain: Arc<dyn Explain>,
     /// Behind `GET /config`: what is in force, as TOML without secrets.
     pub config: Shown,
-    /// Whether other processes share the invalidations, so that waiting for all of them means something.
-    pub fleet: bool,
     /// What changes need.
     pub token: Token,
     /// Behind `/readyz`, and drained by `/drain`.
@@ -219,9 +227,13 @@ async fn serve(stream: TcpStream, peer: SocketAddr, state: Rc<api::Api>, busy: R
         let (state, busy) = (Rc::clone(&state), Rc::clone(&busy));
         async move {
             busy.set(true);
-            let answer = tokio::time::timeout(REQUEST_TIMEOUT, state.answer(peer.ip(), request)).await;
+            let answer = match tokio::time::timeout(REQUEST_TIMEOUT, state.answer(peer.ip(), request)).await {
+                Ok(api::Answer::Ready(reply)) => reply,
+                Ok(api::Answer::Waits(receipt, wait)) => state.confirm(receipt, wait).await,
+                Err(_) => api::timed_out(),
+            };
             busy.set(false);
-            Ok::<_, Infallible>(answer.unwrap_or_else(|_| api::timed_out()))
+            Ok::<_, Infallible>(answer)
         }
     });
     let connection = http1::Builder::new()

@@ -32,7 +32,7 @@ use crate::clock::Clock;
 use crate::config::watch::{Seen, Watch};
 use crate::config::{Config, Loaded, Overrides, Report, Secret, ServerLimits};
 use crate::fleet::Fleet;
-use crate::invalidation::Invalidation;
+use crate::invalidation::{Bounds, Invalidation};
 use crate::kv;
 use crate::limit::{self, Limiter};
 use crate::log;
@@ -185,7 +185,6 @@ impl App {
                 invalidation: Arc::clone(&parts.shared.invalidation) as Arc<dyn admin::Invalidate>,
                 explain: Arc::new(explain::Door::new(&parts, &reloader.config)?),
                 config: Arc::clone(&parts.shown),
-                fleet: reloader.config.redis.is_some(),
                 token: Arc::clone(&parts.token),
                 readiness: parts.readiness.clone(),
                 drain,
@@ -238,7 +237,7 @@ impl Parts {
             Some(redis) => {
                 let kv = kv::Shared::new(redis, Arc::clone(&metrics), clock.clone())
                     .map_err(|error| StartError::Redis(error.to_string()))?;
-                let (invalidation, follow) = Invalidation::shared(Arc::clone(&kv), config.cache.max_staleness);
+                let (invalidation, follow) = Invalidation::shared(Arc::clone(&kv), Bounds::over(config.bounds()));
                 runtime.spawn(follow);
                 runtime.spawn(kv::bus::probe(Arc::clone(&kv)));
                 runtime.spawn(unblock(Arc::clone(&invalidation), readiness.block("invalidations"), redis.startup_wait));
@@ -356,6 +355,7 @@ impl Parts {
         self.connections.renew(&config.upstream);
         self.token.store(config.admin.token.clone().map(Arc::new));
         self.sink.set_access(config.log.access);
+        self.shared.invalidation.set_bounds(Bounds::over(config.bounds()));
         self.shared.replace(Live::new(Arc::new(config.clone()), &self.secret, &self.metrics));
         reloader.take(config, loaded.files);
         self.metrics.reloaded(Reload::Applied);
@@ -373,6 +373,7 @@ impl Parts {
             () = again.recv() => tracing::info!("asked twice: the lame duck's time is cut short"),
         }
         let drained = running.drain(config.server.drain).await;
+        self.shared.invalidation.leave().await;
         tracing::info!(cut = drained.cut, "ended");
     }
 }

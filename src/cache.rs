@@ -353,8 +353,8 @@ impl Cache {
     fn is_trusted(&self, slot: &Slot, ask: &Ask<'_>) -> bool {
         ask.rule.cut_off == CutOff::Stale
             || self.invalidation.trusted(
-                ask.steady,
-                slot.asked,
+                slot.stored.position(),
+                (ask.steady, slot.asked),
                 ask.rule.max_staleness,
                 key::spread(key::hash(ask.key), slot.asked),
             )

@@ -533,4 +533,10 @@ impl Config {
         let peer = peer.to_canonical();
         self.server.trusted_proxies.iter().any(|net| net.contains(&peer))
     }
+
+    /// Every `max_staleness`: the usual one and the routes' own.
+    pub fn bounds(&self) -> impl Iterator<Item = Duration> {
+        let routes = self.routes.iter().filter_map(|route| Some(route.cache.as_ref()?.max_staleness));
+        std::iter::once(self.cache.max_staleness).chain(routes)
+    }
 }

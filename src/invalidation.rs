@@ -21,14 +21,21 @@ mod bus;
 mod clerk;
 mod doors;
 pub mod epochs;
+mod lineage;
 mod log;
 pub mod mirror;
 mod pending;
+mod roll;
 mod stream;
+mod trust;
 
 use clerk::{Fate, Submission};
 use mirror::{Applied, Mirror};
 use pending::Ticket;
+use roll::Call;
+pub use roll::Confirmation;
+pub use trust::Bounds;
+use trust::Trust;
 
 /// Longest that a door waits for its order to be logged; then it is answered as not logged, and retried.
 pub const SUBMIT_WAIT: Duration = Duration::from_secs(1);
@@ -36,11 +43,8 @@ pub const SUBMIT_WAIT: Duration = Duration::from_secs(1);
 /// Longest that a door waits for what was logged before its own order to be applied here.
 const LEVEL_WAIT: Duration = Duration::from_millis(50);
 
-/// Shortest time between proofs, however small the bound.
-const SHORTEST_PROOF: Duration = Duration::from_millis(250);
-
-/// Proofs that a pod may miss before it counts as gone.
-const MISSED_PROOFS: u32 = 3;
+/// Longest that the end of the process waits for Redis to note it.
+const LEAVE_WAIT: Duration = Duration::from_millis(500);
 
 /// A place in the sequence of invalidations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -116,16 +120,28 @@ pub struct Invalidation {
     fleet: Option<FleetSide>,
 }
 
+/// Where a pod stands that ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    No,
+    Asked,
+    Done,
+}
+
 /// What there is only with Redis.
 struct FleetSide {
     submissions: mpsc::Sender<Submission>,
+    calls: mpsc::Sender<Call>,
+    trust: Trust,
+    /// This process among the pods.
+    pod: String,
     /// Asks for a proof now.
     kick: Notify,
-    /// When the question of the last proof was sent; 0 is never.
-    proven_at: AtomicU64,
     connected: AtomicBool,
     pods: AtomicU32,
     queued: AtomicUsize,
+    /// Whether this pod is to leave the membership, and whether it has.
+    leaving: watch::Sender<Leaving>,
     ready: watch::Sender<bool>,
     ready_by: SteadyMs,
 }
@@ -137,16 +153,20 @@ impl Invalidation {
     }
 
     /// Knowledge that the fleet shares, and the work that keeps it so, to be run on the control runtime for as long as the
-    /// process lives. `bound` is `cache.max_staleness`.
-    pub fn shared(shared: Arc<kv::Shared>, bound: Duration) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
+    /// process lives.
+    pub fn shared(shared: Arc<kv::Shared>, bounds: Bounds) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
         let (submissions, inbox) = mpsc::channel(clerk::SUBMISSIONS);
+        let (calls, called) = mpsc::channel(roll::CALLS);
         let fleet = FleetSide {
             submissions,
+            calls,
+            trust: Trust::new(bounds),
+            pod: pod_name(),
             kick: Notify::new(),
-            proven_at: AtomicU64::new(0),
             connected: AtomicBool::new(false),
             pods: AtomicU32::new(0),
             queued: AtomicUsize::new(0),
+            leaving: watch::Sender::new(Leaving::No),
             ready: watch::Sender::new(false),
             ready_by: shared.clock.steady() + shared.startup_wait.as_millis() as u64,
         };
@@ -156,9 +176,9 @@ impl Invalidation {
             async move {
                 // Made here, because connections live on the runtime that opens them.
                 let log = log::Log::new(kv::Redis::control(Arc::clone(&shared)));
-                let every = (bound / 4).max(SHORTEST_PROOF);
                 tokio::join!(
-                    bus::Keeper::new(Arc::clone(&state), log.clone(), Arc::clone(&shared), every).run(),
+                    bus::Keeper::new(Arc::clone(&state), log.clone(), Arc::clone(&shared)).run(),
+                    roll::Caller::new(Arc::clone(&state), log.clone(), called).run(),
                     clerk::Clerk::new(Arc::clone(&state), log.clone(), inbox).run(),
                     stream::listen(&state, &log, &shared),
                     bus::show_age(&state),
@@ -205,15 +225,34 @@ impl Invalidation {
         self.mirror.read().expect("no panic while held").epochs(position, subject)
     }
 
-    /// Whether entries may be used at `now`: currency was proven within `bound`, or this pod asked the upstream for the
-    /// entry at `asked` (0: never), less than `bound` ago. `spread` (0.0 to 1.0, from the key) spreads the end.
-    pub fn trusted(&self, now: SteadyMs, asked: SteadyMs, bound: Duration, spread: f64) -> bool {
-        let Some(fleet) = &self.fleet else { return true };
-        let bound_ms = bound.as_millis() as u64;
-        let within = |since: u64, limit_ms: u64| since != 0 && now.saturating_sub(since) <= limit_ms;
-        // The spread only shortens: B is never exceeded, and not every entry is fetched again in the same moment.
-        within(fleet.proven_at.load(Ordering::Acquire), bound_ms)
-            || within(asked, (bound_ms as f64 * (1.0 - 0.2 * spread.clamp(0.0, 1.0))) as u64)
+    /// Whether an entry of `position` may be used now, which is the first of `times`: currency was proven within `bound`,
+    /// or this pod asked the upstream for the entry at the second (0: never), less than `bound` ago. `spread` (0.0 to 1.0,
+    /// from the key) spreads the end.
+    pub fn trusted(&self, position: Position, times: (SteadyMs, SteadyMs), bound: Duration, spread: f64) -> bool {
+        self.fleet.as_ref().is_none_or(|fleet| fleet.trust.is_in(position, times, bound, spread))
+    }
+
+    /// Takes over what a new configuration says.
+    pub fn set_bounds(&self, bounds: Bounds) {
+        if let Some(fleet) = &self.fleet {
+            fleet.trust.set_bounds(bounds);
+            self.kick();
+        }
+    }
+
+    /// Waits until every pod has applied what was logged at `position`, or can serve nothing from before any more; or for
+    /// `wait`, if that is shorter.
+    pub async fn confirmed(&self, position: Position, wait: Option<Duration>) -> Confirmation {
+        let alone = Confirmation { is_complete: true, pods: 1, silent: Vec::new() };
+        let Some(fleet) = &self.fleet else { return alone };
+        let since = tokio::time::Instant::now();
+        let until = since + wait.unwrap_or_else(|| fleet.trust.lasts());
+        let (answer, confirmation) = oneshot::channel();
+        let unknown = Confirmation { is_complete: false, ..alone };
+        if fleet.calls.try_send(Call { position, since, until, answer }).is_err() {
+            return unknown;
+        }
+        confirmation.await.unwrap_or(unknown)
     }
 
     /// Logs and applies an order. When this returns, no answer from before is used in this process.
@@ -232,7 +271,7 @@ impl Invalidation {
         let here = (!waits).then(|| self.apply_here(&fate, &selectors, order.soft));
         let (answer, logged) = oneshot::channel();
         let submission = Submission {
-            order: to_json(order),
+            order: to_json(order).into(),
             selectors: Arc::clone(&selectors),
             soft: order.soft,
             since: None,
@@ -270,6 +309,14 @@ impl Invalidation {
         let _ = tokio::time::timeout(left, ready.wait_for(|ready| *ready)).await;
     }
 
+    /// Leaves the fleet: nobody need wait for this pod any more. It proves nothing afterwards.
+    pub async fn leave(&self) {
+        let Some(fleet) = &self.fleet else { return };
+        fleet.leaving.send_replace(Leaving::Asked);
+        let mut leaving = fleet.leaving.subscribe();
+        let _ = tokio::time::timeout(LEAVE_WAIT, leaving.wait_for(|leaving| *leaving == Leaving::Done)).await;
+    }
+
     /// What operators are told.
     pub fn status(&self) -> Status {
         let mirror = self.mirror.read().expect("no panic while held");
@@ -288,7 +335,7 @@ impl Invalidation {
     }
 
     fn proof_age(&self) -> Option<Duration> {
-        match self.fleet.as_ref()?.proven_at.load(Ordering::Acquire) {
+        match self.fleet.as_ref()?.trust.proven_at() {
             0 => None,
             at => Some(Duration::from_millis(self.clock.steady().saturating_sub(at))),
         }
@@ -329,11 +376,11 @@ impl Invalidation {
     }
 
     /// Applies what was logged at `at`, wherever this process stands; it waits for nothing any more.
-    fn apply_logged(&self, at: Position, fate: &Fate, selectors: &[Selector], soft: bool) -> Applied {
+    fn apply_logged(&self, at: Position, Submission { order, selectors, soft, fate, .. }: &Submission) -> Applied {
         let applied = self.change(|mirror| {
-            let applied = mirror.record(at, selectors, soft);
+            let applied = mirror.record(at, selectors, *soft, order);
             if applied == Applied::Foreign {
-                mirror.foreign(selectors, soft);
+                mirror.foreign(selectors, *soft, order);
             }
             applied
         });
@@ -381,6 +428,14 @@ impl Invalidation {
             fleet.kick.notify_one();
         }
     }
+}
+
+/// What the process is called among the pods: the machine's name, which in Kubernetes is the pod's, and a number that is
+/// its own.
+fn pod_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    format!("{}-{:08x}", if host.is_empty() { "pod" } else { host }, kv::random() as u32)
 }
 
 fn to_json(order: &Order) -> String {

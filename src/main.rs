@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use weir::admin::client::{Client, ClientError, Wait};
@@ -140,6 +141,13 @@ struct Invalidate {
     /// Answer only when every pod has applied it
     #[arg(long)]
     wait: bool,
+    /// Wait for so long at most, such as 2s; without it, until no pod can serve what was invalidated
+    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = duration)]
+    wait_timeout: Option<Duration>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    weir::syntax::scalar::duration(text).map_err(|error| format!("{}; {}", error.problem, error.remedy))
 }
 
 fn main() -> ExitCode {
@@ -249,7 +257,7 @@ fn send_invalidation(invalidate: Invalidate) -> ExitCode {
         all: invalidate.all,
         soft: invalidate.soft,
     };
-    let wait = if invalidate.wait { Wait::All } else { Wait::None };
+    let wait = if invalidate.wait { Wait::All(invalidate.wait_timeout) } else { Wait::None };
     ask(&invalidate.port, |client| client.invalidate(&order, wait))
 }
 

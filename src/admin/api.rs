@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
@@ -39,6 +40,17 @@ const PATHS: &[&str] = &[
 
 type Reply = Response<Full<Bytes>>;
 
+/// What a request comes to.
+pub(super) enum Answer {
+    /// An answer.
+    Ready(Reply),
+    /// Every pod is waited for first, for so long at most.
+    Waits(Receipt, Option<Duration>),
+}
+
+/// Longest that an order may ask to wait for every pod.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// Answers requests.
 pub(super) struct Api {
     state: AdminState,
@@ -51,10 +63,10 @@ impl Api {
     }
 
     /// Answers one request from `peer`.
-    pub(super) async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> Reply {
+    pub(super) async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
         let read = head.method == Method::GET || head.method == Method::HEAD;
-        match head.uri.path() {
+        let reply = match head.uri.path() {
             "/metrics" if read => self.metrics(),
             "/livez" if read => text(StatusCode::OK, "ok\n"),
             "/readyz" if read => self.ready(head.uri.query()),
@@ -70,13 +82,24 @@ impl Api {
                 Ok(()) if path == "/drain" => self.drain(),
                 Ok(()) if path == "/config" => text(StatusCode::OK, String::clone(&self.state.config.load())),
                 Ok(()) if path == "/explain" => self.explain(&head).await,
-                Ok(()) => self.invalidate(body).await,
+                Ok(()) => return self.invalidate(body).await,
             },
             _ => json_reply(
                 StatusCode::NOT_FOUND,
                 &json!({ "error": "there is nothing at this path", "remedy": "ask for one of `paths`", "paths": PATHS }),
             ),
-        }
+        };
+        Answer::Ready(reply)
+    }
+
+    /// Says when no pod can serve what was invalidated any more, or who has not confirmed it by then.
+    pub(super) async fn confirm(&self, receipt: Receipt, wait: Option<Duration>) -> Reply {
+        let confirmation = self.state.invalidation.confirmed(receipt.position, wait).await;
+        let mut answer = placed(receipt);
+        answer["complete"] = confirmation.is_complete.into();
+        answer["pods"] = confirmation.pods.into();
+        answer["silent"] = confirmation.silent.into();
+        json_reply(if confirmation.is_complete { StatusCode::OK } else { StatusCode::ACCEPTED }, &answer)
     }
 
     fn admit(&self, head: &Parts, peer: IpAddr) -> Result<(), Refusal> {
@@ -139,24 +162,26 @@ impl Api {
         }
     }
 
-    async fn invalidate(&self, body: Incoming) -> Reply {
+    async fn invalidate(&self, body: Incoming) -> Answer {
         let bytes = match read_body(body).await {
             Ok(bytes) => bytes,
-            Err(reply) => return *reply,
+            Err(reply) => return Answer::Ready(*reply),
         };
-        let order = match read_order(&bytes, self.state.fleet) {
-            Ok(order) => order,
-            Err((status, problem)) => return error(status, &problem.problem, &problem.remedy),
+        let bad = |problem: &SyntaxError| error(StatusCode::BAD_REQUEST, &problem.problem, &problem.remedy);
+        let (order, wait) = match read_order(&bytes) {
+            Ok(read) => read,
+            Err(problem) => return Answer::Ready(bad(&problem)),
         };
-        match self.submit(order).await {
-            Some(Ok(receipt)) => accepted(receipt),
-            Some(Err(problem)) => error(StatusCode::BAD_REQUEST, &problem.problem, &problem.remedy),
-            None => error(
+        Answer::Ready(match (self.submit(order).await, wait) {
+            (Some(Ok(receipt)), Wait::All(wait)) if receipt.logged => return Answer::Waits(receipt, wait),
+            (Some(Ok(receipt)), _) => accepted(receipt),
+            (Some(Err(problem)), _) => bad(&problem),
+            (None, _) => error(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too many orders are being logged",
                 "wait for the earlier ones, and put more selectors into one order",
             ),
-        }
+        })
     }
 
     /// Submits an order; `None` where it was not taken. What was taken is finished even if its client leaves.
@@ -194,10 +219,18 @@ async fn read_body(body: Incoming) -> Result<Bytes, Box<Reply>> {
     }
 }
 
+/// Whom an order waits for.
+enum Wait {
+    /// This pod.
+    None,
+    /// Every pod, for so long at most; without a limit until none can serve what was invalidated.
+    All(Option<Duration>),
+}
+
 /// Reads the body of `POST /invalidate`: an [`Order`], and whom to wait for.
-fn read_order(bytes: &[u8], fleet: bool) -> Result<Order, (StatusCode, SyntaxError)> {
-    const REMEDY: &str = "send {\"urls\": [..], \"tags\": [..], \"prefixes\": [..], \"routes\": [..], \"all\": false, \"soft\": false, \"wait\": \"none\"}";
-    let bad = |problem: String| (StatusCode::BAD_REQUEST, SyntaxError::new(problem, REMEDY));
+fn read_order(bytes: &[u8]) -> Result<(Order, Wait), SyntaxError> {
+    const REMEDY: &str = "send {\"urls\": [..], \"tags\": [..], \"prefixes\": [..], \"routes\": [..], \"all\": false, \"soft\": false, \"wait\": \"none\", \"timeout\": \"2s\"}";
+    let bad = |problem: String| SyntaxError::new(problem, REMEDY);
     let mut fields: serde_json::Map<String, Value> =
         serde_json::from_slice(bytes).map_err(|problem| bad(format!("the body is no JSON object: {problem}")))?;
     let all = match fields.remove("wait") {
@@ -206,34 +239,32 @@ fn read_order(bytes: &[u8], fleet: bool) -> Result<Order, (StatusCode, SyntaxErr
         Some(Value::String(wait)) if wait == "all" => true,
         Some(_) => return Err(bad("`wait` is neither \"none\" nor \"all\"".to_owned())),
     };
-    match fields.remove("timeout") {
-        None | Some(Value::Null) => {}
-        Some(Value::String(timeout)) => {
-            scalar::duration(&timeout).map_err(|problem| (StatusCode::BAD_REQUEST, problem))?;
-        }
+    let timeout = match fields.remove("timeout") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(timeout)) => Some(scalar::duration(&timeout)?),
         Some(_) => return Err(bad("`timeout` is no duration such as \"2s\"".to_owned())),
+    };
+    if timeout.is_some_and(|timeout| timeout > LONGEST_WAIT) {
+        let remedy = format!("write at most \"{}s\"", LONGEST_WAIT.as_secs());
+        return Err(SyntaxError::new("`timeout` is too long", remedy));
     }
     let order = Order::deserialize(Value::Object(fields)).map_err(|problem| bad(problem.to_string()))?;
-    // A single process has applied an order when it answers, so waiting for all of it asks for nothing more.
-    if all && fleet {
-        let problem = SyntaxError::new(
-            "`wait = \"all\"` is not implemented yet",
-            "leave `wait` out: other pods apply it within milliseconds, and after cache.max_staleness none trusts what it had",
-        );
-        return Err((StatusCode::NOT_IMPLEMENTED, problem));
-    }
-    Ok(order)
+    Ok((order, if all { Wait::All(timeout) } else { Wait::None }))
 }
 
 /// 200 for what is in the fleet's log, 202 for what is applied here and being retried.
 fn accepted(receipt: Receipt) -> Reply {
     let status = if receipt.logged { StatusCode::OK } else { StatusCode::ACCEPTED };
-    let answer = json!({
+    json_reply(status, &placed(receipt))
+}
+
+/// Where an order stands.
+fn placed(receipt: Receipt) -> Value {
+    json!({
         "seq": receipt.position.seq,
         "incarnation": format!("{:016x}", receipt.position.incarnation),
         "logged": receipt.logged,
-    });
-    json_reply(status, &answer)
+    })
 }
 
 fn refused(refusal: Refusal) -> Reply {

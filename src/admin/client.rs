@@ -28,6 +28,9 @@ const DEFAULT_PORT: u16 = 9901;
 /// Longest wait for a connection and its answer together; more than the port itself takes for a request.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
+/// The same for one that waits for every pod and sets no limit: routes' bounds are shorter.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// Bytes of an answer that are read.
 const ANSWER_BYTES: usize = 1 << 20;
 
@@ -37,8 +40,8 @@ pub enum Wait {
     /// The pod that was asked.
     #[default]
     None,
-    /// Every pod.
-    All,
+    /// Every pod; for so long at most, or until none can serve what was invalidated.
+    All(Option<Duration>),
 }
 
 /// An admin port that is asked.
@@ -76,6 +79,13 @@ pub enum ClientError {
     TimedOut {
         /// `host:port`.
         address: String,
+        /// How long that is.
+        patience: Duration,
+    },
+    /// An order was taken, but not every pod has confirmed it.
+    Incomplete {
+        /// The port's JSON line, which names the others.
+        answer: String,
     },
     /// It said no.
     Refused {
@@ -116,10 +126,18 @@ impl Client {
     /// No connection, no answer, or a refusal with its remedy.
     pub fn invalidate(&self, order: &Order, wait: Wait) -> Result<String, ClientError> {
         let mut body = serde_json::to_value(order).unwrap_or_default();
-        if wait == Wait::All {
+        let mut patience = TIMEOUT;
+        if let Wait::All(timeout) = wait {
             body["wait"] = "all".into();
+            patience += timeout.unwrap_or(LONGEST_WAIT);
+            if let Some(timeout) = timeout {
+                body["timeout"] = format!("{}ms", timeout.as_millis()).into();
+            }
         }
-        self.post("/invalidate", body.to_string())
+        match self.post("/invalidate", body.to_string(), patience)? {
+            (StatusCode::ACCEPTED, answer) if wait != Wait::None => Err(ClientError::Incomplete { answer }),
+            (_, answer) => Ok(answer),
+        }
     }
 
     /// Makes the process unready, still serving; the answer is the port's JSON line.
@@ -127,20 +145,20 @@ impl Client {
     /// # Errors
     /// No connection, no answer, or a refusal with its remedy.
     pub fn drain(&self) -> Result<String, ClientError> {
-        self.post("/drain", String::new())
+        self.post("/drain", String::new(), TIMEOUT).map(|(_, answer)| answer)
     }
 
     fn address(&self) -> String {
         format!("{}:{}", self.authority.host(), self.authority.port_u16().unwrap_or(DEFAULT_PORT))
     }
 
-    fn post(&self, path: &'static str, body: String) -> Result<String, ClientError> {
+    fn post(&self, path: &'static str, body: String, patience: Duration) -> Result<(StatusCode, String), ClientError> {
         let address = self.address();
         let connect = |cause| ClientError::Connect { address: address.clone(), cause };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(connect)?;
-        let asked = runtime.block_on(async { tokio::time::timeout(TIMEOUT, self.ask(&address, path, body)).await });
-        let (status, answer) = asked.map_err(|_| ClientError::TimedOut { address: address.clone() })??;
-        if status.is_success() { Ok(answer) } else { Err(refusal(status, &answer)) }
+        let asked = runtime.block_on(async { tokio::time::timeout(patience, self.ask(&address, path, body)).await });
+        let (status, answer) = asked.map_err(|_| ClientError::TimedOut { address: address.clone(), patience })??;
+        if status.is_success() { Ok((status, answer)) } else { Err(refusal(status, &answer)) }
     }
 
     async fn ask(&self, address: &str, path: &str, body: String) -> Result<(StatusCode, String), ClientError> {
@@ -205,11 +223,12 @@ impl fmt::Display for ClientError {
                 f,
                 "{address} does not answer as Weir's admin port: {cause}; is that its [admin] listen address?"
             ),
-            Self::TimedOut { address } => write!(
+            Self::TimedOut { address, patience } => write!(
                 f,
                 "{address} did not answer within {} s; is that Weir's [admin] listen address, and does a firewall stand before it?",
-                TIMEOUT.as_secs()
+                patience.as_secs()
             ),
+            Self::Incomplete { answer } => write!(f, "taken, but not every pod has confirmed it: {answer}"),
             Self::Refused { status, problem, remedy } => write!(f, "refused ({status}): {problem}; {remedy}"),
         }
     }
@@ -219,7 +238,11 @@ impl std::error::Error for ClientError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Connect { cause, .. } => Some(cause),
-            Self::Unusable { .. } | Self::Answer { .. } | Self::TimedOut { .. } | Self::Refused { .. } => None,
+            Self::Unusable { .. }
+            | Self::Answer { .. }
+            | Self::TimedOut { .. }
+            | Self::Incomplete { .. }
+            | Self::Refused { .. } => None,
         }
     }
 }

@@ -4,7 +4,6 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use http::StatusCode;
 use prometheus::Registry;
 use serde_json::{Value, json};
 
@@ -20,6 +19,11 @@ struct Doors {
 }
 
 impl Invalidate for Doors {
+    fn confirmed(&self, _: Position, wait: Option<Duration>) -> Confirming<'_> {
+        let silent = if wait.is_some() { vec!["web-1".to_owned()] } else { Vec::new() };
+        Box::pin(std::future::ready(Confirmation { is_complete: silent.is_empty(), pods: 2, silent }))
+    }
+
     fn submit<'a>(&'a self, order: &'a Order) -> Submission<'a> {
         Box::pin(async move {
             if order.tags.is_empty() {
@@ -57,7 +61,7 @@ struct Port {
 }
 
 impl Port {
-    fn open(fleet: bool) -> Self {
+    fn open() -> Self {
         let bound = bind(([127, 0, 0, 1], 0).into()).unwrap();
         let address = bound.address();
         let (drain, drained) = watch::channel(false);
@@ -68,7 +72,6 @@ impl Port {
             invalidation: Arc::clone(&doors) as Arc<dyn Invalidate>,
             explain: Arc::new(Echo),
             config: Arc::new(ArcSwap::from_pointee(String::from("[upstream]\n"))),
-            fleet,
             token: Arc::clone(&token),
             readiness: readiness.clone(),
             drain,
@@ -113,7 +116,7 @@ fn read_answer(stream: &mut Tcp) -> (u16, String, String) {
 
 #[test]
 fn metrics_are_open_and_promtool_accepts_them() {
-    let port = Port::open(false);
+    let port = Port::open();
     let (status, head, page) = port.get("/metrics");
     assert_eq!(status, 200);
     assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
@@ -126,7 +129,7 @@ fn metrics_are_open_and_promtool_accepts_them() {
 
 #[test]
 fn probes_tell_live_from_ready() {
-    let port = Port::open(false);
+    let port = Port::open();
     let blocker = port.readiness.block("redis");
     assert_eq!(port.get("/livez").0, 200);
     let (status, _, body) = port.get("/readyz");
@@ -141,14 +144,14 @@ fn probes_tell_live_from_ready() {
 
 #[test]
 fn the_version_is_json() {
-    let (status, _, body) = Port::open(false).get("/version");
+    let (status, _, body) = Port::open().get("/version");
     let version: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &version["version"]), (200, &json!(env!("CARGO_PKG_VERSION"))));
 }
 
 #[test]
 fn drain_makes_unready_and_tells_the_process() {
-    let port = Port::open(false);
+    let port = Port::open();
     assert_eq!(port.ask("PUT /drain", "", "").0, 405);
     assert!(port.readiness.ready());
     assert_eq!(port.ask("POST /drain", "", "").0, 200);
@@ -161,26 +164,33 @@ fn drain_makes_unready_and_tells_the_process() {
 
 #[test]
 fn an_order_is_submitted_and_its_place_told() {
-    let port = Port::open(false);
+    let port = Port::open();
     let (status, answer) = port.order(&json!({ "tags": ["product:7"], "soft": true, "wait": "all" }));
-    assert_eq!((status, answer), (200, json!({ "seq": 1, "incarnation": "00000000000000ab", "logged": true })));
+    let place = |seq| json!({ "seq": seq, "incarnation": "00000000000000ab", "logged": true });
+    let mut expected = place(1);
+    (expected["complete"], expected["pods"], expected["silent"]) = (json!(true), json!(2), json!([]));
+    assert_eq!((status, answer), (200, expected));
     let order = Order { tags: vec!["product:7".to_owned()], soft: true, ..Order::default() };
     assert_eq!(*port.doors.orders.lock().unwrap(), [order]);
+    let (status, answer) = port.order(&json!({ "tags": ["product:7"] }));
+    assert_eq!((status, answer), (200, place(2)));
+    let (status, answer) = port.order(&json!({ "tags": ["product:7"], "wait": "all", "timeout": "1s" }));
+    assert_eq!((status, &answer["complete"], &answer["silent"]), (202, &json!(false), &json!(["web-1"])));
     port.doors.unlogged.store(true, Ordering::Relaxed);
-    let (status, answer) = port.order(&json!({ "tags": ["product:8"] }));
+    let (status, answer) = port.order(&json!({ "tags": ["product:8"], "wait": "all" }));
     assert_eq!((status, &answer["logged"]), (202, &json!(false)), "applied here, and being retried");
 }
 
 #[test]
 fn a_bad_order_says_why_and_what_to_write() {
-    let port = Port::open(true);
+    let port = Port::open();
     let cases = [
         (json!({ "tag": ["x"] }), 400, "unknown field `tag`"),
         (json!({ "tags": "x" }), 400, "expected a sequence"),
         (json!({ "tags": ["x"], "wait": "some" }), 400, "`wait`"),
         (json!({ "tags": ["x"], "wait": 1 }), 400, "`wait`"),
         (json!({ "tags": ["x"], "timeout": 5 }), 400, "`timeout`"),
-        (json!({ "tags": ["x"], "wait": "all" }), 501, "not implemented"),
+        (json!({ "tags": ["x"], "wait": "all", "timeout": "61s" }), 400, "`timeout`"),
         (json!({ "tags": [] }), 400, "names nothing"),
         (json!([]), 400, "no JSON object"),
     ];
@@ -196,7 +206,7 @@ fn a_bad_order_says_why_and_what_to_write() {
 
 #[test]
 fn bodies_are_bounded() {
-    let port = Port::open(false);
+    let port = Port::open();
     let (status, _, body) = port.ask("POST /invalidate", "Content-Length: 1048577\r\n", "");
     assert!(status == 413 && body.contains("1 MiB"), "announced: {body}");
     // Nothing is sent behind the byte that is too many: unread bytes would turn the close into a reset.
@@ -211,7 +221,7 @@ fn bodies_are_bounded() {
 
 #[test]
 fn what_changes_things_is_guarded_and_the_rest_is_open() {
-    let port = Port::open(false);
+    let port = Port::open();
     port.token.store(Some(Arc::new(Secret::new("s3cret\n"))));
     let body = json!({ "tags": ["x"] }).to_string();
     for path in ["/metrics", "/livez", "/readyz", "/version"] {
@@ -238,7 +248,7 @@ fn what_changes_things_is_guarded_and_the_rest_is_open() {
 
 #[test]
 fn unknown_paths_and_methods_are_told_what_there_is() {
-    let port = Port::open(false);
+    let port = Port::open();
     let (status, _, body) = port.get("/metricz");
     let answer: Value = serde_json::from_str(&body).unwrap();
     assert!(status == 404 && answer["paths"].as_array().unwrap().contains(&json!("POST /invalidate")), "{body}");
@@ -250,7 +260,7 @@ fn unknown_paths_and_methods_are_told_what_there_is() {
 
 #[test]
 fn whoever_holds_every_connection_does_not_keep_probes_out() {
-    let port = Port::open(false);
+    let port = Port::open();
     let held: Vec<_> = (0..2 * CONNECTIONS).map(|_| Tcp::connect(port.address).unwrap()).collect();
     assert_eq!(port.get("/livez").0, 200);
     let closed = held.iter().filter(|stream| {
@@ -262,13 +272,15 @@ fn whoever_holds_every_connection_does_not_keep_probes_out() {
 
 #[test]
 fn the_client_drains_and_invalidates() {
-    let port = Port::open(true);
+    let port = Port::open();
     port.token.store(Some(Arc::new(Secret::new("s3cret"))));
     let order = Order { tags: vec!["x".to_owned()], ..Order::default() };
     let answer = port.client(Some("s3cret\n")).invalidate(&order, Wait::None).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&answer).unwrap()["seq"], 1);
-    let refused = port.client(Some("s3cret")).invalidate(&order, Wait::All).unwrap_err();
-    assert!(matches!(refused, ClientError::Refused { status: StatusCode::NOT_IMPLEMENTED, .. }), "{refused}");
+    port.client(Some("s3cret")).invalidate(&order, Wait::All(None)).unwrap();
+    let incomplete =
+        port.client(Some("s3cret")).invalidate(&order, Wait::All(Some(Duration::from_secs(1)))).unwrap_err();
+    assert!(incomplete.to_string().contains("\"silent\":[\"web-1\"]"), "{incomplete}");
     let refused = port.client(None).drain().unwrap_err().to_string();
     assert!(refused.contains("401") && refused.contains("--token-file"), "{refused}");
     port.client(Some("s3cret")).drain().unwrap();
@@ -277,7 +289,7 @@ fn the_client_drains_and_invalidates() {
 
 #[test]
 fn the_client_names_the_place_and_the_remedy() {
-    let port = Port::open(false);
+    let port = Port::open();
     let (client, address) = (port.client(None), port.address.to_string());
     drop(port.serving);
     let said = client.drain().unwrap_err().to_string();

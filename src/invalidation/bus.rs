@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::clerk::{Fate, Submission};
-use super::log::{self, Direction, Log, PAGE, RECORDS, WAIT};
-use super::mirror::Applied;
-use super::{Invalidation, MISSED_PROOFS, Position, doors, stream, to_json};
+use super::lineage::Owed;
+use super::log::{self, Direction, Log, PAGE, Proof, RECORDS, WAIT};
+use super::mirror::{Applied, Mirror};
+use super::trust::Trust;
+use super::{Invalidation, Leaving, Position, doors, stream, to_json};
 use crate::clock::Stopwatch;
 use crate::kv::bus::{Message, Subscription};
 use crate::kv::{Shared, Unavailable, jittered, random};
@@ -37,6 +40,12 @@ const CLOCK_NOISE_MS: u64 = 5;
 /// Round trips above this say too little of the time.
 const CLOCK_TRIP: Duration = Duration::from_millis(100);
 
+/// Pause between proofs while a new incarnation is not known to have all of the one before.
+const INHERIT_EVERY: Duration = Duration::from_millis(100);
+
+/// Records that are logged once more at once.
+const OWED_AT_ONCE: usize = 64;
+
 /// How often the gauge of the proof's age is set.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
 
@@ -45,31 +54,47 @@ pub(super) struct Keeper {
     state: Arc<Invalidation>,
     log: Log,
     shared: Arc<Shared>,
-    /// Time between proofs.
-    every: Duration,
-    pod: String,
     subscription: Option<Subscription>,
     /// The highest record known when the last message of this subscription was read; `None` before a proof was had over
     /// it.
     heard: Option<Position>,
     /// The record at which the next page backwards begins.
     backfill: Option<u64>,
+    /// How far the fleet was told that this pod is.
+    told: Option<Position>,
+    /// What the log may have lost and is to be given once more.
+    owed: Vec<Owed>,
+    /// Pods that were heard of under the incarnation before.
+    pods_before: u32,
     due: Instant,
 }
 
 impl Keeper {
-    pub(super) fn new(state: Arc<Invalidation>, log: Log, shared: Arc<Shared>, every: Duration) -> Self {
-        let (pod, due) = (format!("{:016x}", random()), Instant::now());
-        Self { state, log, shared, every, pod, subscription: None, heard: None, backfill: None, due }
+    pub(super) fn new(state: Arc<Invalidation>, log: Log, shared: Arc<Shared>) -> Self {
+        Self {
+            state,
+            log,
+            shared,
+            subscription: None,
+            heard: None,
+            backfill: None,
+            told: None,
+            owed: Vec::new(),
+            pods_before: 0,
+            due: Instant::now(),
+        }
     }
 
-    /// Runs for ever.
+    /// Runs until the pod leaves.
     pub(super) async fn run(mut self) {
         let state = Arc::clone(&self.state);
+        let fleet = state.fleet.as_ref().expect("there is a fleet");
+        let mut leaving = fleet.leaving.subscribe();
         loop {
-            let kicked = async { state.fleet.as_ref().expect("there is a fleet").kick.notified().await };
+            let kicked = fleet.kick.notified();
             tokio::select! {
                 biased;
+                _ = leaving.changed() => break,
                 // Proofs before messages: a flood of messages must not cost the trust in every entry.
                 () = tokio::time::sleep_until(self.due) => self.tick().await,
                 message = next(&mut self.subscription) => match message {
@@ -80,6 +105,10 @@ impl Keeper {
                 () = std::future::ready(()), if self.backfill.is_some() => self.read_back().await,
             }
         }
+        if let Err(error) = self.log.leave(&fleet.pod).await {
+            tracing::debug!(%error, "Redis could not be told that this pod ends");
+        }
+        fleet.leaving.send_replace(Leaving::Done);
     }
 
     /// Renews the subscription, then proves, in this order: what is published after the question is heard.
@@ -100,7 +129,11 @@ impl Keeper {
         }
         if alive {
             // A quarter less, never more: the bound counts on a proof in each B/4.
-            let pause = if well { self.every.mul_f64(0.75 + jitter() / 4.0) } else { jittered(RETRY_EVERY) };
+            let pause = match well {
+                true if self.may_inherit() => jittered(INHERIT_EVERY),
+                true => self.trust().proof_every().mul_f64(0.75 + jitter() / 4.0),
+                false => jittered(RETRY_EVERY),
+            };
             self.due = Instant::now() + pause;
         } else {
             self.lose();
@@ -110,7 +143,7 @@ impl Keeper {
     async fn subscribe(&mut self) -> Result<(), Unavailable> {
         if self.subscription.is_none() {
             let keys = &self.shared.keys;
-            let channels = [keys.bus(), keys.door(), keys.bell()];
+            let channels = [keys.bus(), keys.door(), keys.bell(), keys.roll()];
             self.subscription = Some(Subscription::open(&self.shared, &channels).await?);
         }
         Ok(())
@@ -127,9 +160,24 @@ impl Keeper {
             self.shared.bells().ring(&message.payload);
         } else if message.channel == keys.door().as_bytes() {
             self.knock(&message.payload);
+        } else if message.channel == keys.roll().as_bytes() {
+            self.called(&message.payload).await;
         } else if self.announce(&message.payload).await.is_err() {
             // The log could not be read; the next proof tries again.
             self.due = Instant::now() + jittered(RETRY_EVERY);
+        }
+    }
+
+    /// Somebody waits for every pod to be at this position.
+    async fn called(&mut self, payload: &[u8]) {
+        let Some(asked) = log::read_at(payload) else { return };
+        let is_there = |at: &Position| at.incarnation == asked.incarnation && at.seq >= asked.seq;
+        if self.told.as_ref().is_some_and(is_there) {
+            return;
+        }
+        // What is missing comes with the proof, which says only after that how far this pod is: then once more.
+        if self.state.followed().as_ref().is_some_and(is_there) || self.catch_up().await.is_ok() {
+            self.due = Instant::now();
         }
     }
 
@@ -149,7 +197,7 @@ impl Keeper {
         if self.state.followed().is_some_and(known) {
             return Ok(());
         }
-        match self.state.change(|mirror| mirror.record(at, &record.selectors, record.soft)) {
+        match self.state.change(|mirror| mirror.record(at, &record.selectors, record.soft, &record.order)) {
             Applied::InOrder => Ok(()),
             Applied::Gap => self.catch_up().await,
             Applied::Foreign => self.prove().await.map(|_| ()),
@@ -177,7 +225,7 @@ impl Keeper {
         self.state.apply_here(&fate, &selectors, order.soft);
         let selectors: Arc<[Selector]> = selectors.into();
         let submission = Submission {
-            order: to_json(&order),
+            order: to_json(&order).into(),
             selectors: Arc::clone(&selectors),
             soft: order.soft,
             since: self.heard,
@@ -196,15 +244,11 @@ impl Keeper {
     async fn prove(&mut self) -> Result<(), Unavailable> {
         let (sent, trip) = (self.state.clock.steady(), Stopwatch::start());
         let before = self.state.followed();
-        let elsewhere = self.state.mirror.read().expect("no panic while held").elsewhere();
-        let lasts = self.every * MISSED_PROOFS;
-        let mut proof = self.log.prove(&self.pod, lasts).await?;
+        let mut proof = self.ask(before).await?;
         self.adopt(proof.time_ms, trip.elapsed());
         let asked = proof.head;
-        self.reach(asked, before).await?;
-        if !elsewhere.is_empty() {
-            self.state.change(|mirror| mirror.settle_elsewhere(&elsewhere));
-        }
+        self.reach(&proof, before).await?;
+        self.give().await?;
         let mut head = asked;
         for _ in 0..ROUNDS {
             if proof.door.is_empty() {
@@ -214,10 +258,10 @@ impl Keeper {
             if proof.door.len() < doors::ENTRIES {
                 proof.door.clear();
             } else {
-                proof = self.log.prove(&self.pod, lasts).await?;
+                proof = self.ask(Some(asked)).await?;
             }
         }
-        self.reach(head, Some(asked)).await?;
+        self.catch_up_to(head, asked).await?;
         if self.subscription.is_some() {
             let heard = self.heard.filter(|heard| heard.incarnation == head.incarnation).map_or(0, |heard| heard.seq);
             self.heard = Some(Position { incarnation: head.incarnation, seq: heard.max(head.seq) });
@@ -227,29 +271,114 @@ impl Keeper {
         {
             // While the log's past is not read back, something in it may name what is stored here.
             if self.backfill.is_none() {
-                fleet.proven_at.store(sent, Ordering::Release);
+                fleet.trust.proven(sent);
             }
             fleet.pods.store(proof.pods, Ordering::Relaxed);
+            self.inherit(&proof, before);
         }
         Ok(())
     }
 
-    /// Follows the log to `head`. `before` is how far it had been followed when `head` was asked for: a head below that,
-    /// or of another incarnation, means that the log is not the one that was followed.
-    async fn reach(&mut self, head: Position, before: Option<Position>) -> Result<(), Unavailable> {
-        match before {
-            Some(before) if before.incarnation == head.incarnation && before.seq <= head.seq => {
-                if self.state.followed().is_some_and(|at| at.seq < head.seq) { self.catch_up().await } else { Ok(()) }
+    /// Asks where the log stands, and says that this pod is at `at`, unless it has something to give first.
+    async fn ask(&mut self, at: Option<Position>) -> Result<Proof, Unavailable> {
+        let fleet = self.state.fleet.as_ref().expect("there is a fleet");
+        let at = at.filter(|_| self.owed.is_empty());
+        let proof = self.log.prove(&fleet.pod, at, fleet.trust.lasts()).await?;
+        self.told = at;
+        Ok(proof)
+    }
+
+    /// Follows the log to where `proof` found it. `before` is how far it had been followed when it was asked for: a head
+    /// below that, or of another incarnation, means that the log is not the one that was followed.
+    async fn reach(&mut self, proof: &Proof, before: Option<Position>) -> Result<(), Unavailable> {
+        let head = proof.head;
+        if let Some(before) = before.filter(|at| at.incarnation == head.incarnation && at.seq <= head.seq) {
+            return self.catch_up_to(head, before).await;
+        }
+        let fleet = self.state.fleet.as_ref().expect("there is a fleet");
+        let mut is_heir = false;
+        self.state.change(|mirror| {
+            self.owed.extend(mirror.follow(head, random(), proof.lineage));
+            fleet.trust.followed_another(mirror.former());
+            is_heir = mirror.former().is_some();
+        });
+        self.pods_before = fleet.pods.load(Ordering::Relaxed);
+        self.backfill = Some(head.seq);
+        if is_heir {
+            let given = self.owed.len();
+            tracing::warn!(
+                head.seq,
+                given,
+                "Redis goes on from a copy of the invalidation log: what it may have lost is logged again"
+            );
+        } else if before.is_some() {
+            tracing::warn!(head.seq, "Redis lost the invalidation log: answers from before are not used");
+        }
+        Ok(())
+    }
+
+    /// Follows the log to `head`, which was asked for when it had been followed to `before`.
+    async fn catch_up_to(&mut self, head: Position, before: Position) -> Result<(), Unavailable> {
+        if head.incarnation != before.incarnation || head.seq < before.seq {
+            // It was lost in between: the next proof joins the other one.
+            self.state.kick();
+            return Err(Unavailable::NotSent);
+        }
+        if self.state.followed().is_some_and(|at| at.seq < head.seq) { self.catch_up().await } else { Ok(()) }
+    }
+
+    /// Logs once more what the log may have lost, and what this pod had logged in another.
+    async fn give(&mut self) -> Result<(), Unavailable> {
+        let (elsewhere, base) = {
+            let mirror = self.state.mirror.read().expect("no panic while held");
+            (mirror.elsewhere(), mirror.base())
+        };
+        for (_, order) in &elsewhere {
+            self.log.append(order, None).await?;
+        }
+        if !elsewhere.is_empty() {
+            self.state.change(|mirror| mirror.settle_elsewhere(&elsewhere));
+        }
+        let Some(base) = base else { return Ok(()) };
+        while !self.owed.is_empty() {
+            let count = self.owed.len().min(OWED_AT_ONCE);
+            let mut given = JoinSet::new();
+            for owed in &self.owed[..count] {
+                let (log, owed) = (self.log.clone(), owed.clone());
+                given.spawn(async move { log.append_owed(&owed, base).await });
             }
-            before => {
-                if before.is_some() {
-                    tracing::warn!(head.seq, "Redis lost the invalidation log: answers from before are not used");
-                }
-                self.state.change(|mirror| mirror.follow(head, random()));
-                self.backfill = Some(head.seq);
-                Ok(())
+            while let Some(given) = given.join_next().await {
+                given.unwrap_or(Err(Unavailable::NotSent))?;
+            }
+            self.owed.drain(..count);
+            if self.owed.is_empty() {
+                self.due = Instant::now();
             }
         }
+        Ok(())
+    }
+
+    /// Trusts the answers of the incarnation before, once every pod that may know what this one has lost has logged it. Who
+    /// has not been heard of for the bound is not waited for.
+    fn inherit(&mut self, proof: &Proof, before: Option<Position>) {
+        if !self.may_inherit() || before.map(|at| at.incarnation) != Some(proof.head.incarnation) {
+            return;
+        }
+        let are_all_here = self.pods_before > 0 && proof.pods >= self.pods_before && proof.behind == 0;
+        if are_all_here || proof.age >= self.trust().lasts() {
+            self.state.change(Mirror::inherit);
+            self.trust().inherited();
+            tracing::info!("every invalidation from before is logged: answers from before are used again");
+        }
+    }
+
+    fn trust(&self) -> &Trust {
+        &self.state.fleet.as_ref().expect("there is a fleet").trust
+    }
+
+    fn may_inherit(&self) -> bool {
+        let mirror = self.state.mirror.read().expect("no panic while held");
+        self.backfill.is_none() && self.owed.is_empty() && mirror.may_inherit()
     }
 
     /// Reads what is missing from the log.
@@ -266,7 +395,8 @@ impl Keeper {
                 for record in &page.records {
                     // Trimmed before it was read, if there is a hole.
                     mirror.lost_up_to(record.seq - 1);
-                    mirror.record(Position { seq: record.seq, ..at }, &record.selectors, record.soft);
+                    let at = Position { seq: record.seq, ..at };
+                    mirror.record(at, &record.selectors, record.soft, &record.order);
                 }
                 if page.records.is_empty() {
                     mirror.lost_up_to(head.seq);
@@ -295,7 +425,7 @@ impl Keeper {
                 below -= u64::from(next);
                 next
             }) {
-                mirror.backfill(record.seq, &record.selectors, record.soft);
+                mirror.backfill(record.seq, &record.selectors, record.soft, &record.order);
             }
             mirror.lower_floor(below);
         });
@@ -305,7 +435,7 @@ impl Keeper {
         }
         if below > 0 {
             // The log begins above 1: of what was trimmed nothing is known.
-            self.state.change(super::mirror::Mirror::unknown_past);
+            self.state.change(Mirror::unknown_past);
         }
         self.backfill = None;
         self.due = Instant::now();

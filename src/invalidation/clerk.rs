@@ -27,7 +27,7 @@ const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// One order on its way to the log.
 pub(super) struct Submission {
     /// As JSON.
-    pub order: String,
+    pub order: Arc<str>,
     pub selectors: Arc<[Selector]>,
     pub soft: bool,
     /// An equal record after this position is this very order, logged by another pod; `None` logs it in any case.
@@ -133,7 +133,7 @@ impl Clerk {
 
     async fn log(&self, submission: &Submission) -> Result<Receipt, Unavailable> {
         let (position, new) = self.log.append(&submission.order, submission.since).await?;
-        self.state.apply_logged(position, &submission.fate, &submission.selectors, submission.soft);
+        self.state.apply_logged(position, submission);
         // A message is heard by every pod; it counts where it was logged.
         if new && submission.door == Door::Publish {
             self.state.count(&submission.selectors, submission.door);

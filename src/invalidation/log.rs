@@ -1,11 +1,13 @@
 //! The log in Redis: one counter, one stream, and the scripts that keep them together.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::Position;
 use super::doors::{self, Entry};
+use super::lineage::{Lineage, Owed};
 use crate::kv::{Budget, Redis, Reply, Script, Unavailable};
 use crate::syntax::selector::{Order, Selector};
 
@@ -32,6 +34,10 @@ static PROOF: Script =
 
 static READ: Script = Script { name: "read_log", source: include_str!("../kv/read.lua") };
 
+static ROLL: Script = Script { name: "roll", source: include_str!("../kv/roll.lua") };
+
+static LEAVE: Script = Script { name: "leave", source: include_str!("../kv/leave.lua") };
+
 /// One invalidation, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -43,6 +49,8 @@ pub struct Record {
     pub selectors: Vec<Selector>,
     /// Stale instead of gone.
     pub soft: bool,
+    /// As it was logged.
+    pub order: Arc<str>,
 }
 
 impl Record {
@@ -52,7 +60,7 @@ impl Record {
             tracing::warn!(seq, "a record of the invalidation log cannot be read: taken as naming everything");
             (vec![Selector::All], false)
         });
-        Self { seq, time_ms, selectors, soft }
+        Self { seq, time_ms, selectors, soft, order: String::from_utf8_lossy(order).into() }
     }
 }
 
@@ -75,6 +83,23 @@ pub struct Proof {
     pub pods: u32,
     /// What lies at the door.
     pub door: Vec<Entry>,
+    /// The incarnation that this one continues.
+    pub lineage: Option<Lineage>,
+    /// Time since this one began.
+    pub age: Duration,
+    /// Pods that do not follow it yet, or have yet to log what they know of the one before.
+    pub behind: u64,
+}
+
+/// How far each pod has followed the log.
+#[derive(Debug)]
+pub struct Roll {
+    /// The incarnation of the log; `None` while there is no log.
+    pub incarnation: Option<u64>,
+    /// Time since it began.
+    pub age: Duration,
+    /// Each pod that was heard of lately, with the position it then was at.
+    pub pods: Vec<(String, Option<Position>)>,
 }
 
 /// A page of the log.
@@ -99,27 +124,44 @@ pub enum Direction {
 #[derive(Clone)]
 pub struct Log {
     redis: Redis,
-    keys: [Vec<u8>; 5],
+    keys: [Vec<u8>; 6],
     bus: String,
+    roll: String,
 }
 
 impl Log {
     /// The log that `redis` leads to.
     pub fn new(redis: Redis) -> Self {
         let keys = &redis.shared().keys;
-        let (bus, keys) = (keys.bus(), [keys.counter(), keys.log(), keys.seen(), keys.door_stream(), keys.pods()]);
-        Self { redis, keys, bus }
+        let (bus, roll) = (keys.bus(), keys.roll());
+        let keys = [keys.counter(), keys.log(), keys.seen(), keys.door_stream(), keys.pods(), keys.applied()];
+        Self { redis, keys, bus, roll }
     }
 
     /// Logs `order` (JSON). With `since`, an equal one logged after that position counts as this one. Says where it
     /// stands, and whether it was logged by this very call.
     pub async fn append(&self, order: &str, since: Option<Position>) -> Result<(Position, bool), Unavailable> {
+        self.append_as(&doors::content_hash(order), order, since).await
+    }
+
+    /// Logs once more what was logged before `base`, the last record that this log has in common with that one; each by
+    /// one pod, whoever else knows it.
+    pub async fn append_owed(&self, owed: &Owed, base: Position) -> Result<(), Unavailable> {
+        self.append_as(&doors::content_hash(&owed.name), &owed.order, Some(base)).await.map(|_| ())
+    }
+
+    async fn append_as(
+        &self,
+        hash: &str,
+        order: &str,
+        since: Option<Position>,
+    ) -> Result<(Position, bool), Unavailable> {
         let (incarnation, seq) = match since {
             Some(since) => (since.incarnation.to_string(), since.seq.to_string()),
             None => (String::new(), String::new()),
         };
-        let (candidate, most, hash) = (candidate(), RECORDS.to_string(), doors::content_hash(order));
-        let args = [&candidate, &self.bus, &most, order, &hash, &incarnation, &seq].map(|arg: &str| arg.as_bytes());
+        let (candidate, most) = (candidate(), RECORDS.to_string());
+        let args = [&candidate, &self.bus, &most, order, hash, &incarnation, &seq].map(|arg: &str| arg.as_bytes());
         let reply = self.run(&INVALIDATE, 3, &args).await?;
         let logged = reply.items().get(2).and_then(Reply::number) == Some(1);
         Ok((position(&reply)?, logged))
@@ -138,16 +180,49 @@ impl Log {
         Ok((position(&reply)?, taken))
     }
 
-    /// Asks where the log stands.
-    pub async fn prove(&self, pod: &str, pod_counts_for: Duration) -> Result<Proof, Unavailable> {
-        let (candidate, lasts) = (candidate(), pod_counts_for.as_millis().to_string());
+    /// Asks where the log stands, and says how far `pod` has followed it. The pod counts for so long.
+    pub async fn prove(&self, pod: &str, at: Option<Position>, counts_for: Duration) -> Result<Proof, Unavailable> {
+        let (candidate, lasts) = (candidate(), counts_for.as_millis().to_string());
         let (most, age) = (doors::ENTRIES.to_string(), RECORD_AGE.as_millis().to_string());
-        let args = [&candidate, pod, &lasts, &most, &age].map(|arg: &str| arg.as_bytes());
-        let reply = self.run(&PROOF, 5, &args).await?;
+        let at = at.map(at_text).unwrap_or_default();
+        let args = [&candidate, pod, &lasts, &most, &age, &at].map(|arg: &str| arg.as_bytes());
+        let reply = self.run(&PROOF, 6, &args).await?;
         let number = |i: usize| reply.items().get(i).and_then(Reply::number).ok_or_else(malformed);
         let door = reply.items().get(4).map(doors::entries).unwrap_or_default();
         let pods = u32::try_from(number(3)?).unwrap_or(u32::MAX);
-        Ok(Proof { head: position(&reply)?, time_ms: number(2)?, pods, door })
+        let parent = reply.items().get(5).and_then(Reply::number);
+        let base = number(6)?;
+        Ok(Proof {
+            head: position(&reply)?,
+            time_ms: number(2)?,
+            pods,
+            door,
+            lineage: parent.map(|parent| Lineage { parent, base }),
+            age: Duration::from_millis(number(7)?),
+            behind: number(8)?,
+        })
+    }
+
+    /// How far each pod is that was heard of within `counts_for`. All of them are asked to say so anew once they have
+    /// reached `asked`.
+    pub async fn roll(&self, asked: Option<Position>, counts_for: Duration) -> Result<Roll, Unavailable> {
+        let (lasts, asked) = (counts_for.as_millis().to_string(), asked.map(at_text).unwrap_or_default());
+        let keys = [&self.keys[0][..], &self.keys[4], &self.keys[5]];
+        let args = [&lasts, &self.roll, &asked].map(|arg: &String| arg.as_bytes());
+        let reply = self.redis.run(&ROLL, &keys, &args, &mut Budget::new(WAIT)).await?;
+        let [incarnation, age, pods @ ..] = reply.items() else { return Err(malformed()) };
+        let read = |[pod, at]: &[Reply; 2]| (String::from_utf8_lossy(&text(pod)).into_owned(), read_at(&text(at)));
+        Ok(Roll {
+            incarnation: incarnation.number(),
+            age: Duration::from_millis(age.number().ok_or_else(malformed)?),
+            pods: pods.as_chunks::<2>().0.iter().map(read).collect(),
+        })
+    }
+
+    /// Takes `pod` out of the membership.
+    pub async fn leave(&self, pod: &str) -> Result<(), Unavailable> {
+        let keys = [&self.keys[4][..], &self.keys[5]];
+        self.redis.run(&LEAVE, &keys, &[pod.as_bytes()], &mut Budget::new(WAIT)).await.map(|_| ())
     }
 
     /// Reads up to [`PAGE`] records from `from` on.
@@ -171,6 +246,16 @@ impl Log {
         let keys: Vec<&[u8]> = self.keys[..keys].iter().map(Vec::as_slice).collect();
         self.redis.run(script, &keys, args, &mut Budget::new(WAIT)).await
     }
+}
+
+/// Reads `<incarnation> <seq>`.
+pub(super) fn read_at(text: &[u8]) -> Option<Position> {
+    let (incarnation, seq) = std::str::from_utf8(text).ok()?.split_once(' ')?;
+    Some(Position { incarnation: incarnation.parse().ok()?, seq: seq.parse().ok()? })
+}
+
+fn at_text(at: Position) -> String {
+    format!("{} {}", at.incarnation, at.seq)
 }
 
 /// An incarnation, should one begin.

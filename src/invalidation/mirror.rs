@@ -9,8 +9,10 @@
 //! fleet's.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use super::epochs::{Epoch, Epochs, Stamp};
+use super::lineage::{Lineage, Owed, Records};
 use super::pending::{Pending, Ticket};
 use super::{Position, Subject, Verdict};
 use crate::syntax::selector::Selector;
@@ -25,8 +27,21 @@ pub struct Mirror {
     recent: VecDeque<Recent>,
     /// What is not in the log yet.
     pending: Pending,
-    /// Of it, what is in a log that is not followed yet.
-    elsewhere: Vec<Ticket>,
+    /// Of it, what is in another log than the one that is followed, as it was logged.
+    elsewhere: Vec<(Ticket, Arc<str>)>,
+    /// The last records of the log.
+    records: Records,
+    /// What was known under the incarnation before, until its answers are trusted again.
+    former: Option<Former>,
+}
+
+/// What was known under an incarnation that has an heir.
+#[derive(Debug)]
+struct Former {
+    incarnation: u64,
+    applied: u64,
+    floor: u64,
+    epochs: Epochs,
 }
 
 /// Invalidations that are remembered one by one.
@@ -58,6 +73,10 @@ struct Followed {
     early: u64,
     /// Until the log was followed up to here, every fill carries an own position.
     own_until: u64,
+    /// The log that it continues.
+    lineage: Option<Lineage>,
+    /// Whether all that was applied under that is in this one.
+    is_heir: bool,
 }
 
 /// What became of a record.
@@ -81,6 +100,8 @@ impl Mirror {
             recent: VecDeque::new(),
             pending: Pending::default(),
             elsewhere: Vec::new(),
+            records: Records::default(),
+            former: None,
         }
     }
 
@@ -108,15 +129,18 @@ impl Mirror {
 
     /// What is known of an answer whose fill began at `position`.
     pub fn verdict(&self, position: Position, subject: &Subject<'_>) -> Verdict {
+        let position = self.translated(position);
         let (epoch, pending) = if position.incarnation == self.own.incarnation {
             (self.epochs.of(subject).own, Verdict::Valid)
         } else {
-            match &self.log {
-                Some(log) if log.incarnation == position.incarnation && position.seq >= log.floor => {
-                    (self.epochs.of(subject).log, self.pending.verdict(subject))
+            let epochs = match (&self.log, &self.former) {
+                (Some(log), _) if log.incarnation == position.incarnation && position.seq >= log.floor => &self.epochs,
+                (_, Some(former)) if former.incarnation == position.incarnation && position.seq >= former.floor => {
+                    &former.epochs
                 }
                 _ => return Verdict::Gone,
-            }
+            };
+            (epochs.of(subject).log, self.pending.verdict(subject))
         };
         if epoch.hard > position.seq || pending == Verdict::Gone {
             Verdict::Gone
@@ -125,6 +149,12 @@ impl Mirror {
         } else {
             Verdict::Valid
         }
+    }
+
+    /// A position of the incarnation before, as one of the present, once that is its heir.
+    fn translated(&self, position: Position) -> Position {
+        let heir = self.log.as_ref().filter(|log| log.is_heir).and_then(|log| Some((log.lineage?, log.incarnation)));
+        heir.map_or(position, |(lineage, child)| lineage.translate(position, child))
     }
 
     /// Whether nothing was applied between two positions, themselves left out, that names `subject`; false where that is
@@ -151,6 +181,7 @@ impl Mirror {
     /// The selectors that have named `subject`, each with its last numbers in the numbering of `position`; none where that
     /// is unknown here, so that whatever carries it is refused.
     pub fn epochs(&self, position: Position, subject: &Subject<'_>) -> Vec<(String, Epoch)> {
+        let position = self.translated(position);
         let is_own = position.incarnation == self.own.incarnation;
         let is_log = self.log.as_ref().is_some_and(|log| log.incarnation == position.incarnation);
         let mut found = Vec::new();
@@ -164,31 +195,67 @@ impl Mirror {
 
     /// Begins to follow a log that stands at `head`: all of it is still to be read. If another was followed before, every
     /// answer from before is refused, own ones too: what was logged last in the old one may be lost, unseen.
-    pub fn follow(&mut self, head: Position, new_own: u64) {
-        for ticket in std::mem::take(&mut self.elsewhere) {
-            self.pending.settle(ticket);
+    ///
+    /// If the new one continues the old one by `lineage`, what was known is kept for the old one's answers, until
+    /// [`inherit`](Self::inherit); and what the new one may have lost of it is returned, to be logged once more.
+    pub fn follow(&mut self, head: Position, new_own: u64, lineage: Option<Lineage>) -> Vec<Owed> {
+        let mut owed = Vec::new();
+        if let Some(old) = self.log.take() {
+            // What is not in the old log is in the new one no more than it was in the old one.
+            let (pending, elsewhere) = (std::mem::take(&mut self.pending), std::mem::take(&mut self.elsewhere));
+            let known = std::mem::replace(self, Self { pending, elsewhere, ..Self::new(new_own) });
+            if let Some(lineage) = lineage.filter(|lineage| lineage.parent == old.incarnation) {
+                owed = known.records.owed(lineage);
+                let (incarnation, applied, floor) = (old.incarnation, old.applied, old.floor);
+                self.former = Some(Former { incarnation, applied, floor, epochs: known.epochs });
+            }
         }
-        if self.log.is_some() {
-            // What is in no log is in the new one no more than it was in the old one.
-            *self = Self { pending: std::mem::take(&mut self.pending), ..Self::new(new_own) };
-        }
+        self.records = Records::new(head.seq);
         self.log = Some(Followed {
             incarnation: head.incarnation,
             applied: head.seq,
             floor: head.seq,
             early: 0,
             own_until: 0,
+            lineage,
+            is_heir: false,
         });
+        owed
     }
 
-    /// Applies record `at` of the log; its selectors at once, even behind a gap.
-    pub fn record(&mut self, at: Position, selectors: &[Selector], soft: bool) -> Applied {
+    /// The last record that the log has in common with the one that it continues; its own beginning, if there is none.
+    pub fn base(&self) -> Option<Position> {
+        let log = self.log.as_ref()?;
+        Some(Position { incarnation: log.incarnation, seq: log.lineage.map_or(0, |lineage| lineage.base) })
+    }
+
+    /// The incarnation whose answers are still judged by what was known under it.
+    pub fn former(&self) -> Option<u64> {
+        self.former.as_ref().map(|former| former.incarnation)
+    }
+
+    /// Whether there is an incarnation before, whose answers are not trusted by this one yet.
+    pub fn may_inherit(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.lineage.is_some() && !log.is_heir)
+    }
+
+    /// Every pod has logged what it had applied under the incarnation before: its answers are judged by this one.
+    pub fn inherit(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.is_heir = log.lineage.is_some();
+        }
+        self.former = None;
+    }
+
+    /// Applies record `at` of the log; its selectors at once, even behind a gap. `order` is its text.
+    pub fn record(&mut self, at: Position, selectors: &[Selector], soft: bool, order: &Arc<str>) -> Applied {
         let Some(log) = self.log.as_mut().filter(|log| log.incarnation == at.incarnation) else {
             return Applied::Foreign;
         };
         if at.seq <= log.applied {
             return Applied::InOrder;
         }
+        self.records.add(at.seq, order);
         let next = at.seq == log.applied + 1;
         if next {
             log.applied = at.seq;
@@ -204,8 +271,12 @@ impl Mirror {
     }
 
     /// Applies a record from before the point at which the log was joined.
-    pub fn backfill(&mut self, seq: u64, selectors: &[Selector], soft: bool) {
+    pub fn backfill(&mut self, seq: u64, selectors: &[Selector], soft: bool, order: &Arc<str>) {
+        self.records.add_older(seq, order);
+        // What was applied then is known of then.
+        let former = self.former.take_if(|former| seq <= former.applied);
         self.raise(seq, selectors, soft, Some(seq));
+        self.former = former.or(self.former.take());
     }
 
     /// Applies what will be in the log, to every fill that began before now; it is to be settled when it is.
@@ -220,21 +291,21 @@ impl Mirror {
         self.pending.settle(ticket);
     }
 
-    /// Applies what is in another log than the one that is followed.
-    pub fn foreign(&mut self, selectors: &[Selector], soft: bool) {
+    /// Applies what is in another log than the one that is followed. `order` is its text.
+    pub fn foreign(&mut self, selectors: &[Selector], soft: bool, order: &Arc<str>) {
         let ticket = self.pending(selectors, soft);
-        self.elsewhere.push(ticket);
+        self.elsewhere.push((ticket, Arc::clone(order)));
     }
 
     /// What is in another log, as far as that is known now.
-    pub fn elsewhere(&self) -> Vec<Ticket> {
+    pub fn elsewhere(&self) -> Vec<(Ticket, Arc<str>)> {
         self.elsewhere.clone()
     }
 
-    /// The log that is followed was found to be the one that counts: what was in another is in this one, or lost with that.
-    pub fn settle_elsewhere(&mut self, tickets: &[Ticket]) {
-        self.elsewhere.retain(|ticket| !tickets.contains(ticket));
-        tickets.iter().for_each(|ticket| self.pending.settle(*ticket));
+    /// What was in another log than the one that counts is in this one now.
+    pub fn settle_elsewhere(&mut self, settled: &[(Ticket, Arc<str>)]) {
+        self.elsewhere.retain(|(ticket, _)| !settled.iter().any(|(other, _)| other == ticket));
+        settled.iter().for_each(|(ticket, _)| self.pending.settle(*ticket));
     }
 
     /// Applies what never was and never will be in a log.
@@ -258,6 +329,7 @@ impl Mirror {
     pub fn lost_up_to(&mut self, seq: u64) {
         let Some(log) = self.log.as_mut().filter(|log| log.applied < seq) else { return };
         (log.applied, log.floor) = (seq, seq);
+        self.records.lost_up_to(seq);
         self.raise(seq, &[Selector::All], false, None);
     }
 
@@ -276,204 +348,13 @@ impl Mirror {
         let stamp = Stamp::of(seq, self.own.seq, soft);
         for selector in selectors {
             self.epochs.raise(selector, stamp);
+            // Later than anything of the incarnation before.
+            if let Some(former) = &mut self.former {
+                former.epochs.raise(selector, Stamp::of(u64::MAX, self.own.seq, soft));
+            }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::syntax::selector::UrlSelector;
-
-    fn at(seq: u64) -> Position {
-        Position { incarnation: 7, seq }
-    }
-
-    fn tag(name: &str) -> [Selector; 1] {
-        [Selector::Tag(name.to_owned())]
-    }
-
-    fn subject(tags: &[String]) -> Subject<'_> {
-        Subject { host: "h", path: "/p", query: None, also: &[], route: "r", tags, answer_tags: &[] }
-    }
-
-    #[test]
-    fn what_came_between_is_known_or_taken_for_the_worst() {
-        let tags = ["a".to_owned()];
-        let about = subject(&tags);
-        let mut mirror = Mirror::new(1);
-        mirror.follow(at(10), 2);
-        assert!(mirror.untouched(&about, at(10), at(11)), "nothing lies between");
-        assert!(!mirror.untouched(&about, at(10), at(12)), "11 was not seen");
-        mirror.record(at(11), &tag("b"), false);
-        assert!(mirror.untouched(&about, at(10), at(12)));
-        assert!(!mirror.untouched(&about, at(10), at(13)));
-        mirror.record(at(12), &tag("a"), true);
-        assert!(!mirror.untouched(&about, at(10), at(13)), "it was named");
-        assert!(mirror.untouched(&about, at(12), at(13)));
-        assert!(!mirror.untouched(&about, at(13), at(12)) && !mirror.untouched(&about, mirror.own(), at(12)));
-        let own = mirror.own();
-        mirror.unlogged(&tag("b"), false);
-        mirror.unlogged(&tag("a"), false);
-        assert!(mirror.untouched(&about, own, Position { seq: own.seq + 2, ..own }));
-        assert!(!mirror.untouched(&about, own, Position { seq: own.seq + 3, ..own }));
-        for _ in 0..RECENT {
-            mirror.unlogged(&tag("b"), false);
-        }
-        let end = Position { seq: mirror.own().seq + 1, ..own };
-        assert!(!mirror.untouched(&about, Position { seq: own.seq + 2, ..own }, Position { seq: end.seq + 1, ..end }));
-        assert!(mirror.untouched(&about, Position { seq: own.seq + 2, ..own }, end));
-        mirror.unlogged(&tag("b"), false);
-        assert!(!mirror.untouched(&about, Position { seq: own.seq + 2, ..own }, end), "the first is forgotten");
-    }
-
-    fn position(mirror: &Mirror, tag: &str) -> Position {
-        mirror.position(&subject(&[tag.to_owned()]))
-    }
-
-    fn verdict(mirror: &Mirror, position: Position, tag: &str) -> Verdict {
-        mirror.verdict(position, &subject(&[tag.to_owned()]))
-    }
-
-    #[test]
-    fn what_began_before_is_refused_and_what_began_after_is_not() {
-        let mut mirror = Mirror::new(1);
-        mirror.follow(at(5), 2);
-        let before = position(&mirror, "a");
-        assert_eq!(mirror.record(at(6), &tag("a"), false), Applied::InOrder);
-        assert_eq!(mirror.record(at(7), &tag("b"), true), Applied::InOrder);
-        assert_eq!(verdict(&mirror, before, "a"), Verdict::Gone);
-        assert_eq!(verdict(&mirror, before, "b"), Verdict::Stale);
-        assert_eq!(verdict(&mirror, before, "c"), Verdict::Valid);
-        assert_eq!(verdict(&mirror, position(&mirror, "a"), "a"), Verdict::Valid);
-        assert_eq!(verdict(&mirror, at(4), "c"), Verdict::Gone, "below the floor");
-        mirror.lower_floor(3);
-        assert_eq!(verdict(&mirror, at(4), "c"), Verdict::Valid);
-    }
-
-    #[test]
-    fn behind_a_gap_it_counts_at_once_and_fills_of_what_it_names_carry_own_positions() {
-        let mut mirror = Mirror::new(1);
-        mirror.follow(at(5), 2);
-        assert_eq!(mirror.record(at(8), &tag("a"), false), Applied::Gap);
-        assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
-        let own = position(&mirror, "a");
-        assert_eq!(own.incarnation, 1);
-        assert_eq!(position(&mirror, "b").incarnation, 1, "its answer may have the tag");
-        assert_eq!(verdict(&mirror, own, "a"), Verdict::Valid);
-        mirror.record(at(6), &tag("b"), false);
-        assert_eq!(verdict(&mirror, own, "b"), Verdict::Gone);
-        assert_eq!(verdict(&mirror, at(5), "b"), Verdict::Gone);
-        mirror.record(at(7), &[], false);
-        mirror.record(at(8), &tag("a"), false);
-        assert_eq!(position(&mirror, "a"), at(8));
-    }
-
-    #[test]
-    fn behind_a_gap_what_is_not_named_is_fetched_for_the_fleet() {
-        let mut mirror = Mirror::new(1);
-        mirror.follow(at(5), 2);
-        assert_eq!(mirror.record(at(8), &[Selector::Url(UrlSelector::parse("/p").unwrap())], false), Applied::Gap);
-        assert_eq!(position(&mirror, "a").incarnation, 1);
-        let other = Subject { path: "/other", ..subject(&[]) };
-        assert_eq!(mirror.position(&other), at(5));
-        mirror.record(at(6), &[Selector::Url(UrlSelector::parse("/other").unwrap())], false);
-        assert_eq!(mirror.verdict(at(5), &other), Verdict::Gone);
-        assert_eq!(mirror.position(&other), at(6));
-    }
-
-    #[test]
-    fn what_is_not_logged_counts_until_a_record_takes_its_number() {
-        let mut mirror = Mirror::new(1);
-        mirror.follow(at(5), 2);
-        mirror.unlogged(&tag("a"), false);
-        mirror.unlogged(&tag("a"), false);
-        assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
-        assert_eq!(position(&mirror, "a").incarnation, 1);
-        assert_eq!(position(&mirror, "b").incarnation, 1, "its answer may have any tag");
-        assert_eq!(verdict(&mirror, position(&mirror, "a"), "a"), Verdict::Valid);
-        mirror.record(at(6), &tag("a"), false);
-        assert_eq!(position(&mirror, "a"), at(6));
-        assert_eq!(verdict(&mirror, at(6), "a"), Verdict::Valid);
-    }
-
-    #[test]
-    fn what_is_pending_is_older_than_nothing_that_others_logged() {
-        let mut mirror = Mirror::new(1);
-        mirror.follow(at(5), 2);
-        let ticket = mirror.pending(&tag("a"), false);
-        let soft = mirror.pending(&tag("b"), true);
-        // Another pod is ahead, and has not heard of them.
-        assert_eq!(verdict(&mirror, at(9), "a"), Verdict::Gone);
-        assert_eq!(verdict(&mirror, at(9), "b"), Verdict::Stale);
-        assert_eq!(verdict(&mirror, at(9), "c"), Verdict::Valid);
-        for seq in 6..=9 {
-            mirror.record(at(seq), &tag("c"), false);
-        }
-        assert_eq!(verdict(&mirror, at(9), "a"), Verdict::Gone);
-        let own = position(&mirror, "a");
-        assert_eq!((own.incarnation, verdict(&mirror, own, "a")), (1, Verdict::Valid));
-        mirror.record(at(10), &tag("a"), false);
-        mirror.settle(ticket);
-        assert_eq!((verdict(&mirror, at(9), "a"), verdict(&mirror, at(10), "a")), (Verdict::Gone, Verdict::Valid));
-        assert_eq!(position(&mirror, "a").incarnation, 1, "the other is still pending");
-        mirror.settle(soft);
-        assert_eq!((position(&mirror, "a"), verdict(&mirror, at(9), "b")), (at(10), Verdict::Valid), "given up");
-    }
-
-    #[test]
-    fn what_is_settled_leaves_nothing_behind() {
-        let mut mirror = Mirror::new(1);
-        mirror.follow(at(5), 2);
-        // Another pod's record turns out to be this very order.
-        let ticket = mirror.pending(&tag("a"), false);
-        assert_eq!(mirror.record(at(5), &tag("a"), false), Applied::InOrder);
-        mirror.settle(ticket);
-        assert_eq!((position(&mirror, "a"), verdict(&mirror, at(5), "a")), (at(5), Verdict::Valid));
-        // It was in a log that is gone.
-        mirror.foreign(&tag("a"), false);
-        assert_eq!(position(&mirror, "b").incarnation, 1);
-        let elsewhere = mirror.elsewhere();
-        mirror.settle_elsewhere(&elsewhere);
-        assert_eq!((position(&mirror, "a"), mirror.elsewhere()), (at(5), Vec::new()));
-    }
-
-    #[test]
-    fn what_is_pending_stays_so_when_the_log_is_lost() {
-        let mut mirror = Mirror::new(1);
-        mirror.follow(at(5), 2);
-        mirror.foreign(&tag("b"), false);
-        let ticket = mirror.pending(&tag("a"), false);
-        let next = |seq| Position { incarnation: 8, seq };
-        mirror.follow(next(3), 3);
-        assert_eq!(verdict(&mirror, next(4), "a"), Verdict::Gone);
-        assert_eq!(verdict(&mirror, next(4), "b"), Verdict::Valid, "that is in this log");
-        mirror.record(next(4), &tag("a"), false);
-        mirror.settle(ticket);
-        assert_eq!((verdict(&mirror, next(4), "a"), position(&mirror, "a")), (Verdict::Valid, next(4)));
-    }
-
-    #[test]
-    fn a_lost_log_refuses_everything_from_before() {
-        let mut mirror = Mirror::new(1);
-        let detached = position(&mirror, "a");
-        mirror.follow(at(5), 2);
-        assert_eq!(verdict(&mirror, detached, "a"), Verdict::Valid, "the first log says nothing of a loss");
-        mirror.follow(Position { incarnation: 8, seq: 0 }, 3);
-        assert_eq!(verdict(&mirror, detached, "a"), Verdict::Gone);
-        assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
-        assert_eq!(mirror.record(at(6), &tag("a"), false), Applied::Foreign);
-        assert_eq!(verdict(&mirror, position(&mirror, "a"), "a"), Verdict::Valid);
-    }
-
-    #[test]
-    fn trimmed_records_raise_the_floor() {
-        let mut mirror = Mirror::new(1);
-        mirror.follow(at(5), 2);
-        mirror.lower_floor(0);
-        mirror.lost_up_to(9);
-        assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
-        assert_eq!(position(&mirror, "a"), at(9));
-        assert_eq!(verdict(&mirror, at(9), "a"), Verdict::Valid);
-    }
-}
+mod tests;

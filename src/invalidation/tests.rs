@@ -18,7 +18,7 @@ struct Pod {
 impl Pod {
     fn start(server: &Server) -> Self {
         let shared = server.shared();
-        let (state, work) = Invalidation::shared(Arc::clone(&shared), BOUND);
+        let (state, work) = Invalidation::shared(Arc::clone(&shared), Bounds { shortest: BOUND, longest: BOUND });
         Self { state, shared, work: tokio::spawn(work) }
     }
 
@@ -32,6 +32,11 @@ impl Pod {
 
     fn verdict(&self, position: Position, tag: &str) -> Verdict {
         verdict(&self.state, position, tag)
+    }
+
+    /// Whether what was fetched under the log that is followed may be used.
+    fn trusts(&self, now: SteadyMs, asked: SteadyMs, spread: f64) -> bool {
+        self.state.trusted(self.state.followed().unwrap_or_default(), (now, asked), BOUND, spread)
     }
 
     async fn learns(&self, what: &str, position: Position, tag: &str, expected: Verdict) {
@@ -76,7 +81,7 @@ async fn without_redis_it_counts_by_itself() {
     assert_eq!(verdict(&state, before, "a"), Verdict::Gone);
     assert_eq!(verdict(&state, before, "b"), Verdict::Valid);
     assert_eq!(verdict(&state, state.position(&ANYTHING), "a"), Verdict::Valid);
-    assert!(state.trusted(1_000_000, 0, BOUND, 0.0));
+    assert!(state.trusted(Position::default(), (1_000_000, 0), BOUND, 0.0));
     assert!(state.submit(&Order::default(), Door::Admin).await.is_err());
     state.ready().await;
 }
@@ -241,13 +246,13 @@ async fn while_redis_is_away_it_is_applied_here_and_logged_later() {
     assert_eq!(one.verdict(before, "a"), Verdict::Gone);
     let detached = one.state.position(&ANYTHING);
     assert_eq!(one.verdict(detached, "a"), Verdict::Valid, "a fill of now is of use in this pod");
-    eventually("trust ends", async || !one.state.trusted(one.shared.clock.steady(), 0, BOUND, 0.0)).await;
+    eventually("trust ends", async || !one.trusts(one.shared.clock.steady(), 0, 0.0)).await;
     let now = one.shared.clock.steady();
-    assert!(one.state.trusted(now, now - 700, BOUND, 1.0));
-    assert!(!one.state.trusted(now, now - 900, BOUND, 1.0));
+    assert!(one.trusts(now, now - 700, 1.0));
+    assert!(!one.trusts(now, now - 900, 1.0));
     server.start().await;
     eventually("logged", async || log_length(&server).await == 1).await;
-    eventually("trusted again", async || one.state.trusted(one.shared.clock.steady(), 0, BOUND, 0.0)).await;
+    eventually("trusted again", async || one.trusts(one.shared.clock.steady(), 0, 0.0)).await;
     eventually("nothing waits", async || one.state.status().queued == 0).await;
 }
 
@@ -278,7 +283,7 @@ async fn a_full_redis_acknowledges_nothing_and_still_proves() {
     let receipt = one.state.submit(&tags("a"), Door::Admin).await.unwrap();
     assert!(!receipt.logged);
     assert_eq!(one.verdict(before, "a"), Verdict::Gone);
-    let proven_at = || one.state.fleet.as_ref().unwrap().proven_at.load(Ordering::Relaxed);
+    let proven_at = || one.state.fleet.as_ref().unwrap().trust.proven_at();
     let last = proven_at();
     eventually("another proof", async || proven_at() > last + 300).await;
     server.command(&["CONFIG", "SET", "maxmemory", "0"]).await;

@@ -73,9 +73,19 @@ impl Keys {
         self.beside_the_door("seen")
     }
 
-    /// Pods by when they were last heard of, a sorted set. TTL three proofs.
+    /// Pods by when they were last heard of, a sorted set. TTL as long as a pod may trust what it has.
     pub fn pods(&self) -> Vec<u8> {
         self.beside_the_door("pods")
+    }
+
+    /// How far each of them has followed the log, a hash. TTL as theirs.
+    pub fn applied(&self) -> Vec<u8> {
+        self.beside_the_door("applied")
+    }
+
+    /// Channel on which pods are asked to say how far they are.
+    pub fn roll(&self) -> String {
+        format!("{}:roll", self.namespace)
     }
 
     /// What the breaker's probe reads; it never exists.
@@ -120,7 +130,7 @@ mod tests {
         let keys = Keys::new("shop-prod");
         assert_eq!(keys.door_stream(), b"shop-prod:invalidate:in");
         assert_eq!(keys.door(), "shop-prod:invalidate");
-        for key in [keys.counter(), keys.log(), keys.seen(), keys.pods()] {
+        for key in [keys.counter(), keys.log(), keys.seen(), keys.pods(), keys.applied()] {
             assert_eq!(slot_of(&key), keys.door_stream());
         }
         let hash = [7; 16];

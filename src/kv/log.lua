@@ -1,10 +1,11 @@
 -- What invalidate.lua, drain.lua and proof.lua share; it stands in front of each.
 --
--- KEYS[1] counter: hash { incarnation, seq, run_id }   KEYS[2] log: stream, ids <seq>-0, fields t (ms), o (JSON)
+-- KEYS[1] counter: hash { incarnation, seq, run_id, parent, base, began (ms) }   KEYS[2] log: stream, ids <seq>-0, fields t (ms), o (JSON)
 -- KEYS[3] seen: hash { content hash = seq }            ARGV[1] a random number, the incarnation if a new one begins
 --
 -- Invariants: seq only grows within an incarnation; a record has a number if and only if it is in the log (or was
--- trimmed from its old end); a new incarnation begins when the counter is gone or belongs to another master.
+-- trimmed from its old end); a new incarnation begins when the counter is gone or belongs to another master. In the latter
+-- case it is the child of the one that it continues: up to `base` the records of both are the same.
 
 local SEEN_FOR_MS = 60000
 local SEEN_AT_MOST = 10000
@@ -25,15 +26,16 @@ local function position()
   if at[1] and at[3] == run_id then
     return at[1], tonumber(at[2])
   end
-  local seq = 0
+  local seq, parent = 0, ''
   if at[1] then
     -- Another master's counter: it goes on from there, so that the log's ids still grow.
-    seq = tonumber(at[2])
+    seq, parent = tonumber(at[2]), at[1]
   else
     redis.call('DEL', KEYS[2])
   end
   redis.call('DEL', KEYS[3])
-  redis.call('HSET', KEYS[1], 'incarnation', ARGV[1], 'seq', integer(seq), 'run_id', run_id)
+  redis.call('HSET', KEYS[1], 'incarnation', ARGV[1], 'seq', integer(seq), 'run_id', run_id,
+    'parent', parent, 'base', integer(seq), 'began', integer(now_ms()))
   return ARGV[1], seq
 end
 

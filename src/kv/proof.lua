@@ -1,9 +1,12 @@
 -- Where the log stands, and what lies at the durable door: whoever has applied the one and drained the other knew every
 -- invalidation when it asked. Refreshes the pod's membership, and trims what is too old.
 --
--- KEYS    counter, log, seen, door stream, pods
+-- KEYS    counter, log, seen, door stream, pods: sorted set by time (ms), applied: hash { pod = "<incarnation> <seq>" }
 -- ARGV    2 pod  3 how long a pod counts after it was last heard of (ms)  4 most door entries  5 oldest record (ms)
--- Reply   { incarnation, seq, Redis' time (ms), pods, door entries }
+--         6 how far the pod has followed the log, "<incarnation> <seq>", '' if it follows none
+-- Reply   { incarnation, seq, Redis' time (ms), pods, door entries, parent incarnation ('' if there is none),
+--           up to which record the parent's are the same, time since this incarnation began (ms),
+--           pods that do not follow it yet }
 
 local TRIMMED_AT_ONCE = 100
 
@@ -17,8 +20,14 @@ if type(joined) == 'table' and joined.err then
     return joined
   end
 else
-  redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', '(' .. integer(now - tonumber(ARGV[3])))
+  redis.pcall('HSET', KEYS[6], ARGV[2], ARGV[6])
+  local oldest = '(' .. integer(now - tonumber(ARGV[3]))
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', oldest)) do
+    redis.call('HDEL', KEYS[6], gone)
+  end
+  redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', oldest)
   redis.call('PEXPIRE', KEYS[5], ARGV[3])
+  redis.call('PEXPIRE', KEYS[6], ARGV[3])
 end
 
 local old
@@ -32,5 +41,15 @@ if old then
   redis.pcall('XTRIM', KEYS[2], 'MINID', integer(old + 1) .. '-0')
 end
 
+local behind = 0
+for _, applied in ipairs(redis.call('HVALS', KEYS[6])) do
+  if string.match(applied, '^%S*') ~= incarnation then
+    behind = behind + 1
+  end
+end
+local line = redis.call('HMGET', KEYS[1], 'parent', 'base', 'began')
 local door = redis.call('XRANGE', KEYS[4], '-', '+', 'COUNT', ARGV[4])
-return { incarnation, seq, now, redis.call('ZCARD', KEYS[5]), door }
+return {
+  incarnation, seq, now, redis.call('ZCARD', KEYS[5]), door,
+  line[1] or '', tonumber(line[2] or '0'), now - tonumber(line[3] or '0'), behind,
+}

@@ -1,0 +1,141 @@
+//! How long what is stored may be trusted: currency was proven lately, or this pod asked for it lately.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+use super::Position;
+use crate::clock::SteadyMs;
+
+/// Shortest time between proofs, however small the bound.
+const SHORTEST_PROOF: Duration = Duration::from_millis(250);
+
+/// Proofs in each bound.
+const PROOFS: u32 = 4;
+
+/// Share of the bound over which the end of trust is spread, so that not every entry is fetched again in the same moment.
+const SPREAD: f64 = 0.2;
+
+/// For how long entries may be trusted without proof, by the routes' `max_staleness`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// The shortest: proofs are as frequent as it needs.
+    pub shortest: Duration,
+    /// The longest: a pod that is silent for so long serves nothing old, whatever the route.
+    pub longest: Duration,
+}
+
+impl Bounds {
+    /// Of some.
+    pub fn over(bounds: impl Iterator<Item = Duration>) -> Self {
+        let widest = Self { shortest: Duration::MAX, longest: Duration::ZERO };
+        bounds.fold(widest, |all, bound| Self { shortest: all.shortest.min(bound), longest: all.longest.max(bound) })
+    }
+}
+
+/// What trust goes by, for all workers.
+#[derive(Debug)]
+pub(super) struct Trust {
+    bounds: RwLock<Bounds>,
+    /// When the question of the last proof was sent; 0 is never.
+    proven_at: AtomicU64,
+    /// The incarnation whose answers are still judged by what was known under it, or 0; and when currency was last proven
+    /// under it.
+    former: AtomicU64,
+    former_proven_at: AtomicU64,
+}
+
+impl Trust {
+    /// Of a process that has proven nothing yet.
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds: RwLock::new(bounds),
+            proven_at: AtomicU64::new(0),
+            former: AtomicU64::new(0),
+            former_proven_at: AtomicU64::new(0),
+        }
+    }
+
+    /// The bounds of this moment.
+    pub fn bounds(&self) -> Bounds {
+        *self.bounds.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over what a new configuration says.
+    pub fn set_bounds(&self, bounds: Bounds) {
+        *self.bounds.write().unwrap_or_else(PoisonError::into_inner) = bounds;
+    }
+
+    /// Time between two proofs.
+    pub fn proof_every(&self) -> Duration {
+        (self.bounds().shortest / PROOFS).max(SHORTEST_PROOF)
+    }
+
+    /// How long a silent pod counts: until it can trust nothing any more.
+    pub fn lasts(&self) -> Duration {
+        self.bounds().longest.max(self.proof_every() * PROOFS)
+    }
+
+    /// Currency was proven by a question that was sent at `sent`.
+    pub fn proven(&self, sent: SteadyMs) {
+        self.proven_at.store(sent, Ordering::Release);
+    }
+
+    /// When it was last; 0 is never.
+    pub fn proven_at(&self) -> SteadyMs {
+        self.proven_at.load(Ordering::Acquire)
+    }
+
+    /// Another log is followed from now on; answers of `former` are judged by what was known until now.
+    pub fn followed_another(&self, former: Option<u64>) {
+        self.former_proven_at.store(self.proven_at(), Ordering::Release);
+        self.former.store(former.unwrap_or_default(), Ordering::Release);
+    }
+
+    /// Answers of the former one are judged by the present one.
+    pub fn inherited(&self) {
+        self.former.store(0, Ordering::Release);
+    }
+
+    /// Whether an entry of `position` may be used at `now`: currency was proven within `bound`, or this pod asked the
+    /// upstream for the entry at `asked` (0: never), less than `bound` ago. `spread` (0.0 to 1.0, from the key) spreads the
+    /// end; it only shortens.
+    pub fn is_in(&self, position: Position, (now, asked): (SteadyMs, SteadyMs), bound: Duration, spread: f64) -> bool {
+        let bound_ms = bound.as_millis() as u64;
+        let within = |since: u64, limit_ms: u64| since != 0 && now.saturating_sub(since) <= limit_ms;
+        let spread_ms = (bound_ms as f64 * (1.0 - SPREAD * spread.clamp(0.0, 1.0))) as u64;
+        // In this order: a proof under a new incarnation comes after the note of the former one.
+        let proven_at = self.proven_at();
+        let is_proven = match self.former.load(Ordering::Acquire) {
+            former if former == position.incarnation && former != 0 => {
+                within(self.former_proven_at.load(Ordering::Acquire), spread_ms)
+            }
+            _ => within(proven_at, bound_ms),
+        };
+        is_proven || within(asked, spread_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_of_a_former_incarnation_are_trusted_by_the_last_proof_under_it() {
+        let bound = Duration::from_secs(10);
+        let trust = Trust::new(Bounds::over([bound, Duration::from_secs(2), Duration::from_secs(40)].into_iter()));
+        assert_eq!(trust.proof_every(), Duration::from_millis(500));
+        assert_eq!(trust.lasts(), Duration::from_secs(40));
+        let (one, other) = (Position { incarnation: 1, seq: 5 }, Position { incarnation: 2, seq: 5 });
+        let is_in = |position, now, spread| trust.is_in(position, (now, 0), bound, spread);
+        assert!(!is_in(one, 1, 0.0), "nothing was proven");
+        trust.proven(1_000);
+        trust.followed_another(Some(1));
+        trust.proven(5_000);
+        assert!(is_in(one, 11_000, 0.0) && !is_in(one, 11_001, 0.0) && !is_in(one, 9_001, 1.0));
+        assert!(is_in(other, 15_000, 1.0) && !is_in(other, 15_001, 1.0));
+        assert!(trust.is_in(one, (12_000, 4_000), bound, 1.0), "asked for here");
+        trust.inherited();
+        assert!(is_in(one, 15_000, 1.0));
+    }
+}
