@@ -380,7 +380,7 @@ impl Invalidation {
         let applied = self.change(|mirror| {
             let applied = mirror.record(at, selectors, *soft, order);
             if applied == Applied::Foreign {
-                mirror.foreign(selectors, *soft, order);
+                mirror.foreign(at.incarnation, selectors, *soft, order);
             }
             applied
         });

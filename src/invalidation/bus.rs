@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::clerk::{Fate, Submission};
 use super::lineage::Owed;
 use super::log::{self, Direction, Log, PAGE, Proof, RECORDS, WAIT};
-use super::mirror::{Applied, Mirror};
+use super::mirror::{Applied, Elsewhere, Mirror};
 use super::trust::Trust;
 use super::{Invalidation, Leaving, Position, doors, stream, to_json};
 use crate::clock::Stopwatch;
@@ -244,11 +244,13 @@ impl Keeper {
     async fn prove(&mut self) -> Result<(), Unavailable> {
         let (sent, trip) = (self.state.clock.steady(), Stopwatch::start());
         let before = self.state.followed();
+        // What is in another log before the question is asked is below the head if it turns out to be in this one.
+        let elsewhere = self.state.mirror.read().expect("no panic while held").elsewhere();
         let mut proof = self.ask(before).await?;
         self.adopt(proof.time_ms, trip.elapsed());
         let asked = proof.head;
         self.reach(&proof, before).await?;
-        self.give().await?;
+        self.give(elsewhere).await?;
         let mut head = asked;
         for _ in 0..ROUNDS {
             if proof.door.is_empty() {
@@ -328,18 +330,16 @@ impl Keeper {
     }
 
     /// Logs once more what the log may have lost, and what this pod had logged in another.
-    async fn give(&mut self) -> Result<(), Unavailable> {
-        let (elsewhere, base) = {
-            let mirror = self.state.mirror.read().expect("no panic while held");
-            (mirror.elsewhere(), mirror.base())
-        };
-        for (_, order) in &elsewhere {
-            self.log.append(order, None).await?;
+    async fn give(&mut self, elsewhere: Vec<Elsewhere>) -> Result<(), Unavailable> {
+        let Some(base) = self.state.mirror.read().expect("no panic while held").base() else { return Ok(()) };
+        let (here, lost): (Vec<_>, Vec<_>) = elsewhere.into_iter().partition(|one| one.incarnation == base.incarnation);
+        for one in &lost {
+            self.log.append(&one.order, None).await?;
+            self.state.change(|mirror| mirror.moved(one, base.incarnation));
         }
-        if !elsewhere.is_empty() {
-            self.state.change(|mirror| mirror.settle_elsewhere(&elsewhere));
+        if !here.is_empty() {
+            self.state.change(|mirror| mirror.settle_elsewhere(&here));
         }
-        let Some(base) = base else { return Ok(()) };
         while !self.owed.is_empty() {
             let count = self.owed.len().min(OWED_AT_ONCE);
             let mut given = JoinSet::new();

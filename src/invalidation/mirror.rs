@@ -28,11 +28,21 @@ pub struct Mirror {
     /// What is not in the log yet.
     pending: Pending,
     /// Of it, what is in another log than the one that is followed, as it was logged.
-    elsewhere: Vec<(Ticket, Arc<str>)>,
+    elsewhere: Vec<Elsewhere>,
     /// The last records of the log.
     records: Records,
     /// What was known under the incarnation before, until its answers are trusted again.
     former: Option<Former>,
+}
+
+/// An invalidation in another log than the one that is followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Elsewhere {
+    ticket: Ticket,
+    /// Which log that is.
+    pub incarnation: u64,
+    /// As it was logged.
+    pub order: Arc<str>,
 }
 
 /// What was known under an incarnation that has an heir.
@@ -291,21 +301,28 @@ impl Mirror {
         self.pending.settle(ticket);
     }
 
-    /// Applies what is in another log than the one that is followed. `order` is its text.
-    pub fn foreign(&mut self, selectors: &[Selector], soft: bool, order: &Arc<str>) {
+    /// Applies what is in the log of this `incarnation`, which is not the one that is followed. `order` is its text.
+    pub fn foreign(&mut self, incarnation: u64, selectors: &[Selector], soft: bool, order: &Arc<str>) {
         let ticket = self.pending(selectors, soft);
-        self.elsewhere.push((ticket, Arc::clone(order)));
+        self.elsewhere.push(Elsewhere { ticket, incarnation, order: Arc::clone(order) });
     }
 
     /// What is in another log, as far as that is known now.
-    pub fn elsewhere(&self) -> Vec<(Ticket, Arc<str>)> {
+    pub fn elsewhere(&self) -> Vec<Elsewhere> {
         self.elsewhere.clone()
     }
 
-    /// What was in another log than the one that counts is in this one now.
-    pub fn settle_elsewhere(&mut self, settled: &[(Ticket, Arc<str>)]) {
-        self.elsewhere.retain(|(ticket, _)| !settled.iter().any(|(other, _)| other == ticket));
-        settled.iter().for_each(|(ticket, _)| self.pending.settle(*ticket));
+    /// What was in another log was logged in this `incarnation` once more.
+    pub fn moved(&mut self, moved: &Elsewhere, incarnation: u64) {
+        for one in self.elsewhere.iter_mut().filter(|one| *one == moved) {
+            one.incarnation = incarnation;
+        }
+    }
+
+    /// These are in the log that is followed, and it was followed to beyond them.
+    pub fn settle_elsewhere(&mut self, settled: &[Elsewhere]) {
+        self.elsewhere.retain(|one| !settled.contains(one));
+        settled.iter().for_each(|one| self.pending.settle(one.ticket));
     }
 
     /// Applies what never was and never will be in a log.

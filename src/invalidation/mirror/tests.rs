@@ -154,7 +154,7 @@ fn what_is_settled_leaves_nothing_behind() {
     mirror.settle(ticket);
     assert_eq!((position(&mirror, "a"), verdict(&mirror, at(5), "a")), (at(5), Verdict::Valid));
     // It was in a log that is gone.
-    mirror.foreign(&tag("a"), false, &text());
+    mirror.foreign(8, &tag("a"), false, &text());
     assert_eq!(position(&mirror, "b").incarnation, 1);
     let elsewhere = mirror.elsewhere();
     mirror.settle_elsewhere(&elsewhere);
@@ -165,12 +165,15 @@ fn what_is_settled_leaves_nothing_behind() {
 fn what_is_pending_stays_so_when_the_log_is_lost() {
     let mut mirror = Mirror::new(1);
     mirror.follow(at(5), 2, None);
-    mirror.foreign(&tag("b"), false, &text());
+    mirror.foreign(8, &tag("b"), false, &text());
     let ticket = mirror.pending(&tag("a"), false);
     let next = |seq| Position { incarnation: 8, seq };
     mirror.follow(next(3), 3, None);
     assert_eq!(verdict(&mirror, next(4), "a"), Verdict::Gone);
     assert_eq!(verdict(&mirror, next(4), "b"), Verdict::Gone, "it is in this log, or will be");
+    let elsewhere = mirror.elsewhere();
+    mirror.moved(&elsewhere[0], 8);
+    assert_eq!(mirror.elsewhere()[0].incarnation, 8);
     let elsewhere = mirror.elsewhere();
     mirror.settle_elsewhere(&elsewhere);
     assert_eq!(verdict(&mirror, next(4), "b"), Verdict::Valid);
