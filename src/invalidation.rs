@@ -21,6 +21,7 @@ mod bus;
 mod clerk;
 mod doors;
 pub mod epochs;
+mod intents;
 mod lineage;
 mod log;
 pub mod mirror;
@@ -30,6 +31,7 @@ mod stream;
 mod trust;
 
 use clerk::{Fate, Submission};
+pub use intents::Intent;
 use mirror::{Applied, Mirror};
 use pending::Ticket;
 use roll::Call;
@@ -260,6 +262,19 @@ impl Invalidation {
     /// # Errors
     /// The order cannot be read. A Redis that cannot take it is no error here: see [`Receipt::logged`].
     pub async fn submit(&self, order: &Order, door: Door) -> Result<Receipt, SyntaxError> {
+        self.submit_announced(order, door, None).await
+    }
+
+    /// [`submit`](Self::submit) for an order that `intent` announced, which is settled as soon as it is logged.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn submit_announced(
+        &self,
+        order: &Order,
+        door: Door,
+        intent: Option<&Intent>,
+    ) -> Result<Receipt, SyntaxError> {
         let selectors: Arc<[Selector]> = order.selectors()?.into();
         self.count(&selectors, door);
         let Some(fleet) = &self.fleet else {
@@ -275,6 +290,7 @@ impl Invalidation {
             selectors: Arc::clone(&selectors),
             soft: order.soft,
             since: None,
+            intent: intent.map(Intent::id),
             door,
             fate: Arc::clone(&fate),
             answer: waits.then_some(answer),

@@ -229,6 +229,7 @@ impl Keeper {
             selectors: Arc::clone(&selectors),
             soft: order.soft,
             since: self.heard,
+            intent: None,
             door: Door::Publish,
             fate: Arc::clone(&fate),
             answer: None,
@@ -334,7 +335,7 @@ impl Keeper {
         let Some(base) = self.state.mirror.read().expect("no panic while held").base() else { return Ok(()) };
         let (here, lost): (Vec<_>, Vec<_>) = elsewhere.into_iter().partition(|one| one.incarnation == base.incarnation);
         for one in &lost {
-            self.log.append(&one.order, None).await?;
+            self.log.append(&one.order, None, None).await?;
             self.state.change(|mirror| mirror.moved(one, base.incarnation));
         }
         if !here.is_empty() {

@@ -32,6 +32,8 @@ pub(super) struct Submission {
     pub soft: bool,
     /// An equal record after this position is this very order, logged by another pod; `None` logs it in any case.
     pub since: Option<Position>,
+    /// What announced it, and is settled with it.
+    pub intent: Option<Arc<str>>,
     pub door: Door,
     pub fate: Arc<Fate>,
     /// Who waits for it. Where nobody does, it was applied here already.
@@ -132,7 +134,8 @@ impl Clerk {
     }
 
     async fn log(&self, submission: &Submission) -> Result<Receipt, Unavailable> {
-        let (position, new) = self.log.append(&submission.order, submission.since).await?;
+        let (position, new) =
+            self.log.append(&submission.order, submission.since, submission.intent.as_deref()).await?;
         self.state.apply_logged(position, submission);
         // A message is heard by every pod; it counts where it was logged.
         if new && submission.door == Door::Publish {

@@ -36,7 +36,8 @@ static READ: Script = Script { name: "read_log", source: include_str!("../kv/rea
 
 static ROLL: Script = Script { name: "roll", source: include_str!("../kv/roll.lua") };
 
-static LEAVE: Script = Script { name: "leave", source: include_str!("../kv/leave.lua") };
+/// Takes out a member of a sorted set and what is known of it.
+pub(super) static LEAVE: Script = Script { name: "leave", source: include_str!("../kv/leave.lua") };
 
 /// One invalidation, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +125,7 @@ pub enum Direction {
 #[derive(Clone)]
 pub struct Log {
     redis: Redis,
-    keys: [Vec<u8>; 6],
+    keys: [Vec<u8>; 8],
     bus: String,
     roll: String,
 }
@@ -134,20 +135,36 @@ impl Log {
     pub fn new(redis: Redis) -> Self {
         let keys = &redis.shared().keys;
         let (bus, roll) = (keys.bus(), keys.roll());
-        let keys = [keys.counter(), keys.log(), keys.seen(), keys.door_stream(), keys.pods(), keys.applied()];
+        let keys = [
+            keys.counter(),
+            keys.log(),
+            keys.seen(),
+            keys.door_stream(),
+            keys.pods(),
+            keys.applied(),
+            keys.intents(),
+            keys.intended(),
+        ];
         Self { redis, keys, bus, roll }
     }
 
     /// Logs `order` (JSON). With `since`, an equal one logged after that position counts as this one. Says where it
     /// stands, and whether it was logged by this very call.
-    pub async fn append(&self, order: &str, since: Option<Position>) -> Result<(Position, bool), Unavailable> {
-        self.append_as(&doors::content_hash(order), order, since).await
+    ///
+    /// The `intent` that announced it is settled with it.
+    pub async fn append(
+        &self,
+        order: &str,
+        since: Option<Position>,
+        intent: Option<&str>,
+    ) -> Result<(Position, bool), Unavailable> {
+        self.append_as(&doors::content_hash(order), order, since, intent).await
     }
 
     /// Logs once more what was logged before `base`, the last record that this log has in common with that one; each by
     /// one pod, whoever else knows it.
     pub async fn append_owed(&self, owed: &Owed, base: Position) -> Result<(), Unavailable> {
-        self.append_as(&doors::content_hash(&owed.name), &owed.order, Some(base)).await.map(|_| ())
+        self.append_as(&doors::content_hash(&owed.name), &owed.order, Some(base), None).await.map(|_| ())
     }
 
     async fn append_as(
@@ -155,14 +172,19 @@ impl Log {
         hash: &str,
         order: &str,
         since: Option<Position>,
+        intent: Option<&str>,
     ) -> Result<(Position, bool), Unavailable> {
         let (incarnation, seq) = match since {
             Some(since) => (since.incarnation.to_string(), since.seq.to_string()),
             None => (String::new(), String::new()),
         };
         let (candidate, most) = (candidate(), RECORDS.to_string());
-        let args = [&candidate, &self.bus, &most, order, hash, &incarnation, &seq].map(|arg: &str| arg.as_bytes());
-        let reply = self.run(&INVALIDATE, 3, &args).await?;
+        let intent = intent.unwrap_or_default();
+        let args = [&candidate, &self.bus, &most, order, hash, &incarnation, &seq, intent];
+        let [counter, log, seen, .., intents, intended] = &self.keys;
+        let keys = [counter, log, seen, intents, intended].map(Vec::as_slice);
+        let args = args.map(|arg: &str| arg.as_bytes());
+        let reply = self.redis.run(&INVALIDATE, &keys, &args, &mut Budget::new(WAIT)).await?;
         let logged = reply.items().get(2).and_then(Reply::number) == Some(1);
         Ok((position(&reply)?, logged))
     }
@@ -185,8 +207,9 @@ impl Log {
         let (candidate, lasts) = (candidate(), counts_for.as_millis().to_string());
         let (most, age) = (doors::ENTRIES.to_string(), RECORD_AGE.as_millis().to_string());
         let at = at.map(at_text).unwrap_or_default();
-        let args = [&candidate, pod, &lasts, &most, &age, &at].map(|arg: &str| arg.as_bytes());
-        let reply = self.run(&PROOF, 6, &args).await?;
+        let records = RECORDS.to_string();
+        let args = [&candidate, pod, &lasts, &most, &age, &at, &self.bus, &records].map(|arg: &str| arg.as_bytes());
+        let reply = self.run(&PROOF, 8, &args).await?;
         let number = |i: usize| reply.items().get(i).and_then(Reply::number).ok_or_else(malformed);
         let door = reply.items().get(4).map(doors::entries).unwrap_or_default();
         let pods = u32::try_from(number(3)?).unwrap_or(u32::MAX);

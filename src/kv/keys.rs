@@ -83,6 +83,16 @@ impl Keys {
         self.beside_the_door("applied")
     }
 
+    /// Writes under way, by when they are overdue, a sorted set. TTL an hour.
+    pub fn intents(&self) -> Vec<u8> {
+        self.beside_the_door("intents")
+    }
+
+    /// What each of them invalidates, a hash. TTL an hour.
+    pub fn intended(&self) -> Vec<u8> {
+        self.beside_the_door("intended")
+    }
+
     /// Channel on which pods are asked to say how far they are.
     pub fn roll(&self) -> String {
         format!("{}:roll", self.namespace)
@@ -130,7 +140,7 @@ mod tests {
         let keys = Keys::new("shop-prod");
         assert_eq!(keys.door_stream(), b"shop-prod:invalidate:in");
         assert_eq!(keys.door(), "shop-prod:invalidate");
-        for key in [keys.counter(), keys.log(), keys.seen(), keys.pods(), keys.applied()] {
+        for key in [keys.counter(), keys.log(), keys.seen(), keys.pods(), keys.applied(), keys.intents()] {
             assert_eq!(slot_of(&key), keys.door_stream());
         }
         let hash = [7; 16];

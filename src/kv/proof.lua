@@ -1,14 +1,18 @@
 -- Where the log stands, and what lies at the durable door: whoever has applied the one and drained the other knew every
--- invalidation when it asked. Refreshes the pod's membership, and trims what is too old.
+-- invalidation when it asked. Refreshes the pod's membership, logs what overdue writes were about to invalidate, and trims
+-- what is too old.
 --
--- KEYS    counter, log, seen, door stream, pods: sorted set by time (ms), applied: hash { pod = "<incarnation> <seq>" }
+-- KEYS    counter, log, seen, door stream, pods: sorted set by time (ms), applied: hash { pod = "<incarnation> <seq>" },
+--         intents: sorted set of ids by when they are overdue (ms), intended: hash { id = order }
 -- ARGV    2 pod  3 how long a pod counts after it was last heard of (ms)  4 most door entries  5 oldest record (ms)
 --         6 how far the pod has followed the log, "<incarnation> <seq>", '' if it follows none
+--         7 bus channel  8 most records
 -- Reply   { incarnation, seq, Redis' time (ms), pods, door entries, parent incarnation ('' if there is none),
 --           up to which record the parent's are the same, time since this incarnation began (ms),
 --           pods that do not follow it yet }
 
 local TRIMMED_AT_ONCE = 100
+local PROMOTED_AT_ONCE = 64
 
 local incarnation, seq = position()
 local now = now_ms()
@@ -39,6 +43,20 @@ for _, record in ipairs(redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', TRIMMED
 end
 if old then
   redis.pcall('XTRIM', KEYS[2], 'MINID', integer(old + 1) .. '-0')
+end
+
+-- A Redis that takes none keeps them.
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[7], '-inf', integer(now), 'LIMIT', 0, PROMOTED_AT_ONCE)) do
+  local order = redis.call('HGET', KEYS[8], id)
+  if order then
+    local logged, number = pcall(append, ARGV[7], ARGV[8], incarnation, seq, order, 'intent ' .. id)
+    if not logged then
+      break
+    end
+    seq = number
+  end
+  redis.call('ZREM', KEYS[7], id)
+  redis.call('HDEL', KEYS[8], id)
 end
 
 local behind = 0

@@ -19,7 +19,8 @@ use crate::cache::policy::{self, Plan, Received, RequestFacts, Source};
 use crate::cache::tags::changed_groups;
 use crate::clock::{SteadyMs, Stopwatch, WallMs};
 use crate::config::CacheRule;
-use crate::invalidation::{Position, Subject};
+use crate::invalidation::{Intent, Position, Subject};
+use crate::kv;
 use crate::message::{Answer, Body};
 use crate::metrics::{Door, Outcome};
 use crate::syntax::SyntaxError;
@@ -41,17 +42,24 @@ pub(crate) fn changes_state(live: &Live, route: &RouteState, target: &Target, pa
 /// Forwards a write. The exchange is finished even if the client leaves: what the upstream did must be known.
 pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: Body, why: Forward) -> Answer {
     let mut order = order(journey.live, journey.route, journey.target, &parts.headers);
+    // One that cannot be read must not take the others with it.
+    order.urls.retain(|url| readable(&UrlSelector::parse(url)));
     let successor = successor(journey, parts);
     let (live, target) = (Arc::clone(journey.live), journey.target.clone());
     let request = forward::pass_request(journey, parts, body);
     let patience = forward::patience(journey.route);
     let upstream = journey.worker.upstream.clone();
-    let invalidation = Arc::clone(&journey.worker.shared.invalidation);
+    let (invalidation, redis) = (Arc::clone(&journey.worker.shared.invalidation), journey.worker.redis.clone());
     let cache = Arc::clone(&journey.worker.shared.cache);
     let task = journey.worker.behind.spawn(async move {
+        let intent = announce(redis.as_ref(), &order, patience.response).await;
         let (sent, asked) = cache.times();
         let watch = Stopwatch::start();
-        let reply = upstream.send(request, patience).await;
+        let sending = upstream.send(request, patience);
+        let reply = match &intent {
+            Some(intent) => intent.kept_while(sending).await,
+            None => sending.await,
+        };
         let took = watch.elapsed();
         // An outcome that nobody knows may be a success.
         let may_have_changed = match &reply {
@@ -60,19 +68,20 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
         };
         if let Ok(reply) = &reply {
             let answer = reply.response.headers();
-            order.urls.extend(named(&live, &target, answer));
+            order.urls.extend(named(&live, &target, answer).filter(|url| readable(&UrlSelector::parse(url))));
             order.tags.extend(changed_groups(answer).filter(|group| readable(&check_tag(group))));
         }
-        // One that cannot be read must not take the others with it.
-        order.urls.retain(|url| readable(&UrlSelector::parse(url)));
         let mut logged = None;
         if may_have_changed && !order.is_empty() {
-            match invalidation.submit(&order, Door::Write).await {
+            match invalidation.submit_announced(&order, Door::Write, intent.as_ref()).await {
                 Ok(receipt) => logged = Some(receipt.position),
                 Err(error) => {
                     tracing::warn!(%error, "a write's selectors cannot be read; nothing was invalidated");
                 }
             }
+        } else if let Some(intent) = intent {
+            // Nobody waits for that.
+            tokio::spawn(intent.withdraw());
         }
         let asked = Asked { sent, asked, took };
         (reply, asked, logged)
@@ -97,6 +106,12 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
             respond::own(StatusCode::INTERNAL_SERVER_ERROR, "the request was given up")
         }
     }
+}
+
+/// Notes what a write is about to invalidate, for the case that this pod does not live to see its end.
+async fn announce(redis: Option<&kv::Redis>, order: &Order, patience: Duration) -> Option<Intent> {
+    let redis = redis.filter(|_| !order.is_empty())?;
+    Intent::note(redis, order, patience).await
 }
 
 /// When the upstream was asked, by both clocks, and how long it took.

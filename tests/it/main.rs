@@ -16,6 +16,7 @@ mod failover;
 mod fleet;
 mod forwarding;
 mod framing;
+mod intents;
 mod invalidation;
 mod life;
 mod limits;
