@@ -416,6 +416,8 @@ pub struct CacheRule {
     pub key_body: Vec<Method>,
     /// Whether answers say, by `No-Vary-Search`, which query parameters count.
     pub no_vary_search: bool,
+    /// Whether the answer to a PUT is what a GET gets from then on.
+    pub write_through: bool,
     /// Tags computed from the path's captures.
     pub tags: Vec<Template>,
     /// Whether credentials in a request keep `ttl` from applying.

@@ -326,8 +326,6 @@ pub(super) struct Route {
     pub(super) purge: Maybe<bool>,
     /// Clients that may.
     pub(super) purge_from: Texts<IpNet>,
-    /// Not available in this version.
-    pub(super) write_through: Maybe<bool>,
 }
 
 /// A value of a route's `headers`.
@@ -425,6 +423,8 @@ pub(super) struct CacheRule {
     pub(super) key_body: Texts<Method>,
     /// Whether answers say which query parameters count.
     pub(super) no_vary_search: Maybe<bool>,
+    /// Whether the answer to a PUT is what a GET gets from then on.
+    pub(super) write_through: Maybe<bool>,
     /// Tags, with captures of the path.
     pub(super) tags: Texts<Template>,
     /// Whether credentials in a request keep `ttl` from applying.

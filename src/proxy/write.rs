@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LOCATION, LOCATION};
+use http::header::{CONTENT_LOCATION, CONTENT_RANGE, LOCATION};
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode};
 
@@ -121,8 +121,18 @@ struct Asked {
     took: Duration,
 }
 
-/// The request that an answer to POST may answer from now on: a GET of the same URL.
+/// Which writes' answers may be what a GET gets from then on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Succession {
+    /// A POST's that says so (RFC 9110 section 9.3.3).
+    Post,
+    /// Each PUT's, as its route says.
+    Put,
+}
+
+/// The request that an answer to a write may answer from now on: a GET of the same URL.
 struct Successor {
+    succession: Succession,
     route: Arc<RouteState>,
     target: Target,
     headers: HeaderMap,
@@ -132,16 +142,26 @@ struct Successor {
 
 /// Whether the answer to a write may be stored, and what for.
 fn successor(journey: &Journey<'_>, parts: &Parts) -> Option<Successor> {
-    let (route, target) = read_of(journey.live, journey.target, parts)?;
+    let (route, target, succession) = read_of(journey.live, journey.target, parts)?;
     let tags = route.tags(&target)?;
     let known = journey.worker.shared.invalidation.position(&route.subject(&target, &tags));
-    Some(Successor { route: Arc::clone(route), target, headers: parts.headers.clone(), known })
+    Some(Successor { succession, route: Arc::clone(route), target, headers: parts.headers.clone(), known })
 }
 
-/// The cached GET of the same URL that the answer to a POST may answer from then on.
-pub(crate) fn read_of<'l>(live: &'l Live, target: &Target, parts: &Parts) -> Option<(&'l Arc<RouteState>, Target)> {
-    let (route, rule) = live.cached(target, &parts.headers).filter(|_| parts.method == Method::POST)?;
-    // What steers a POST beside its URL is in no key of the GET's; and where answers say which parameters count, only
+/// The cached GET of the same URL that the answer to a write may answer from then on.
+pub(crate) fn read_of<'l>(
+    live: &'l Live,
+    target: &Target,
+    parts: &Parts,
+) -> Option<(&'l Arc<RouteState>, Target, Succession)> {
+    let (route, rule) = live.cached(target, &parts.headers)?;
+    let succession = match parts.method {
+        Method::POST => Succession::Post,
+        // A part of what is to be is answered with who knows what.
+        Method::PUT if rule.write_through && !parts.headers.contains_key(CONTENT_RANGE) => Succession::Put,
+        _ => return None,
+    };
+    // What steers a write beside its URL is in no key of the GET's; and where answers say which parameters count, only
     // fetches store them.
     let is_plain = policy::request_may_use_cache(&Method::GET, &parts.headers, false, honoured(rule, parts).as_ref());
     if is_plain.is_err() || headers::steers(&parts.headers, &rule.key_headers) || rule.no_vary_search {
@@ -149,7 +169,7 @@ pub(crate) fn read_of<'l>(live: &'l Live, target: &Target, parts: &Parts) -> Opt
     }
     let mut target = target.clone();
     target.keep_query(&rule.query);
-    Some((route, target))
+    Some((route, target, succession))
 }
 
 impl Successor {
@@ -163,16 +183,18 @@ impl Successor {
         Asked { sent, asked, took }: Asked,
         logged: Position,
     ) -> bool {
-        let Self { route, target, headers, known } = self;
+        let Self { succession, route, target, headers, known } = self;
         let Some(rule) = &route.rule.cache else { return false };
         let mut fields = response.headers().clone();
         headers::strip_hop_by_hop(&mut fields);
         headers::append_via(&mut fields, response.version());
+        // What was made is where it was put.
+        fields.remove(LOCATION);
         let cache = &journey.worker.shared.cache;
         let now = cache.times().0;
         let received = Received { status: response.status(), headers: &fields, asked_at: sent, received_at: now };
         let key = route.key(&target, &headers, None);
-        let Some(plan) = succession(journey.target, rule, &key, &headers, &received) else { return false };
+        let Some(plan) = succession.plan(journey.target, rule, &key, &headers, &received) else { return false };
         let Some(tags) = route.tags(&target) else { return false };
         let subject = Subject { answer_tags: &plan.tags, ..route.subject(&target, &tags) };
         if !cache.invalidation().untouched(&subject, known, logged) {
@@ -184,7 +206,7 @@ impl Successor {
             worker: Arc::clone(journey.worker),
             route,
             primary: key.into(),
-            entry: Entry::new(origin, response.status(), &fields, plan, Bytes::new()),
+            entry: Entry::new(origin, StatusCode::OK, &fields, plan, Bytes::new()),
             earlier: None,
             length: None,
             asked,
@@ -197,26 +219,38 @@ impl Successor {
     }
 }
 
-/// How the answer to a POST of `asked` may be stored for a GET of the same URL, if it says that it is what that would give
-/// and for how long (RFC 9110 section 9.3.3). `key` and `ask` are the GET's.
-pub(crate) fn succession(
-    asked: &Target,
-    rule: &CacheRule,
-    key: &[u8],
-    ask: &HeaderMap,
-    answer: &Received<'_>,
-) -> Option<Plan> {
-    let mut names = answer.headers.get_all(CONTENT_LOCATION).iter();
-    let (Some(only), None, StatusCode::OK) = (names.next(), names.next(), answer.status) else { return None };
-    let named = asked.refer(only.to_str().ok()?)?;
-    if named.origin_form() != asked.origin_form() {
-        return None;
+impl Succession {
+    /// How the answer to a write of `asked` may be stored for a GET of the same URL, if it is what that would give, and it
+    /// is known for how long. `key` and `ask` are the GET's.
+    pub(crate) fn plan(
+        self,
+        asked: &Target,
+        rule: &CacheRule,
+        key: &[u8],
+        ask: &HeaderMap,
+        answer: &Received<'_>,
+    ) -> Option<Plan> {
+        let mut names = answer.headers.get_all(CONTENT_LOCATION).iter();
+        match (self, answer.status, names.next(), names.next()) {
+            (Self::Put, StatusCode::OK | StatusCode::CREATED, None, None) => {}
+            (Self::Post, StatusCode::OK, Some(only), None)
+            | (Self::Put, StatusCode::OK | StatusCode::CREATED, Some(only), None) => {
+                let named = asked.refer(only.to_str().ok()?)?;
+                (named.origin_form() == asked.origin_form()).then_some(())?;
+            }
+            _ => return None,
+        }
+        let (facts, answer) =
+            (RequestFacts::of(rule, &Method::GET, ask), Received { status: StatusCode::OK, ..*answer });
+        let plan = policy::storable(rule, facts, &answer, key::spread(key::hash(key), answer.asked_at)).ok()?;
+        let is_fresh = plan.freshness.lifetime_ms > plan.freshness.initial_age_ms && !plan.freshness.no_cache;
+        let is_said = match self {
+            Self::Post => plan.source == Source::Upstream,
+            Self::Put => plan.source != Source::Heuristic,
+        };
+        // What varies does so by the fields of a GET.
+        (is_fresh && is_said && plan.vary.is_empty()).then_some(plan)
     }
-    let facts = RequestFacts::of(rule, &Method::GET, ask);
-    let plan = policy::storable(rule, facts, answer, key::spread(key::hash(key), answer.asked_at)).ok()?;
-    let is_fresh = plan.freshness.lifetime_ms > plan.freshness.initial_age_ms && !plan.freshness.no_cache;
-    // What varies does so by the fields of a GET.
-    (is_fresh && plan.source == Source::Upstream && plan.vary.is_empty()).then_some(plan)
 }
 
 /// Whether a method invalidates where a route allows it; true if softly.

@@ -163,3 +163,95 @@ async fn an_answer_to_a_steered_post_is_not_stored() {
     let answer = weir.send(request("POST", "/p/a").body("x").header("x-forwarded-host", "evil")).await;
     assert_eq!(answer.cache_status(), "weir; fwd=bypass; stored", "that one is written anew");
 }
+
+const THROUGH: &str = r#"
+[[route]]
+name = "items"
+path = "/items/{*id}"
+cache.ttl = "10m"
+cache.write_through = true
+
+[[route]]
+name = "rest"
+path = "/{*rest}"
+cache.ttl = "10m"
+"#;
+
+#[tokio::test]
+async fn what_a_put_is_answered_with_is_stored_where_a_route_says_so() {
+    for_both(|store| async move {
+        let up = upstream();
+        up.on("*", |request| match request.method.as_str() {
+            "PUT" => reply(format!("put {:?}", request.body)),
+            _ => reply("got"),
+        });
+        up.on("/items/made", |_| reply("made").status(201).header("location", "/items/elsewhere"));
+        up.on("/items/empty", |_| reply("").status(204));
+        up.on("/items/other", |_| reply("other").header("content-location", "/items/another"));
+        up.on("/items/private", |_| reply("private").header("cache-control", "private"));
+        up.on("/items/failed", |_| reply("failed").status(409));
+        let weir = store.apply(weir(THROUGH).to(up.url())).start().await;
+        for (path, body) in [("/items/7", "put b\"new\""), ("/items/made", "made")] {
+            weir.get(path).await;
+            let before = weir.metric(STORED).await;
+            let answer = weir.send(request("PUT", path).body("new")).await;
+            assert!(answer.is_stored(), "{path}: {}", answer.cache_status());
+            weir.metric_reaches(STORED, before + 1.0).await;
+            let got = weir.get(path).await;
+            assert_eq!(
+                (got.status, got.is_hit(), got.text(), got.header("location")),
+                (200, true, body, None),
+                "{path}"
+            );
+        }
+        for path in ["/items/empty", "/items/other", "/items/private", "/items/failed", "/elsewhere"] {
+            let answer = weir.send(request("PUT", path).body("new")).await;
+            assert!(!answer.is_stored(), "{path}: {}", answer.cache_status());
+            assert!(!weir.get(path).await.is_hit(), "{path}");
+        }
+        for (field, value) in [("authorization", "Bearer a"), ("content-range", "bytes 0-2/9"), ("cookie", "a=b")] {
+            let answer = weir.send(request("PUT", "/items/7").header(field, value).body("new")).await;
+            assert!(!answer.is_stored(), "{field}: {}", answer.cache_status());
+            assert!(!weir.get("/items/7").await.is_hit(), "{field}");
+        }
+        assert!(!weir.send(request("POST", "/items/7").body("new")).await.is_stored());
+    })
+    .await;
+}
+
+/// An older fill does not replace it, and it does not replace what a later write made.
+#[tokio::test]
+async fn a_write_through_keeps_its_place_in_the_sequence() {
+    for_both(|store| async move {
+        let (up, old, late) = (upstream(), Gate::new(), Gate::new());
+        let (slow_get, slow_put) = (reply("old").gate(&old), reply("late").gate(&late));
+        up.on("/items/7", move |request| match (request.method.as_str(), &request.body[..]) {
+            ("PUT", b"late") => slow_put.clone(),
+            ("PUT", _) => reply("new"),
+            _ => slow_get.clone(),
+        });
+        let weir = store.apply(weir(THROUGH).to(up.url())).start().await;
+        let reading = async { weir.get("/items/7").await };
+        let writing = async {
+            old.reached(1).await;
+            let stored = weir.metric(STORED).await;
+            assert!(weir.send(request("PUT", "/items/7").body("x")).await.is_stored());
+            weir.metric_reaches(STORED, stored + 1.0).await;
+            old.open();
+        };
+        assert_eq!(tokio::join!(reading, writing).0.text(), "old", "it was asked for before");
+        for _ in 0..3 {
+            let got = weir.get("/items/7").await;
+            assert_eq!((got.is_hit(), got.text()), (true, "new"));
+        }
+        let first = async { weir.send(request("PUT", "/items/7").body("late")).await };
+        let second = async {
+            late.reached(1).await;
+            assert!(weir.send(request("PUT", "/items/7").body("x")).await.is_stored());
+            late.open();
+        };
+        assert!(!tokio::join!(first, second).0.is_stored(), "the service may have taken the other one later");
+        assert_ne!(weir.get("/items/7").await.text(), "late");
+    })
+    .await;
+}

@@ -24,6 +24,7 @@ pub(in crate::cache) fn rule() -> CacheRule {
         key_body: Vec::new(),
         status_key: false,
         no_vary_search: false,
+        write_through: false,
         tags: Vec::new(),
         credentials: Credentials::Protect,
         credential_headers: vec![HeaderName::from_static("x-api-key")],

@@ -46,6 +46,7 @@ impl Check<'_, '_> {
             query: raw.query.as_ref().map(|query| self.query(query)).unwrap_or_default(),
             key_headers: self.field_names(&raw.key_headers),
             key_body: self.key_body(&raw.key_body),
+            write_through: raw.write_through.as_ref().is_some_and(|at| at.value),
             no_vary_search: raw.no_vary_search.as_ref().is_some_and(|at| at.value),
             tags: self.templates(&raw.tags, path).into_iter().map(|(template, _)| template).collect(),
             credentials: raw.credentials.as_ref().map_or(Credentials::Protect, |at| at.value),

@@ -93,9 +93,6 @@ impl Check<'_, '_> {
         if let Some(at) = raw.purge.as_ref().filter(|at| at.value && cache.is_none()) {
             self.warn(&at.span(), "`purge` on a route that stores nothing", "remove it, or add a `cache` key");
         }
-        if let Some(at) = &raw.write_through {
-            self.refuse(&at.span(), "write_through", "remove the key, and name what a write changes in `invalidates`");
-        }
         let label = name.as_deref().unwrap_or("");
         let limits = self.route_limits(raw.limits.as_deref().unwrap_or_default(), label, limits);
         let headers = self.field_matches(raw.headers.as_ref());

@@ -243,6 +243,7 @@ impl Case<'_> {
             setting("key_headers", listed(&rule.key_headers)),
             setting("key_body", listed(&rule.key_body)),
             setting("no_vary_search", rule.no_vary_search.to_string()),
+            setting("write_through", rule.write_through.to_string()),
             setting("tags", tags),
             noted(
                 "credentials",

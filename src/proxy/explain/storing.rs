@@ -174,11 +174,11 @@ impl Case<'_> {
 
     /// What a GET of the URL gets from then on, if that is the answer to this write.
     fn succeeding(&self, way: &Way, received: &Received<'_>) -> Option<Supposed> {
-        let (route, target) =
+        let (route, target, succession) =
             write::read_of(self.live, &self.target, self.parts()).filter(|_| way.does == Does::Write)?;
         let rule = route.rule.cache.as_ref()?;
         let key = route.key(&target, self.headers(), None);
-        let plan = write::succession(&self.target, rule, &key, self.headers(), received)?;
+        let plan = succession.plan(&self.target, rule, &key, self.headers(), received)?;
         route.tags(&target)?;
         (!self.is_too_large(received.headers)).then_some(())?;
         Some(Supposed {
