@@ -53,6 +53,11 @@ test-release: redis ## Every test on the optimised binary, at full size, one at 
 fleet: redis ## Eight Weirs under faults and an outside checker: a million reads, 20,000 invalidations (WEIR_SEED=1)
 	WEIR_PODS=8 WEIR_READS=1000000 WEIR_ORDERS=20000 cargo test --locked --release --test it -- fleet:: --nocapture
 
+.PHONY: flood
+flood: redis ## Invalidations in very large numbers: a tag of a million entries, then 5,000 a second for a minute by eight Weirs
+	WEIR_ENTRIES=1000000 WEIR_PODS=8 WEIR_RATE=5000 WEIR_SECONDS=60 \
+		cargo test --locked --release --test it -- flood:: --nocapture --test-threads=1
+
 .PHONY: mutants
 mutants: redis ## Weirs with one fault made on purpose each, which the checker of a fleet must find
 	$(call install,node,nodejs)

@@ -14,6 +14,7 @@ mod deception;
 mod explain;
 mod failover;
 mod fleet;
+mod flood;
 mod forwarding;
 mod framing;
 mod intents;
