@@ -24,7 +24,7 @@ const MUTANTS = [
   ['epochs are not looked at', 'src/invalidation/mirror.rs', ['if epoch.hard > position.seq || pending', 'if (epoch.hard > position.seq && cfg!(any())) || pending']],
   ['a fill stands one position too high', 'src/invalidation/mirror.rs',
     ['Some(log) => Position { incarnation: log.incarnation, seq: log.applied },', 'Some(log) => Position { incarnation: log.incarnation, seq: log.applied + 1 },']],
-  ['entries are trusted without proof', 'src/invalidation.rs', ['let bound_ms = bound.as_millis() as u64;', 'let bound_ms = 3600 * bound.as_millis() as u64;']],
+  ['entries are trusted without proof', 'src/invalidation/trust.rs', ['let bound_ms = bound.as_millis() as u64;', 'let bound_ms = 3600 * bound.as_millis() as u64;']],
   ['a gap is passed over', 'src/invalidation/mirror.rs', ['let next = at.seq == log.applied + 1;', 'let next = true;']],
   ['who joins takes what was overtaken', 'src/cache.rs',
     ['same && !is_for_others && (!knows_more ||', 'same && !is_for_others && (!knows_more || true ||'],
@@ -34,14 +34,19 @@ const MUTANTS = [
   ['prefixes name nothing', 'src/invalidation/epochs.rs', ['if covers(prefix, subject.path) {', 'if covers(prefix, subject.path) && cfg!(any()) {']],
   ['another master counts on', 'src/kv/log.lua', ['if at[1] and at[3] == run_id then', 'if at[1] then']],
   ['what was trimmed was nothing', 'src/invalidation/mirror.rs',
-    ['(log.applied, log.floor) = (seq, seq);\n        self.raise(seq, &[Selector::All], false, None);', 'log.applied = seq;']],
+    ['(log.applied, log.floor) = (seq, seq);\n        self.records.lost_up_to(seq);\n        self.raise(seq, &[Selector::All], false, None);', 'log.applied = seq;']],
   ['what was logged is not applied where it came in', 'src/invalidation.rs',
-    ['let applied = mirror.record(at, selectors, soft);', 'let applied = mirror.record(at, &[], soft);']],
+    ['let applied = mirror.record(at, selectors, *soft, order);', 'let applied = mirror.record(at, &[], *soft, order);']],
   ['who starts trusts what it has not read', 'src/invalidation/mirror.rs', ['floor: head.seq,', 'floor: 0,']],
   ['what cannot be logged is forgotten', 'src/invalidation.rs', ['mirror.pending(selectors, soft)', 'mirror.pending(&[], soft)']],
   ['what cannot be logged takes the next number', 'src/invalidation/mirror.rs',
-    ['(self.epochs.of(subject).log, self.pending.verdict(subject))', '(self.epochs.of(subject).log, Verdict::Valid)'],
-    ['.filter(|_| self.pending.is_empty())', '']]
+    ['(epochs.of(subject).log, self.pending.verdict(subject))', '(epochs.of(subject).log, Verdict::Valid)'],
+    ['.filter(|_| self.pending.is_empty())', '']],
+  ['what a new master lost is not logged again', 'src/invalidation/mirror.rs', ['owed = known.records.owed(lineage);', 'drop(known.records);']],
+  ['a new master counts what was beyond the common record as its own', 'src/invalidation/lineage.rs',
+    ['seq: position.seq.min(self.base)', 'seq: position.seq.saturating_add(0 * self.base)']],
+  ['answers of before are judged as if nothing had come since', 'src/invalidation/mirror.rs',
+    ['former.epochs.raise(selector, Stamp::of(u64::MAX, self.own.seq, soft));', 'former.epochs.raise(selector, Stamp::default());']]
 ]
 
 /** What is built. */

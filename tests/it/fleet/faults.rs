@@ -50,6 +50,8 @@ pub enum Fault {
     FailedOver,
     /// A replica takes over from a master that died: it may not have everything.
     FailedOverLate,
+    /// A replica takes over that lacks what the master took last, and the pods applied.
+    FailedOverLossy,
 }
 
 /// What is done to pods, and to their ways.
@@ -74,6 +76,7 @@ pub const OF_REDIS: &[Fault] = &[
     Fault::ScriptsGone,
     Fault::FailedOver,
     Fault::FailedOverLate,
+    Fault::FailedOverLossy,
 ];
 
 /// Does them until there is nothing left to do; how often each was done.
@@ -118,8 +121,9 @@ async fn inflict(stage: &Arc<Stage>, fault: Fault, pod: usize, length: Duration)
         Fault::RedisFull => say(stage, &["CONFIG", "SET", "maxmemory", "1"]).await,
         Fault::LogTrimmed => say(stage, &["XTRIM", "it:log:{it:invalidate:in}", "MAXLEN", "0"]).await,
         Fault::ScriptsGone => say(stage, &["SCRIPT", "FLUSH"]).await,
-        Fault::FailedOver => fail_over(stage, true).await,
-        Fault::FailedOverLate => fail_over(stage, false).await,
+        Fault::FailedOver => fail_over(stage, Heir::Whole).await,
+        Fault::FailedOverLate => fail_over(stage, Heir::Late).await,
+        Fault::FailedOverLossy => fail_over(stage, Heir::Lacking(length / 8)).await,
     }
     match fault {
         Fault::WayCut | Fault::WaySwallowed | Fault::WaySlow => {
@@ -142,21 +146,33 @@ async fn inflict(stage: &Arc<Stage>, fault: Fault, pod: usize, length: Duration)
     }
 }
 
+/// What a replica has when it takes over.
+#[derive(Debug, Clone, Copy)]
+enum Heir {
+    /// All that the master took.
+    Whole,
+    /// What had come over when the master died.
+    Late,
+    /// Not what the master took in this time.
+    Lacking(Duration),
+}
+
 /// The pods reach another server by the same address, as behind a service's.
-async fn fail_over(stage: &Arc<Stage>, planned: bool) {
+async fn fail_over(stage: &Arc<Stage>, heir: Heir) {
     let master = stage.redis();
     let replica = tokio::task::spawn_blocking(move || {
         let replica = redis();
         replica.follow(&master);
-        if planned {
-            replica.take_over(&master, true);
-        } else {
+        if matches!(heir, Heir::Late) {
             master.kill();
-            replica.take_over(&master, false);
         }
+        replica.take_over(&master, matches!(heir, Heir::Whole));
         Arc::new(replica)
     });
     let replica = replica.await.expect("no panic");
+    if let Heir::Lacking(time) = heir {
+        tokio::time::sleep(time).await;
+    }
     stage.pods.iter().for_each(|pod| pod.relay.lead_to(replica.address()));
     let before = std::mem::replace(&mut *stage.redis.lock().expect("no panic while held"), replica);
     // Programs that have it still are answered until it is gone.
