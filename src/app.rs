@@ -4,6 +4,8 @@
 mod descriptors;
 mod explain;
 mod panics;
+mod reloader;
+mod warm;
 
 use std::fmt;
 use std::future::Future;
@@ -18,18 +20,18 @@ use http::{Request, StatusCode};
 use prometheus::Registry;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
 
 pub use explain::explain;
+use reloader::Reloader;
 
 use crate::admin::readiness::Readiness;
 use crate::admin::{self, AdminState};
 use crate::cache::Cache;
 use crate::cache::shared::SharedTier;
 use crate::clock::Clock;
-use crate::config::watch::{Seen, Watch};
 use crate::config::{Config, Loaded, Overrides, Report, Secret, ServerLimits};
 use crate::fleet::Fleet;
 use crate::invalidation::{Bounds, Invalidation};
@@ -247,7 +249,8 @@ impl Parts {
         let secret = key_secret(config);
         let cache = Cache::new(&config.cache, Arc::clone(&invalidation), clock.clone(), &metrics);
         let tier = kv.as_ref().zip(config.redis.as_ref());
-        let tier = tier.map(|(kv, redis)| SharedTier::new(Arc::clone(kv), redis, &config.cache));
+        let tier = tier.map(|(kv, redis)| Arc::new(SharedTier::new(Arc::clone(kv), redis, &config.cache)));
+        warm::start(runtime, &readiness, &cache, tier.as_ref().zip(kv.as_ref()));
         let limiter = Arc::new(Limiter::new(
             clock.clone(),
             limit::Settings {
@@ -429,53 +432,6 @@ impl AnySignal {
             Some((terminate, interrupt)) => {
                 tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
             }
-        }
-    }
-}
-
-/// The configuration in use, and what tells when another is to be had.
-struct Reloader {
-    config: Config,
-    source: Source,
-    overrides: Overrides,
-    files: Vec<Seen>,
-    watch: Option<(Watch, mpsc::Receiver<()>)>,
-}
-
-impl Reloader {
-    fn new(loaded: Loaded, source: Source, overrides: Overrides) -> Result<Self, StartError> {
-        let Loaded { config, files, .. } = loaded;
-        let mut reloader = Self { config, source, overrides, files: Vec::new(), watch: None };
-        reloader.observe(files);
-        Ok(reloader)
-    }
-
-    fn take(&mut self, config: Config, files: Vec<Seen>) {
-        self.config = config;
-        self.observe(files);
-    }
-
-    fn observe(&mut self, files: Vec<Seen>) {
-        if files.iter().map(Seen::path).eq(self.files.iter().map(Seen::path)) {
-            return;
-        }
-        self.watch = match Watch::start(files.clone()) {
-            Ok(watch) => Some(watch),
-            Err(error) => {
-                tracing::warn!(%error, "the configuration's files cannot be watched; SIGHUP reloads them");
-                None
-            }
-        };
-        self.files = files;
-    }
-
-    async fn changed(&mut self) {
-        let changed = match &mut self.watch {
-            Some((_, changes)) => changes.recv().await,
-            None => None,
-        };
-        if changed.is_none() {
-            std::future::pending::<()>().await;
         }
     }
 }

@@ -10,9 +10,11 @@ pub mod entry;
 pub mod fields;
 pub mod flight;
 pub mod freshness;
+pub mod hot;
 pub mod inspect;
 pub mod key;
 pub mod memory;
+mod missing;
 #[cfg(test)]
 mod model;
 pub mod negotiation;
@@ -34,12 +36,12 @@ use crate::clock::{Clock, SteadyMs, WallMs};
 use crate::config::{CacheRule, CacheTiers, CutOff};
 use crate::invalidation::{Invalidation, Subject, Verdict};
 use crate::metrics::{Lookup, Metrics};
-use conditional::By;
 use entry::{Entry, Stored, Uncacheable, Variant, Vary};
 use flight::{Flights, Joined};
 use freshness::State;
 use key::KeyBuilder;
 use memory::{Memory, Slot};
+pub use missing::{Missing, Previous};
 use search::{Rule, Search};
 
 /// Where verdicts on requests with credentials stand: no key ends like this, since every part of one has its length in
@@ -62,6 +64,8 @@ pub struct Cache {
     invalidation: Arc<Invalidation>,
     clock: Clock,
     settings: CacheTiers,
+    /// What is read most, where new pods preload it.
+    hot: Option<hot::Hot>,
 }
 
 /// Everything about one request that decides whether a stored answer may be used for it.
@@ -124,44 +128,6 @@ pub struct Kept {
     pub is_newest: bool,
 }
 
-/// Why there is no answer, and what a fetch can start from.
-#[derive(Default)]
-pub struct Missing {
-    /// Whether something is stored for the URL, for other request fields.
-    pub other_variant: bool,
-    /// An answer that may not be served as it is.
-    pub previous: Option<Previous>,
-}
-
-/// A stored answer that needs the upstream's word.
-#[derive(Clone)]
-pub struct Previous {
-    /// Where it stands.
-    pub slot: Arc<Slot>,
-    /// Hard-invalidated: only a strong ETag revalidates it, and it never excuses an error.
-    pub is_gone: bool,
-    /// Whether it may be served should the upstream fail.
-    pub excuses_errors: bool,
-}
-
-impl Previous {
-    /// What the upstream's confirmation must go by: for an answer that an invalidation has overtaken, a strong tag (a
-    /// date has whole seconds).
-    pub fn confirmed_by(&self) -> By {
-        if self.is_gone { By::StrongTag } else { By::AnyValidator }
-    }
-
-    /// Whether a fetch can start from it: the upstream may confirm it, or its failure be excused by it.
-    pub fn is_of_use(&self) -> bool {
-        self.excuses_errors || self.entry().is_some_and(|entry| entry.has_validator())
-    }
-
-    /// The entry.
-    pub fn entry(&self) -> Option<&Arc<Entry>> {
-        self.slot.stored.entry()
-    }
-}
-
 impl Cache {
     /// An empty cache.
     pub fn new(settings: &CacheTiers, invalidation: Arc<Invalidation>, clock: Clock, metrics: &Metrics) -> Arc<Self> {
@@ -172,6 +138,7 @@ impl Cache {
             invalidation,
             clock,
             settings: settings.clone(),
+            hot: (settings.preload > 0).then(|| hot::Hot::new(settings.preload)),
         });
         let observed = Arc::downgrade(&cache);
         metrics.before_each_scrape(move |metrics| {

@@ -258,6 +258,10 @@ pub struct CacheTiers {
     pub max_staleness: Duration,
     /// Part of every key.
     pub generation: String,
+    /// Keys that a new pod loads from Redis before it is ready; 0: none.
+    pub preload: usize,
+    /// Longest that it waits for that.
+    pub preload_wait: Duration,
 }
 
 /// `[[limit]]`, or one inline in a route.

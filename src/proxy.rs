@@ -399,6 +399,7 @@ impl Journey<'_> {
     }
 
     fn hit(&mut self, found: &Found, parts: &Parts, outcome: Outcome) -> Answer {
+        self.worker.shared.cache.served(found);
         let answer = respond::stored(found, parts, None);
         self.exchange.decide(outcome, answer.status);
         answer

@@ -271,6 +271,13 @@ pub fn spread(key_hash: u64, salt: u64) -> f64 {
     (mixed >> 11) as f64 / (1_u64 << 53) as f64
 }
 
+/// The primary key behind which a variant with this key stands, if it is a variant's.
+pub fn primary_of(key: &[u8]) -> Option<&[u8]> {
+    let rest = key.strip_prefix(&[FORMAT, VARIANT])?;
+    let (length, rest) = rest.split_first_chunk::<4>()?;
+    rest.get(..u32::from_be_bytes(*length) as usize)
+}
+
 pub(super) fn part(out: &mut Vec<u8>, bytes: &[u8]) {
     count(out, bytes.len());
     out.extend_from_slice(bytes);

@@ -44,6 +44,8 @@ fn place(source: &str) -> &'static str {
 static LEASE_SCRIPT: LazyLock<Script> =
     LazyLock::new(|| Script { name: "lease", source: place(include_str!("lease.lua")) });
 static DROP_SCRIPT: Script = Script { name: "drop", source: include_str!("drop.lua") };
+static HOT_SCRIPT: Script = Script { name: "hot", source: include_str!("../kv/hot.lua") };
+static HOTTEST_SCRIPT: Script = Script { name: "hottest", source: include_str!("../kv/hottest.lua") };
 static STORE_SCRIPT: LazyLock<Script> =
     LazyLock::new(|| Script { name: "store", source: place(include_str!("store.lua")) });
 
@@ -54,6 +56,7 @@ pub struct SharedTier {
     max_value: usize,
     max_object: usize,
     compress_over: usize,
+    preload: usize,
 }
 
 /// The right to fetch a key for the fleet.
@@ -103,6 +106,7 @@ impl SharedTier {
             max_value: redis.max_value,
             max_object: settings.max_object,
             compress_over: settings.compress_over,
+            preload: settings.preload,
         }
     }
 
@@ -221,6 +225,39 @@ impl SharedTier {
             Ok(Some(bytes)) => self.decode(key, &bytes).map_err(|_| Unseen::Corrupt),
             Err(unavailable) => Err(Unseen::Unavailable(unavailable)),
         }
+    }
+
+    /// Adds samples of what is read to the fleet's; older ones fade once in each `turn`.
+    ///
+    /// # Errors
+    /// Redis gave no answer.
+    pub async fn tell_hot(
+        &self,
+        redis: &Redis,
+        samples: &[([u8; 16], u32)],
+        turn: Duration,
+        budget: &mut Budget,
+    ) -> Result<(), Unavailable> {
+        let head = [self.preload.to_string(), turn.as_millis().to_string()];
+        let counts: Vec<String> = samples.iter().map(|(_, count)| count.to_string()).collect();
+        let pairs = samples.iter().zip(&counts).flat_map(|((name, _), count)| [&name[..], count.as_bytes()]);
+        let args: Vec<&[u8]> = head.iter().map(String::as_bytes).chain(pairs).collect();
+        redis.run(&HOT_SCRIPT, &[&self.keys.hot(), &self.keys.hot_turn()], &args, budget).await.map(|_| ())
+    }
+
+    /// What the fleet reads most: names of at most so many keys, hottest first.
+    ///
+    /// # Errors
+    /// Redis gave no answer.
+    pub async fn hottest(&self, redis: &Redis, most: usize, budget: &mut Budget) -> Result<Vec<[u8; 16]>, Unavailable> {
+        let reply = redis.run(&HOTTEST_SCRIPT, &[&self.keys.hot()], &[most.to_string().as_bytes()], budget).await?;
+        Ok(reply.items().iter().filter_map(|name| name.bytes()?[..].try_into().ok()).collect())
+    }
+
+    /// What stands under a name, if it can be had and read.
+    pub async fn named(&self, redis: &Redis, hash: &[u8; 16], budget: &mut Budget) -> Option<Stored> {
+        let bytes = redis.get(&self.keys.entry(hash), budget).await.ok().flatten()?;
+        codec::decode(&bytes, self.max_object).ok().filter(|stored| name(stored.key()) == *hash)
     }
 
     /// Name under which a key's entry stands in Redis.

@@ -235,6 +235,10 @@ pub(super) struct Cache {
     pub(super) max_staleness: MaybeText<Duration>,
     /// Part of every key: a new one leaves every older entry behind.
     pub(super) generation: MaybeText<Name>,
+    /// Keys that a new pod loads from Redis before it is ready, of those that the fleet reads most.
+    pub(super) preload: Maybe<i64>,
+    /// Longest that it waits for that.
+    pub(super) preload_wait: MaybeText<Duration>,
 }
 
 /// `[[limit]]`, or a limit inside a route.

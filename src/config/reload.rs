@@ -19,7 +19,7 @@ macro_rules! fixed {
     };
 }
 
-const FIXED: [Fixed; 26] = [
+const FIXED: [Fixed; 28] = [
     fixed!("server.listen", server.listen),
     fixed!("server.workers", server.workers),
     fixed!("server.limits.connections", server.limits.connections),
@@ -56,6 +56,8 @@ const FIXED: [Fixed; 26] = [
     fixed!("cache.compress_over", cache.compress_over),
     fixed!("cache.max_staleness", cache.max_staleness),
     fixed!("cache.generation", cache.generation),
+    fixed!("cache.preload", cache.preload),
+    fixed!("cache.preload_wait", cache.preload_wait),
 ];
 
 impl Config {

@@ -93,6 +93,16 @@ impl Keys {
         self.beside_the_door("intended")
     }
 
+    /// What is read most: `ns:hot:{ns:hot}`, a sorted set of keys' hashes. TTL a day.
+    pub fn hot(&self) -> Vec<u8> {
+        format!("{0}:hot:{{{0}:hot}}", self.namespace).into_bytes()
+    }
+
+    /// Exists while that need not fade, in its slot.
+    pub fn hot_turn(&self) -> Vec<u8> {
+        format!("{0}:hotturn:{{{0}:hot}}", self.namespace).into_bytes()
+    }
+
     /// Channel on which pods are asked to say how far they are.
     pub fn roll(&self) -> String {
         format!("{}:roll", self.namespace)
@@ -143,6 +153,7 @@ mod tests {
         for key in [keys.counter(), keys.log(), keys.seen(), keys.pods(), keys.applied(), keys.intents()] {
             assert_eq!(slot_of(&key), keys.door_stream());
         }
+        assert_eq!(slot_of(&keys.hot()), slot_of(&keys.hot_turn()));
         let hash = [7; 16];
         assert_eq!(slot_of(&keys.entry(&hash)), slot_of(&keys.lease(&hash)));
         assert_eq!(slot_of(&keys.entry(&hash)), slot_of(&keys.part(&hash)));

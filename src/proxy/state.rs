@@ -41,7 +41,7 @@ pub struct Shared {
     /// The cache.
     pub cache: Arc<Cache>,
     /// Redis' side of it.
-    pub tier: Option<SharedTier>,
+    pub tier: Option<Arc<SharedTier>>,
     /// The limiter.
     pub limiter: Arc<Limiter>,
     /// What has been invalidated.
@@ -53,7 +53,7 @@ impl Shared {
     pub fn new(
         live: Live,
         cache: Arc<Cache>,
-        tier: Option<SharedTier>,
+        tier: Option<Arc<SharedTier>>,
         limiter: Arc<Limiter>,
         invalidation: Arc<Invalidation>,
     ) -> Arc<Self> {

@@ -40,5 +40,6 @@ mod statuses;
 mod tidy;
 mod tls;
 mod tls_upstream;
+mod warm;
 mod wholeness;
 mod wire;

@@ -55,6 +55,12 @@ const MEMORY: usize = 256 * MIB;
 const FILL_MEMORY: usize = 64 * MIB;
 const MAX_OBJECT: usize = 4 * MIB;
 const COMPRESS_OVER: usize = 16 * KIB;
+/// Most keys that a new pod may load: some tens of megabytes of names and questions.
+const MOST_PRELOADED: u32 = 100_000;
+
+/// `cache.preload_wait`, if nobody says otherwise.
+const PRELOAD_WAIT: Duration = Duration::from_secs(2);
+
 const MAX_STALENESS: Duration = Duration::from_secs(10);
 const GENERATION: &str = "v1";
 /// Largest memory setting: far above any machine, far below an overflow of sums.
@@ -284,6 +290,8 @@ impl Check<'_, '_> {
             max_object,
             compress_over: self.size(&raw.compress_over, 0..=MOST_BYTES).unwrap_or(COMPRESS_OVER),
             max_staleness: self.duration(&raw.max_staleness, SHORTEST_BOUND).unwrap_or(MAX_STALENESS),
+            preload: self.count(&raw.preload, 0..=MOST_PRELOADED).unwrap_or(0) as usize,
+            preload_wait: self.duration(&raw.preload_wait, SHORTEST_WAIT).unwrap_or(PRELOAD_WAIT),
             generation: self.read(&raw.generation).map_or_else(|| GENERATION.to_owned(), |name| name.0),
         }
     }
