@@ -65,6 +65,7 @@ pub struct Cache {
 }
 
 /// Everything about one request that decides whether a stored answer may be used for it.
+#[derive(Clone, Copy)]
 pub struct Ask<'a> {
     /// What makes the route's keys.
     pub keys: &'a KeyBuilder,
@@ -82,9 +83,9 @@ pub struct Ask<'a> {
     pub credentials: bool,
     /// The client's own directives, where they count.
     pub directives: Option<directives::RequestDirectives>,
-    /// Fleet time.
+    /// Fleet time; after a wait it is another, or what came meanwhile would seem to be from the future.
     pub now: WallMs,
-    /// Steady time.
+    /// Steady time at which the request was put.
     pub steady: SteadyMs,
 }
 
@@ -351,13 +352,9 @@ impl Cache {
     }
 
     fn is_trusted(&self, slot: &Slot, ask: &Ask<'_>) -> bool {
+        let spread = key::spread(key::hash(ask.key), slot.asked);
         ask.rule.cut_off == CutOff::Stale
-            || self.invalidation.trusted(
-                ask.steady,
-                slot.asked,
-                ask.rule.max_staleness,
-                key::spread(key::hash(ask.key), slot.asked),
-            )
+            || self.invalidation.trusted(ask.steady, slot.asked, ask.rule.max_staleness, spread)
     }
 
     /// Joins the fetch for the request's key, or leads one.

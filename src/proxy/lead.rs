@@ -232,6 +232,7 @@ async fn lease<'k>(
             Leased::Lead(lease) => return Waited::Leads(Some(lease)),
             Leased::Unavailable => return Waited::Leads(None),
             Leased::Found(stored) => {
+                let ask = &Ask { now: cache.times().0, ..*ask };
                 let fence = stored.fence();
                 // Its answers turned out to vary: the one for this request stands elsewhere, and is fetched there.
                 let is_marker = matches!(stored, Stored::Vary(_));

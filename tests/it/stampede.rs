@@ -170,6 +170,17 @@ async fn an_answer_that_turns_out_to_vary_is_fetched_once_for_the_fleet() {
     assert_eq!(up.count("/v"), 1);
 }
 
+/// What comes while somebody waits is not from the future.
+#[tokio::test]
+async fn an_answer_that_takes_seconds_serves_all_who_waited() {
+    let (up, redis) = (upstream(), redis());
+    up.route("/slow", reply("slow").max_age(60).takes(Duration::from_millis(2_500)));
+    let weirs = two_weirs(&up, &redis).await;
+    let answers = rush(20, "/slow", &weirs).await;
+    assert!(answers.iter().all(|answer| answer.status == 200 && answer.text() == "slow"));
+    assert_eq!(up.count("/slow"), 1);
+}
+
 #[tokio::test]
 async fn a_fetch_whose_weir_crashed_is_taken_over() {
     let (up, redis, gate) = (upstream(), redis(), Gate::new());
