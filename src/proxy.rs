@@ -13,6 +13,7 @@ pub mod headers;
 pub mod http1;
 pub mod http2;
 pub mod lead;
+pub mod lease;
 pub mod overload;
 pub mod part;
 pub mod respond;

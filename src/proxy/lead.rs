@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::fetch::{self, Asker, Fetch, Rest};
-use super::state::Worker;
+use super::lease::OnItsWay;
 use super::{Journey, forward, search};
 use crate::cache::entry::Stored;
 use crate::cache::flight::{End, Follower, Origin, Permit};
@@ -29,6 +29,9 @@ const FIRST_POLL: Duration = Duration::from_millis(20);
 
 /// Longest such pause.
 const LONGEST_POLL: Duration = Duration::from_millis(250);
+
+/// So much later than Redis said is a lease sure to have ended: Redis counts whole milliseconds, and so do timers here.
+const LAPSE: Duration = Duration::from_millis(2);
 
 /// Times that a leader finds something stored that is no use to it before it goes on without a lease.
 const OVERTAKEN: usize = 3;
@@ -128,30 +131,6 @@ pub(crate) async fn lead(
     let (fetch, direct, timing) = start(journey, ask, parts, permit, lease.arrive(), previous);
     worker.behind.spawn(fetch::run(fetch));
     Led::Asked(Lead { follower, direct, timing })
-}
-
-/// A lease that no fetch has yet: released if none gets it.
-struct OnItsWay {
-    lease: Option<Lease>,
-    worker: Arc<Worker>,
-    redis_deadline: Duration,
-}
-
-impl OnItsWay {
-    fn arrive(mut self) -> Option<Lease> {
-        self.lease.take()
-    }
-}
-
-impl Drop for OnItsWay {
-    fn drop(&mut self) {
-        if let Some(lease) = self.lease.take()
-            && tokio::runtime::Handle::try_current().is_ok()
-        {
-            let (worker, redis_deadline) = (Arc::clone(&self.worker), self.redis_deadline);
-            self.worker.behind.spawn(async move { fetch::release(&worker, Some(lease), redis_deadline).await });
-        }
-    }
 }
 
 /// Refreshes an answer behind the one that is served, unless somebody does already. Nobody waits for it, and who wants
@@ -256,7 +235,8 @@ async fn lease<'k>(
                     Look::Nothing(_) => return Waited::Leads(None),
                 }
             }
-            Leased::Held => {}
+            // Should its leader have crashed, this is when the lease is free; a moment before, it is held.
+            Leased::Held(left) => pause = pause.min(left + LAPSE),
         }
         let until = give_up.min(Instant::now() + pause);
         tokio::select! {
@@ -266,7 +246,7 @@ async fn lease<'k>(
         if Instant::now() >= give_up {
             return Waited::LongEnough;
         }
-        pause = (pause * 2).min(LONGEST_POLL);
+        pause = (pause * 2).clamp(FIRST_POLL, LONGEST_POLL);
         // Waiting for another's fetch is not Redis work: each question has an allowance of its own.
         journey.budget = Budget::new(journey.live.redis_deadline);
         // Whose fetch was waited for may have stored it where its rule says, and nothing here.

@@ -15,6 +15,7 @@ mod fleet;
 mod forwarding;
 mod framing;
 mod invalidation;
+mod leases;
 mod life;
 mod limits;
 mod methods;
