@@ -9,6 +9,7 @@ mod admin;
 mod between_clients;
 mod caching;
 mod caching_rules;
+mod cold;
 mod deception;
 mod explain;
 mod fleet;
