@@ -10,6 +10,7 @@ mod between_clients;
 mod caching;
 mod caching_rules;
 mod cold;
+mod cut_off;
 mod deception;
 mod explain;
 mod fleet;
