@@ -12,6 +12,7 @@ mod caching_rules;
 mod cold;
 mod cut_off;
 mod deception;
+mod expiry;
 mod explain;
 mod fleet;
 mod forwarding;
