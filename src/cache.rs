@@ -377,7 +377,7 @@ impl Cache {
     pub fn refresh(&self, ask: &Ask<'_>) -> Option<flight::Permit> {
         match self.join(ask) {
             Joined::Lead(permit) => Some(permit),
-            Joined::Follow(_) => None,
+            Joined::Follow(_) | Joined::Full => None,
         }
     }
 

@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use crate::fleet::dice::Dice;
 use crate::harness::{
-    Answer, Connection, Gate, Redis, Setup, Upstream, get, join_all, optimised, redis, reply, scale, upstream, weir,
+    Answer, Connection, Gate, H2, Redis, Setup, Upstream, Weir, get, join_all, optimised, redis, reply, scale,
+    upstream, weir,
 };
 use crate::leases::LEASE;
 
@@ -192,4 +193,56 @@ fn judge(what: &str, crashes: &[(usize, Instant)], asked: &[Asked], served: &[Se
         assert!(gap <= LEASE + TAKEOVER + margin(), "{what}: taken over after {gap:?}");
     }
     assert!(slowest <= LEASE + TAKEOVER + FETCH + ANSWERED + margin(), "{what}: answered after {slowest:?}");
+}
+
+/// Most who wait for one fetch in one process.
+const FOLLOWERS: usize = 8_192;
+
+/// More than may wait come for `path`; the first of them is fetching it. Gives the answers of those who do not wait.
+async fn too_many(path: &'static str, weir: &Weir, gate: &Gate) -> Vec<Answer> {
+    const BEYOND: usize = 40;
+    let mut crowd = JoinSet::new();
+    let connections = join_all((0..8).map(|_| H2::open(weir.proxy))).await;
+    let mut ask = |i: usize| {
+        let connection = connections[i % connections.len()].clone();
+        crowd.spawn(async move { connection.get(path).await });
+    };
+    ask(0);
+    gate.reached(1).await;
+    (1..FOLLOWERS + BEYOND).for_each(&mut ask);
+    let mut turned_away = Vec::new();
+    for _ in 0..BEYOND {
+        turned_away.push(crowd.join_next().await.expect("somebody is answered").expect("no panic"));
+    }
+    gate.open();
+    let served = crowd.join_all().await;
+    assert!(served.len() == FOLLOWERS && served.iter().all(|answer| answer.status == 200 && answer.text() == "new"));
+    turned_away
+}
+
+#[tokio::test]
+async fn whoever_finds_the_queue_of_a_key_full_need_not_wait() {
+    let (up, cold, expired) = (upstream(), Gate::new(), Gate::new());
+    let old = reply("old").header("cache-control", "max-age=0, stale-if-error=60").header("etag", "\"1\"");
+    up.route("/cold", reply("new").max_age(60).gate(&cold));
+    up.sequence("/expired", vec![old, reply("new").max_age(60).gate(&expired)]);
+    let routes = r#"
+        [[route]]
+        name = "all"
+        path = "/{*path}"
+        cache.enabled = true
+        cache.wait_timeout = "30s"
+    "#;
+    let weir = weir(routes).to(up.url()).set("server.http2.streams", 2_000).start().await;
+    for answer in too_many("/cold", &weir, &cold).await {
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.number("retry-after") >= Some(1), "{answer:?}");
+        assert_eq!(answer.cache_status(), "weir; detail=key_queue_full");
+    }
+    weir.get("/expired").await;
+    for answer in too_many("/expired", &weir, &expired).await {
+        assert!(answer.is_stale() && answer.text() == "old", "{answer:?}");
+    }
+    assert_eq!((up.count("/cold"), up.count("/expired")), (1, 2));
+    assert_eq!(weir.metric(r#"weir_upstream_sheds_total{reason="key_queue_full"}"#).await, 80.0);
 }
