@@ -23,7 +23,7 @@ use crate::metrics::Lookup;
 
 mod lease;
 
-pub use lease::{LEASE, Lease};
+pub use lease::{LEASE, Lease, Token};
 
 /// Writing a body may take longer than a request waits for an answer; nobody waits for it.
 const STORE_DEADLINES: u32 = 10;
@@ -83,6 +83,8 @@ pub enum Leased {
     Found(Stored),
     /// Another pod fetches; if it does not renew its lease, that ends so soon.
     Held(Duration),
+    /// Redis gave no answer in time; what was asked for may have been given.
+    Late,
     /// Redis gave no answer: this pod fetches for itself.
     Unavailable,
 }
@@ -233,24 +235,26 @@ impl SharedTier {
     }
 
     /// Leases the fetch of `key`, unless something is stored whose fence is not the one `seen`, or somebody holds the lease.
+    /// Who asks again does so with the same token.
     pub async fn lease(
         &self,
         redis: &Redis,
         key: &[u8],
+        token: &Token,
         position: Position,
         seen: Option<u64>,
         budget: &mut Budget,
     ) -> Leased {
         let (hash, since) = (name(key), Instant::now());
-        let token = Bytes::from(format!("{:016x}{:016x}", kv::random(), kv::random()));
         let lease_ms = LEASE.as_millis().to_string();
         let incarnation = position.incarnation.to_string();
         let seq = position.seq.to_string();
         let seen = seen.map_or_else(|| "-1".to_owned(), |fence| fence.to_string());
         let keys = [self.keys.entry(&hash), self.keys.lease(&hash)];
-        let args = [&token[..], lease_ms.as_bytes(), incarnation.as_bytes(), seq.as_bytes(), seen.as_bytes()];
+        let args = [&token.0[..], lease_ms.as_bytes(), incarnation.as_bytes(), seq.as_bytes(), seen.as_bytes()];
         match redis.run(&LEASE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await {
-            Ok(reply) => self.leased(&reply, |fence| Lease { token, hash, fence, since }),
+            Ok(reply) => self.leased(&reply, |fence| Lease { token: token.clone(), hash, fence, since }),
+            Err(Unavailable::Timeout) => Leased::Late,
             Err(_) => Leased::Unavailable,
         }
     }
@@ -375,7 +379,7 @@ impl SharedTier {
         let received_at = received_at.map(|at| at.to_string()).unwrap_or_default();
         let bell = self.keys.bell();
         let args = [
-            lease.map_or(&[][..], |lease| &lease.token),
+            lease.map_or(&[][..], |lease| &lease.token.0),
             fence.as_bytes(),
             &incarnation,
             seq.as_bytes(),

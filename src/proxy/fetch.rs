@@ -25,7 +25,7 @@ use crate::cache::freshness::Freshness;
 use crate::cache::memory::Slot;
 use crate::cache::policy::{self, Plan, Received, Refusal, RequestFacts};
 use crate::cache::search::{Rule, Search};
-use crate::cache::shared::{LEASE, Lease, Leased};
+use crate::cache::shared::{LEASE, Lease, Leased, Token};
 use crate::cache::{Previous, conditional, key, parts};
 use crate::clock::{SteadyMs, Stopwatch, WallMs};
 use crate::config::Stage;
@@ -83,16 +83,16 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
         let previous = fetch.previous.as_ref().and_then(Previous::entry);
         let key = previous.map_or_else(|| Bytes::copy_from_slice(&fetch.primary), |entry| entry.key.clone());
         let seen = previous.map(|entry| entry.fence);
-        let mut waited = false;
+        let (token, mut waited) = (Token::fresh(), false);
         loop {
             let bell = tier.listen(&key);
             let mut budget = Budget::new(fetch.redis_deadline);
-            match tier.lease(redis, &key, fetch.permit.position(), seen, &mut budget).await {
+            match tier.lease(redis, &key, &token, fetch.permit.position(), seen, &mut budget).await {
                 Leased::Lead(lease) => {
                     fetch.lease = Some(lease);
                     break;
                 }
-                Leased::Unavailable => break,
+                Leased::Unavailable | Leased::Late => break,
                 Leased::Found(stored) => {
                     let slot = worker.shared.cache.keep(&fetch.primary, stored, 0).slot;
                     return fetch.permit.end(End::Stored(slot, Origin::Shared));

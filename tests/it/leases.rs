@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::{
-    Connection, Gate, Redis, Setup, Upstream, get, join_all, optimised, patiently, redis, reply, upstream, weir,
+    Connection, Gate, Redis, Setup, Upstream, flaky, get, join_all, optimised, patiently, redis, reply, upstream, weir,
 };
 
 const CACHED: &str = r#"
@@ -53,6 +53,29 @@ async fn a_body_that_comes_slowly_keeps_its_lease() {
         assert_eq!(patiently("the answer", answer).await.unwrap().text(), "firstsecond");
     }
     assert_eq!(up.count("/slow"), 1);
+}
+
+#[tokio::test]
+async fn one_late_answer_of_redis_makes_no_second_fetch() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    up.route("/a", reply("once").gate(&gate));
+    let relay = flaky(redis.address());
+    let leads = setup(&up, &redis).start().await;
+    let waits = setup(&up, &redis).redis_at(relay.address()).set("redis.deadline", "600ms").start().await;
+    let ask = |proxy| tokio::spawn(async move { get("/a").send(proxy).await });
+    let leader = ask(leads.proxy);
+    gate.reached(1).await;
+    let waiting = ask(waits.proxy);
+    waits.metric_reaches(r#"weir_redis_commands_total{command="lease",result="ok"}"#, 1.0).await;
+    relay.delay(Duration::from_millis(700));
+    waits.metric_reaches(r#"weir_redis_commands_total{command="lease",result="timeout"}"#, 1.0).await;
+    relay.heal();
+    waits.metric_reaches(r#"weir_redis_commands_total{command="lease",result="ok"}"#, 3.0).await;
+    gate.open();
+    for answer in [leader, waiting] {
+        assert_eq!(patiently("the answer", answer).await.expect("no panic").text(), "once");
+    }
+    assert_eq!(up.count("/a"), 1);
 }
 
 #[tokio::test]

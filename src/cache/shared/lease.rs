@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use super::SharedTier;
-use crate::kv::{Budget, Redis, Script};
+use crate::kv::{self, Budget, Redis, Script};
 
 /// How long a fetch is leased: a leader that crashed holds the key up for so long at most. Since a fetch that goes on is
 /// renewed, it need not be as long as fetches are; it is as long as a pod may stand still (starved of its processor,
@@ -18,10 +18,21 @@ const RENEWAL: Duration = Duration::from_millis(LEASE.as_millis() as u64 / 3);
 
 static RENEW_SCRIPT: Script = Script { name: "renew", source: include_str!("../renew.lua") };
 
+/// By this Redis knows who holds a lease.
+#[derive(Debug, Clone)]
+pub struct Token(pub(super) Bytes);
+
+impl Token {
+    /// Another than anybody's.
+    pub fn fresh() -> Self {
+        Self(Bytes::from(format!("{:016x}{:016x}", kv::random(), kv::random())))
+    }
+}
+
 /// The right to fetch a key for the fleet.
 #[derive(Debug, Clone)]
 pub struct Lease {
-    pub(super) token: Bytes,
+    pub(super) token: Token,
     pub(super) hash: [u8; 16],
     /// Orders what fetches of one key store.
     pub fence: u64,
@@ -40,7 +51,7 @@ impl SharedTier {
         while due <= last {
             sleep_until(due).await;
             due = Instant::now() + RENEWAL;
-            let args = [&lease.token[..], lease_ms.as_bytes()];
+            let args = [&lease.token.0[..], lease_ms.as_bytes()];
             let reply = redis.run(&RENEW_SCRIPT, &[&key], &args, &mut Budget::new(deadline)).await;
             if reply.is_ok_and(|reply| reply.number() == Some(0)) {
                 return;
