@@ -69,6 +69,7 @@ pub struct Cache {
 }
 
 /// Everything about one request that decides whether a stored answer may be used for it.
+#[derive(Clone, Copy)]
 pub struct Ask<'a> {
     /// What makes the route's keys.
     pub keys: &'a KeyBuilder,
@@ -86,9 +87,9 @@ pub struct Ask<'a> {
     pub credentials: bool,
     /// The client's own directives, where they count.
     pub directives: Option<directives::RequestDirectives>,
-    /// Fleet time.
+    /// Fleet time; after a wait it is another, or what came meanwhile would seem to be from the future.
     pub now: WallMs,
-    /// Steady time.
+    /// Steady time at which the request was put.
     pub steady: SteadyMs,
 }
 
@@ -318,12 +319,13 @@ impl Cache {
     }
 
     fn is_trusted(&self, slot: &Slot, ask: &Ask<'_>) -> bool {
+        let spread = key::spread(key::hash(ask.key), slot.asked);
         ask.rule.cut_off == CutOff::Stale
             || self.invalidation.trusted(
                 slot.stored.position(),
                 (ask.steady, slot.asked),
                 ask.rule.max_staleness,
-                key::spread(key::hash(ask.key), slot.asked),
+                spread,
             )
     }
 
@@ -347,7 +349,7 @@ impl Cache {
     pub fn refresh(&self, ask: &Ask<'_>) -> Option<flight::Permit> {
         match self.join(ask) {
             Joined::Lead(permit) => Some(permit),
-            Joined::Follow(_) => None,
+            Joined::Follow(_) | Joined::Full => None,
         }
     }
 

@@ -13,6 +13,7 @@ pub mod headers;
 pub mod http1;
 pub mod http2;
 pub mod lead;
+pub mod lease;
 pub mod overload;
 pub mod part;
 pub mod respond;
@@ -328,6 +329,12 @@ impl Journey<'_> {
             // One fetch for everybody who asks now.
             let follower = match cache.join(&ask) {
                 Joined::Follow(follower) => follower,
+                Joined::Full => {
+                    let failure = self.worker.upstream.key_queue_full();
+                    let excuse = missing.previous.filter(|previous| previous.excuses_errors);
+                    let stale = |p: Previous| self.stored(&p.slot, Origin::Excused, &ask, &parts, why, None);
+                    return excuse.and_then(stale).unwrap_or_else(|| forward::failed(self, &failure, why));
+                }
                 Joined::Lead(permit) => match lead::lead(self, &ask, &parts, permit, missing).await {
                     Led::Found(found, outcome) => {
                         self.exchange.from_tier(Tier::Redis);

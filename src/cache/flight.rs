@@ -110,7 +110,9 @@ struct State {
     rest: Option<Body>,
     /// What `pieces` hold of the room for fetches; given back when the last reader is gone.
     held: Held,
-    wakers: Vec<(u64, Waker)>,
+    /// Of those who wait for a change, by their numbers.
+    wakers: HashMap<u64, Waker, RandomState>,
+    followers: usize,
     next_id: u64,
 }
 
@@ -126,18 +128,13 @@ impl Flight {
             change(&mut state);
             std::mem::take(&mut state.wakers)
         };
-        for (_, waker) in wakers {
-            waker.wake();
-        }
+        wakers.into_values().for_each(Waker::wake);
     }
 }
 
 impl State {
     fn register(&mut self, id: u64, cx: &Context<'_>) {
-        match self.wakers.iter_mut().find(|(other, _)| *other == id) {
-            Some((_, waker)) => waker.clone_from(cx.waker()),
-            None => self.wakers.push((id, cx.waker().clone())),
-        }
+        self.wakers.entry(id).and_modify(|waker| waker.clone_from(cx.waker())).or_insert_with(|| cx.waker().clone());
     }
 }
 
@@ -155,12 +152,18 @@ pub struct Flights {
 /// leave the fetches theirs.
 const COPIES_SHARE: usize = 4;
 
+/// Most who wait for one flight, or read what it brings, its leader's own client among them: fewer than a process usually
+/// has connections, so that one key that everybody wants leaves room for the others.
+pub const FOLLOWERS: usize = 8_192;
+
 /// What joining a flight gave.
 pub enum Joined {
     /// Nobody flies yet: this request leads.
     Lead(Permit),
     /// Somebody does.
     Follow(Follower),
+    /// Somebody does, and as many as may wait for it.
+    Full,
 }
 
 impl Flights {
@@ -189,7 +192,8 @@ impl Flights {
         if let Some(flight) = shard.get(key)
             && usable(flight.position)
         {
-            return Joined::Follow(Follower::new(Arc::clone(flight), version));
+            let is_full = flight.lock().followers >= FOLLOWERS;
+            return if is_full { Joined::Full } else { Joined::Follow(Follower::new(Arc::clone(flight), version)) };
         }
         let key: Arc<[u8]> = key.into();
         let flight = Arc::new(Flight {
@@ -203,7 +207,8 @@ impl Flights {
                 complete: None,
                 rest: None,
                 held: self.room.enter(),
-                wakers: Vec::new(),
+                wakers: HashMap::default(),
+                followers: 0,
                 next_id: 0,
             }),
         });
@@ -352,6 +357,7 @@ impl Follower {
         let knows_more = version != flight.version;
         let id = {
             let mut state = flight.lock();
+            state.followers += 1;
             state.next_id += 1;
             state.next_id
         };
@@ -408,8 +414,9 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        let id = self.id;
-        self.flight.lock().wakers.retain(|(other, _)| *other != id);
+        let mut state = self.flight.lock();
+        state.followers -= 1;
+        state.wakers.remove(&self.id);
     }
 }
 
@@ -472,3 +479,6 @@ impl HttpBody for FlightBody {
         self.length.map_or_else(SizeHint::default, |length| SizeHint::with_exact(length.saturating_sub(self.bytes)))
     }
 }
+
+#[cfg(test)]
+mod tests;

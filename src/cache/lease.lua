@@ -6,6 +6,7 @@
 --       {'lead', fence}          the caller fetches; the fence orders what it stores
 --       {'held', ms}             somebody else fetches, for so long at most; the bell will ring
 --
+-- Who asks again with its token, since the answer was late, has what it was given.
 -- A lease is a hash: t token, f fence, i incarnation, s seq, w whether somebody waits.
 -- Invariants: at most one token holds a lease; fences of one key only rise while an entry or a lease is there; a caller
 -- at a later position than the holder's supersedes it, since what the holder fetches is overtaken already.
@@ -18,6 +19,10 @@ if #bytes == 8 then
   end
 end
 local held = redis.call('HMGET', KEYS[2], 't', 'f', 'i', 's')
+if held[1] == ARGV[1] then
+  redis.call('PEXPIRE', KEYS[2], ARGV[2])
+  return {'lead', tonumber(held[2])}
+end
 if held[1] then
   if held[3] == ARGV[3] and tonumber(held[4]) >= tonumber(ARGV[4]) then
     redis.call('HSET', KEYS[2], 'w', 1)

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 use super::entry::{Stored, Variant, Vary, codec};
 use super::memory::Slot;
@@ -20,8 +21,9 @@ use crate::kv::keys::Keys;
 use crate::kv::{self, Budget, Redis, Reply, Script, Unavailable};
 use crate::metrics::Lookup;
 
-/// How long a fetch is leased: a crashed leader holds the fleet up for so long at most.
-pub const LEASE: Duration = Duration::from_secs(3);
+mod lease;
+
+pub use lease::{LEASE, Lease, Token};
 
 /// Writing a body may take longer than a request waits for an answer; nobody waits for it.
 const STORE_DEADLINES: u32 = 10;
@@ -59,15 +61,6 @@ pub struct SharedTier {
     preload: usize,
 }
 
-/// The right to fetch a key for the fleet.
-#[derive(Debug, Clone)]
-pub struct Lease {
-    token: Bytes,
-    hash: [u8; 16],
-    /// Orders what fetches of one key store.
-    pub fence: u64,
-}
-
 /// What was found for a request, and where.
 pub struct Read<'k> {
     /// The key that was looked under in the end: the variant's, where the answers vary.
@@ -91,8 +84,10 @@ pub enum Leased {
     Lead(Lease),
     /// Another pod has stored something meanwhile.
     Found(Stored),
-    /// Another pod fetches.
-    Held,
+    /// Another pod fetches; if it does not renew its lease, that ends so soon.
+    Held(Duration),
+    /// Redis gave no answer in time; what was asked for may have been given.
+    Late,
     /// Redis gave no answer: this pod fetches for itself.
     Unavailable,
 }
@@ -277,35 +272,35 @@ impl SharedTier {
     }
 
     /// Leases the fetch of `key`, unless something is stored whose fence is not the one `seen`, or somebody holds the lease.
+    /// Who asks again does so with the same token.
     pub async fn lease(
         &self,
         redis: &Redis,
         key: &[u8],
+        token: &Token,
         position: Position,
         seen: Option<u64>,
         budget: &mut Budget,
     ) -> Leased {
-        let hash = name(key);
-        let token = Bytes::from(format!("{:016x}{:016x}", kv::random(), kv::random()));
+        let (hash, since) = (name(key), Instant::now());
         let lease_ms = LEASE.as_millis().to_string();
         let incarnation = position.incarnation.to_string();
         let seq = position.seq.to_string();
         let seen = seen.map_or_else(|| "-1".to_owned(), |fence| fence.to_string());
         let keys = [self.keys.entry(&hash), self.keys.lease(&hash)];
-        let args = [&token[..], lease_ms.as_bytes(), incarnation.as_bytes(), seq.as_bytes(), seen.as_bytes()];
+        let args = [&token.0[..], lease_ms.as_bytes(), incarnation.as_bytes(), seq.as_bytes(), seen.as_bytes()];
         match redis.run(&LEASE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await {
-            Ok(reply) => self.leased(&reply, token, hash),
+            Ok(reply) => self.leased(&reply, |fence| Lease { token: token.clone(), hash, fence, since }),
+            Err(Unavailable::Timeout) => Leased::Late,
             Err(_) => Leased::Unavailable,
         }
     }
 
-    fn leased(&self, reply: &Reply, token: Bytes, hash: [u8; 16]) -> Leased {
+    fn leased(&self, reply: &Reply, lease: impl FnOnce(u64) -> Lease) -> Leased {
         let [kind, value] = reply.items() else { return Leased::Unavailable };
         match kind.bytes().map(|kind| &kind[..]) {
-            Some(b"lead") => {
-                value.number().map_or(Leased::Unavailable, |fence| Leased::Lead(Lease { token, hash, fence }))
-            }
-            Some(b"held") => Leased::Held,
+            Some(b"lead") => value.number().map_or(Leased::Unavailable, |fence| Leased::Lead(lease(fence))),
+            Some(b"held") => Leased::Held(Duration::from_millis(value.number().unwrap_or_default())),
             Some(b"found") => {
                 let decoded = value.bytes().map(|bytes| codec::decode(bytes, self.max_object));
                 // What does not decode is as good as nothing: fetch it anew.
@@ -421,7 +416,7 @@ impl SharedTier {
         let received_at = received_at.map(|at| at.to_string()).unwrap_or_default();
         let bell = self.keys.bell();
         let args = [
-            lease.map_or(&[][..], |lease| &lease.token),
+            lease.map_or(&[][..], |lease| &lease.token.0),
             fence.as_bytes(),
             &incarnation,
             seq.as_bytes(),

@@ -100,6 +100,8 @@ labels! {
     Shed {
         /// As many wait as may.
         QueueFull = "queue_full",
+        /// As many wait for the same fetch as may.
+        KeyQueueFull = "key_queue_full",
         /// It would have to wait for too long.
         ExpectedWait = "expected_wait",
         /// It has waited for too long.

@@ -15,6 +15,7 @@ use http_body::Body as _;
 use tokio::sync::oneshot;
 
 use super::body::Patient;
+use super::lease::{release, renewed};
 use super::state::{RouteState, Worker};
 use super::upstream::{Failure, Patience};
 use super::{headers, part, respond, search};
@@ -24,7 +25,7 @@ use crate::cache::freshness::Freshness;
 use crate::cache::memory::Slot;
 use crate::cache::policy::{self, Plan, Received, Refusal, RequestFacts};
 use crate::cache::search::{Rule, Search};
-use crate::cache::shared::{LEASE, Lease, Leased};
+use crate::cache::shared::{LEASE, Lease, Leased, Token};
 use crate::cache::{Previous, conditional, key, parts};
 use crate::clock::{SteadyMs, Stopwatch, WallMs};
 use crate::config::Stage;
@@ -82,23 +83,23 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
         let previous = fetch.previous.as_ref().and_then(Previous::entry);
         let key = previous.map_or_else(|| Bytes::copy_from_slice(&fetch.primary), |entry| entry.key.clone());
         let seen = previous.map(|entry| entry.fence);
-        let mut waited = false;
+        let (token, mut waited) = (Token::fresh(), false);
         loop {
             let bell = tier.listen(&key);
             let mut budget = Budget::new(fetch.redis_deadline);
-            match tier.lease(redis, &key, fetch.permit.position(), seen, &mut budget).await {
+            match tier.lease(redis, &key, &token, fetch.permit.position(), seen, &mut budget).await {
                 Leased::Lead(lease) => {
                     fetch.lease = Some(lease);
                     break;
                 }
-                Leased::Unavailable => break,
+                Leased::Unavailable | Leased::Late => break,
                 Leased::Found(stored) => {
                     let slot = worker.shared.cache.keep(&fetch.primary, stored, 0).slot;
                     return fetch.permit.end(End::Stored(slot, Origin::Shared));
                 }
-                Leased::Held if waited => return,
+                Leased::Held(_) if waited => return,
                 // Another pod refreshes it. The flight stays until that is over, or each hit meanwhile would ask again.
-                Leased::Held => {
+                Leased::Held(_) => {
                     waited = true;
                     let _ = tokio::time::timeout(LEASE, bell).await;
                 }
@@ -114,8 +115,18 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
     run(fetch).await;
 }
 
-/// Fetches, and ends the flight whatever happens.
-pub(crate) async fn run(mut fetch: Fetch) {
+/// Fetches, and ends the flight whatever happens. Meanwhile the lease is renewed, which the fetch does not wait for.
+pub(crate) async fn run(fetch: Fetch) {
+    let renewed =
+        renewed(Arc::clone(&fetch.worker), fetch.lease.clone(), fetch.patience.response, fetch.redis_deadline);
+    tokio::select! {
+        biased;
+        () = finish(fetch) => {}
+        never = renewed => match never {},
+    }
+}
+
+async fn finish(mut fetch: Fetch) {
     let watch = Stopwatch::start();
     let said = fetch.ask().await;
     let took = watch.elapsed();
@@ -463,12 +474,5 @@ impl Fetch {
         if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
             tier.store(redis, &kept, self.lease, now, self.redis_deadline).await;
         }
-    }
-}
-
-/// Gives a lease back, if there is one.
-pub(crate) async fn release(worker: &Worker, lease: Option<Lease>, deadline: Duration) {
-    if let (Some(lease), Some(redis), Some(tier)) = (lease, &worker.redis, &worker.shared.tier) {
-        tier.release(redis, &lease, &mut Budget::new(deadline)).await;
     }
 }

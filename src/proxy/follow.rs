@@ -122,6 +122,7 @@ impl Journey<'_> {
         why: Forward,
         followed: Option<bool>,
     ) -> Option<Answer> {
+        let ask = &Ask { now: self.worker.shared.cache.times().0, ..*ask };
         let collapsed = followed.is_some();
         let entry = slot.stored.entry()?;
         if !self.worker.shared.cache.suits(entry, ask, followed.unwrap_or(false)) {

@@ -11,12 +11,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::fetch::{self, Asker, Fetch, Rest};
-use super::state::Worker;
+use super::lease::OnItsWay;
 use super::{Journey, forward, search};
 use crate::cache::entry::Stored;
 use crate::cache::flight::{End, Follower, Origin, Permit};
 use crate::cache::memory::Slot;
-use crate::cache::shared::{Lease, Leased, Read};
+use crate::cache::shared::{Lease, Leased, Read, Token};
 use crate::cache::{Ask, Found, Look, Missing, Previous};
 use crate::config::Stage;
 use crate::kv::Budget;
@@ -29,6 +29,13 @@ const FIRST_POLL: Duration = Duration::from_millis(20);
 
 /// Longest such pause.
 const LONGEST_POLL: Duration = Duration::from_millis(250);
+
+/// So much later than Redis said is a lease sure to have ended: Redis counts whole milliseconds, and so do timers here.
+const LAPSE: Duration = Duration::from_millis(2);
+
+/// Questions for a lease that may be answered late, where Redis answered the look-up before: this pod is busy then, or
+/// Redis is, but not away; and one pod in a hurry is one more fetch.
+const LATE: usize = 2;
 
 /// Times that a leader finds something stored that is no use to it before it goes on without a lease.
 const OVERTAKEN: usize = 3;
@@ -71,7 +78,7 @@ pub(crate) async fn lead(
     let mut previous = missing.previous;
 
     // One plain round trip first: most of what this pod does not have, another has stored.
-    let (look, key) = look_under(journey, ask).await;
+    let (look, key, answers) = look_under(journey, ask).await;
     match look {
         Look::Fresh(found) => {
             permit.end(End::Stored(Arc::clone(&found.slot), Origin::Shared));
@@ -97,7 +104,7 @@ pub(crate) async fn lead(
     }
 
     // The lease comes before the limits of the upstream: a pod that waits for another's fetch costs it nothing.
-    let lease = match lease(journey, ask, key, &permit, previous.as_ref()).await {
+    let lease = match lease(journey, ask, (key, answers), &permit, previous.as_ref()).await {
         // The client may leave at any wait from here on.
         Waited::Leads(lease) => {
             OnItsWay { lease, worker: Arc::clone(&worker), redis_deadline: journey.live.redis_deadline }
@@ -130,30 +137,6 @@ pub(crate) async fn lead(
     Led::Asked(Lead { follower, direct, timing })
 }
 
-/// A lease that no fetch has yet: released if none gets it.
-struct OnItsWay {
-    lease: Option<Lease>,
-    worker: Arc<Worker>,
-    redis_deadline: Duration,
-}
-
-impl OnItsWay {
-    fn arrive(mut self) -> Option<Lease> {
-        self.lease.take()
-    }
-}
-
-impl Drop for OnItsWay {
-    fn drop(&mut self) {
-        if let Some(lease) = self.lease.take()
-            && tokio::runtime::Handle::try_current().is_ok()
-        {
-            let (worker, redis_deadline) = (Arc::clone(&self.worker), self.redis_deadline);
-            self.worker.behind.spawn(async move { fetch::release(&worker, Some(lease), redis_deadline).await });
-        }
-    }
-}
-
 /// Refreshes an answer behind the one that is served, unless somebody does already. Nobody waits for it, and who wants
 /// nothing but what is stored brings it about for nobody.
 pub(crate) fn refresh(journey: &Journey<'_>, ask: &Ask<'_>, parts: &Parts, found: &Found) {
@@ -183,11 +166,13 @@ pub(crate) async fn look(journey: &mut Journey<'_>, ask: &Ask<'_>) -> Look {
     look_under(journey, ask).await.0
 }
 
-/// [`look`], and the key that was looked under in the end.
-async fn look_under<'k>(journey: &mut Journey<'_>, ask: &Ask<'k>) -> (Look, Cow<'k, [u8]>) {
+/// [`look`], the key that was looked under in the end, and whether Redis answered.
+async fn look_under<'k>(journey: &mut Journey<'_>, ask: &Ask<'k>) -> (Look, Cow<'k, [u8]>, bool) {
     let worker = Arc::clone(journey.worker);
     let nothing = || Look::Nothing(Missing::default());
-    let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return (nothing(), ask.key.into()) };
+    let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else {
+        return (nothing(), ask.key.into(), false);
+    };
     let cache = &worker.shared.cache;
     let (look, key, result) = match tier.get(redis, cache, ask, &mut journey.budget).await {
         Ok(Read { key, slot: Some(slot) }) => {
@@ -198,7 +183,7 @@ async fn look_under<'k>(journey: &mut Journey<'_>, ask: &Ask<'k>) -> (Look, Cow<
         Err(result) => (nothing(), ask.key.into(), result),
     };
     journey.route.metrics.lookup(Tier::Redis, result);
-    (look, key)
+    (look, key, result != Lookup::Unavailable)
 }
 
 enum Waited {
@@ -210,11 +195,11 @@ enum Waited {
     LongEnough,
 }
 
-/// Leases the fetch of `key` in the fleet, or waits for the pod that has it.
+/// Leases the fetch of `key` in the fleet, or waits for the pod that has it. `answers` says whether Redis does.
 async fn lease<'k>(
     journey: &mut Journey<'_>,
     ask: &Ask<'k>,
-    mut key: Cow<'k, [u8]>,
+    (mut key, answers): (Cow<'k, [u8]>, bool),
     permit: &Permit,
     previous: Option<&Previous>,
 ) -> Waited {
@@ -222,22 +207,37 @@ async fn lease<'k>(
     let cache = &worker.shared.cache;
     let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return Waited::Leads(None) };
     let give_up = Instant::now() + ask.rule.wait_timeout;
+    let token = Token::fresh();
+    let mut late_left = 0;
+    if answers {
+        (late_left, journey.budget) = (LATE, Budget::new(journey.live.redis_deadline));
+    }
     let mut pause = FIRST_POLL;
+    // Until then another pod is known to fetch, or yet another takes over from it.
+    let mut held_until = None;
     let mut seen = previous.and_then(Previous::entry).map(|entry| entry.fence);
     let mut overtaken = 0;
     loop {
         // Listening starts before the question: a bell that rings in between is heard.
         let bell = tier.listen(&key);
-        match tier.lease(redis, &key, permit.position(), seen, &mut journey.budget).await {
+        match tier.lease(redis, &key, &token, permit.position(), seen, &mut journey.budget).await {
             Leased::Lead(lease) => return Waited::Leads(Some(lease)),
-            Leased::Unavailable => return Waited::Leads(None),
+            // One late answer is no reason to ask the upstream what another pod is asking it; that Redis is away is.
+            Leased::Late if held_until.is_some_and(|until| Instant::now() < until) => {}
+            Leased::Late if late_left > 0 => {
+                late_left -= 1;
+                journey.budget = Budget::new(journey.live.redis_deadline);
+                continue;
+            }
+            Leased::Unavailable | Leased::Late => return Waited::Leads(None),
             Leased::Found(stored) => {
+                let ask = &Ask { now: cache.times().0, ..*ask };
                 let fence = stored.fence();
                 // Its answers turned out to vary: the one for this request stands elsewhere, and is fetched there.
                 let is_marker = matches!(stored, Stored::Vary(_));
                 let slot = cache.keep(ask.key, stored, 0).slot;
                 let look = if is_marker {
-                    let (look, variant) = look_under(journey, ask).await;
+                    let (look, variant, _) = look_under(journey, ask).await;
                     key = variant;
                     look
                 } else {
@@ -255,7 +255,11 @@ async fn lease<'k>(
                     Look::Nothing(_) => return Waited::Leads(None),
                 }
             }
-            Leased::Held => {}
+            // Should its leader have crashed, this is when the lease is free; a moment before, it is held.
+            Leased::Held(left) => {
+                pause = pause.min(left + LAPSE);
+                held_until = Some(Instant::now() + left + LONGEST_POLL);
+            }
         }
         let until = give_up.min(Instant::now() + pause);
         tokio::select! {
@@ -265,7 +269,7 @@ async fn lease<'k>(
         if Instant::now() >= give_up {
             return Waited::LongEnough;
         }
-        pause = (pause * 2).min(LONGEST_POLL);
+        pause = (pause * 2).clamp(FIRST_POLL, LONGEST_POLL);
         // Waiting for another's fetch is not Redis work: each question has an allowance of its own.
         journey.budget = Budget::new(journey.live.redis_deadline);
         // Whose fetch was waited for may have stored it where its rule says, and nothing here.

@@ -194,6 +194,11 @@ impl Overload {
         self.refused(Shed::Uploads, self.gate.expected_wait())
     }
 
+    /// As many wait for one fetch as may.
+    pub fn key_queue_full(&self) -> Refusal {
+        self.refused(Shed::KeyQueueFull, self.gate.expected_wait())
+    }
+
     /// No connection came free in time.
     pub fn no_connection(&self) -> Refusal {
         self.refused(Shed::QueueTimeout, self.gate.expected_wait())

@@ -76,6 +76,7 @@ impl fmt::Display for Failure {
             Self::ConnectTimeout => f.write_str("the upstream did not accept a connection in time"),
             Self::Shed(refusal) => f.write_str(match refusal.why {
                 Shed::QueueFull => "too many requests wait for the upstream",
+                Shed::KeyQueueFull => "too many requests wait for this answer",
                 Shed::ExpectedWait => "the wait for the upstream would be too long",
                 Shed::QueueTimeout => "the upstream had no room in time",
                 Shed::NoSpare => "the upstream has no room to spare",
@@ -197,6 +198,11 @@ impl Upstream {
     /// Whether there is room for what nobody waits for; counted as shed if not.
     pub fn has_spare(&self) -> bool {
         self.0.shared.overload.has_spare()
+    }
+
+    /// Why there is no room to wait for another's fetch; counted as shed.
+    pub fn key_queue_full(&self) -> Failure {
+        Failure::Shed(self.0.shared.overload.key_queue_full())
     }
 
     /// Sends a request, perhaps after a wait in line, and waits for the response's head.

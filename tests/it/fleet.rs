@@ -5,7 +5,7 @@
 //! replayed, so a seed that failed is run several times.
 
 mod check;
-mod dice;
+pub mod dice;
 mod driver;
 mod faults;
 mod pods;

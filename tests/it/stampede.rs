@@ -90,6 +90,51 @@ async fn nobody_queues_behind_an_uncacheable_answer() {
     assert!(slowest < SLOW + grace(), "the verdict was forgotten: {slowest:?}");
 }
 
+/// What one Weir learnt of a URL spares the others the wait.
+#[tokio::test]
+async fn what_may_not_be_stored_is_known_to_the_fleet() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    let own = reply("own").header("cache-control", "no-store");
+    up.sequence("/own", vec![own.clone(), own.gate(&gate)]);
+    let weirs = two_weirs(&up, &redis).await;
+    weirs[0].get("/own").await;
+    weirs[0].metric_reaches(r#"weir_redis_commands_total{command="store",result="ok"}"#, 1.0).await;
+    let (proxy, count) = (weirs[1].proxy, 5);
+    let asking =
+        tokio::spawn(async move { join_all((0..count).map(|_| async move { get("/own").send(proxy).await })).await });
+    gate.reached(count).await;
+    gate.open();
+    assert!(asking.await.expect("no panic").iter().all(|answer| answer.text() == "own"));
+}
+
+/// What lies in one client's request says nothing of the others'.
+#[tokio::test]
+async fn what_may_not_be_stored_for_one_client_is_fetched_once_for_the_others() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    up.sequence("/a", vec![reply("own"), reply("all").gate(&gate)]);
+    let routes = r#"
+        [[route]]
+        name = "all"
+        path = "/{*path}"
+        cache.ttl = "60s"
+        cache.wait_timeout = "30s"
+    "#;
+    let weirs = weir(routes).to(up.url()).redis(&redis).set("redis.deadline", "1s").fleet(2).await;
+    let own = weirs[0].send(get("/a").header("authorization", "Bearer a")).await;
+    assert_eq!(own.text(), "own");
+    weirs[0].metric_reaches(r#"weir_redis_commands_total{command="store",result="ok"}"#, 1.0).await;
+    let (proxies, count) = ([weirs[0].proxy, weirs[1].proxy], 10);
+    let ask = move |i: usize| async move { get("/a").send(proxies[i % 2]).await };
+    let asking = tokio::spawn(async move { join_all((0..count).map(ask)).await });
+    gate.reached(1).await;
+    for weir in &weirs {
+        weir.metric_reaches("weir_requests_in_flight", (count / 2) as f64).await;
+    }
+    gate.open();
+    assert!(asking.await.expect("no panic").iter().all(|answer| answer.text() == "all"));
+    assert_eq!(up.count("/a"), 2);
+}
+
 #[tokio::test]
 async fn a_fill_goes_on_when_its_client_leaves() {
     for_both(|store| async move {
@@ -168,6 +213,17 @@ async fn an_answer_that_turns_out_to_vary_is_fetched_once_for_the_fleet() {
     });
     assert_eq!((first.text(), second.text()), ("varies", "varies"));
     assert_eq!(up.count("/v"), 1);
+}
+
+/// What comes while somebody waits is not from the future.
+#[tokio::test]
+async fn an_answer_that_takes_seconds_serves_all_who_waited() {
+    let (up, redis) = (upstream(), redis());
+    up.route("/slow", reply("slow").max_age(60).takes(Duration::from_millis(2_500)));
+    let weirs = two_weirs(&up, &redis).await;
+    let answers = rush(20, "/slow", &weirs).await;
+    assert!(answers.iter().all(|answer| answer.status == 200 && answer.text() == "slow"));
+    assert_eq!(up.count("/slow"), 1);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::cache::entry::tests::entry;
 use crate::cache::freshness::{State, http_date};
+use crate::cache::key;
 use crate::config::{ClientDirectives, CutOff, QueryRule};
 
 const NOW: WallMs = 1_700_000_000_000;
@@ -360,6 +361,29 @@ fn configured_lifetimes_count_from_the_receipt_and_are_spread() {
     assert_eq!(plan.freshness.lifetime_ms, 500_000 + 57_000);
     assert_eq!(plan.freshness.initial_age_ms, 500_000);
     assert_eq!(life(&rule, ANYONE, 200, &[("cache-control", "max-age=60")]), Ok((60, Source::Upstream)));
+}
+
+/// Ten thousand entries that were filled within one second and are read all the time: when each is asked for anew, for
+/// three lifetimes, as a refresh in the last part of a lifetime. Even is what the jitter's window gives, 12 s here.
+#[test]
+fn what_was_filled_at_once_is_refilled_evenly() {
+    const ENTRIES: u64 = 10_000;
+    const EVEN: f64 = ENTRIES as f64 / 12.0;
+    let (rule, none) = (CacheRule { jitter: 0.2, ..ttl() }, headers(&[]));
+    let mut filled: Vec<WallMs> = (0..ENTRIES).map(|i| NOW + i / 10).collect();
+    for lifetime in 1..=3 {
+        let mut seconds = BTreeMap::<u64, u32>::new();
+        for (i, at) in filled.iter_mut().enumerate() {
+            let received = Received { status: StatusCode::OK, headers: &none, asked_at: *at, received_at: *at };
+            let key = format!("https://service.test/{i}");
+            let spread = key::spread(key::hash(key.as_bytes()), *at);
+            let freshness = storable(&rule, ANYONE, &received, spread).unwrap().freshness;
+            *at += freshness.lifetime_ms - freshness.early_window_ms(0).unwrap();
+            *seconds.entry((*at - NOW) / 1000).or_default() += 1;
+        }
+        let fullest = f64::from(*seconds.values().max().unwrap()) / EVEN;
+        assert!(fullest <= 1.3, "lifetime {lifetime}: {fullest:.2} of an even spread in one second: {seconds:?}");
+    }
 }
 
 #[test]

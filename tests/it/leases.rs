@@ -1,0 +1,113 @@
+//! G2: the fleet's lease on a fetch lasts as long as the fetch, and no longer than its leader.
+
+use std::time::Duration;
+
+use crate::harness::{
+    Connection, Gate, Redis, Setup, Upstream, flaky, get, join_all, optimised, patiently, redis, reply, upstream, weir,
+};
+
+const CACHED: &str = r#"
+[[route]]
+name = "all"
+path = "/{*path}"
+cache.ttl = "60s"
+cache.wait_timeout = "30s"
+"#;
+
+/// What a fetch is leased for, unless its leader renews it.
+pub const LEASE: Duration = Duration::from_secs(2);
+
+/// Questions by which a lease is renewed.
+const RENEWALS: &str = r#"weir_redis_commands_total{command="renew",result="ok"}"#;
+
+/// So many renewals, a third of a lease apart, are a fetch of twice and a half its lease.
+const MANY: f64 = 8.0;
+
+fn setup(up: &Upstream, redis: &Redis) -> Setup {
+    let deadline = if optimised() { "100ms" } else { "1s" };
+    weir(CACHED).to(up.url()).redis(redis).set("redis.deadline", deadline)
+}
+
+#[tokio::test]
+async fn a_fetch_that_takes_longer_than_its_lease_is_asked_once() {
+    let (up, redis) = (upstream(), redis());
+    up.route("/slow", reply("slow").takes(LEASE.mul_f64(2.5)));
+    let weirs = setup(&up, &redis).fleet(2).await;
+    let answers = join_all((0..40).map(|i| weirs[i % 2].get("/slow"))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200 && answer.text() == "slow"));
+    assert_eq!(up.count("/slow"), 1, "one fetch, however slow");
+}
+
+#[tokio::test]
+async fn a_body_that_comes_slowly_keeps_its_lease() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    up.route("/slow", reply("first").then_gate(&gate).then("second"));
+    let weirs = setup(&up, &redis).fleet(2).await;
+    let ask = |proxy| tokio::spawn(async move { get("/slow").send(proxy).await });
+    let leader = ask(weirs[0].proxy);
+    gate.reached(1).await;
+    let waiting = ask(weirs[1].proxy);
+    weirs[0].metric_reaches(RENEWALS, MANY).await;
+    gate.open();
+    for answer in [leader, waiting] {
+        assert_eq!(patiently("the answer", answer).await.unwrap().text(), "firstsecond");
+    }
+    assert_eq!(up.count("/slow"), 1);
+}
+
+#[tokio::test]
+async fn one_late_answer_of_redis_makes_no_second_fetch() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    up.route("/a", reply("once").gate(&gate));
+    let relay = flaky(redis.address());
+    let leads = setup(&up, &redis).start().await;
+    let waits = setup(&up, &redis).redis_at(relay.address()).set("redis.deadline", "600ms").start().await;
+    let ask = |proxy| tokio::spawn(async move { get("/a").send(proxy).await });
+    let leader = ask(leads.proxy);
+    gate.reached(1).await;
+    let waiting = ask(waits.proxy);
+    waits.metric_reaches(r#"weir_redis_commands_total{command="lease",result="ok"}"#, 1.0).await;
+    relay.delay(Duration::from_millis(700));
+    waits.metric_reaches(r#"weir_redis_commands_total{command="lease",result="timeout"}"#, 1.0).await;
+    relay.heal();
+    waits.metric_reaches(r#"weir_redis_commands_total{command="lease",result="ok"}"#, 3.0).await;
+    gate.open();
+    for answer in [leader, waiting] {
+        assert_eq!(patiently("the answer", answer).await.expect("no panic").text(), "once");
+    }
+    assert_eq!(up.count("/a"), 1);
+}
+
+#[tokio::test]
+async fn a_short_fetch_renews_nothing() {
+    let (up, redis) = (upstream(), redis());
+    up.route("*", reply("short"));
+    let weir = setup(&up, &redis).start().await;
+    for i in 0..20 {
+        weir.get(&format!("/{i}")).await;
+    }
+    weir.metric_reaches(r#"weir_redis_commands_total{command="store"}"#, 20.0).await;
+    assert_eq!(weir.metric(r#"weir_redis_commands_total{command="renew"}"#).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_frozen_leader_is_superseded_and_overwrites_nothing() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    up.sequence("/a", vec![reply("old").gate(&gate), reply("new")]);
+    let weirs = setup(&up, &redis).fleet(2).await;
+    let mut first = Connection::open(weirs[0].proxy).await;
+    first.write(b"GET /a HTTP/1.1\r\nhost: service.test\r\n\r\n").await;
+    gate.reached(1).await;
+    // It has renewed before: what ends is a lease that was kept.
+    weirs[0].metric_reaches(RENEWALS, 1.0).await;
+    weirs[0].freeze();
+    let second = weirs[1].get("/a").await;
+    assert_eq!((second.status, second.text()), (200, "new"));
+    gate.open();
+    weirs[0].thaw();
+    assert_eq!(first.read(false).await.unwrap().text(), "old", "it goes on, for its own client");
+    weirs[0].metric_reaches(r#"weir_cache_fills_total{result="superseded"}"#, 1.0).await;
+    let third = setup(&up, &redis).start().await.get("/a").await;
+    assert!(third.is_hit() && third.text() == "new", "{third:?}");
+    assert_eq!(up.count("/a"), 2);
+}
