@@ -248,8 +248,8 @@ async fn while_redis_is_away_it_is_applied_here_and_logged_later() {
     assert_eq!(one.verdict(detached, "a"), Verdict::Valid, "a fill of now is of use in this pod");
     eventually("trust ends", async || !one.trusts(one.shared.clock.steady(), 0, 0.0)).await;
     let now = one.shared.clock.steady();
-    assert!(one.trusts(now, now - 700, 1.0));
-    assert!(!one.trusts(now, now - 900, 1.0));
+    assert!(one.trusts(now, now - 900, 1.0));
+    assert!(!one.trusts(now, now - 1100, 1.0));
     server.start().await;
     eventually("logged", async || log_length(&server).await == 1).await;
     eventually("trusted again", async || one.trusts(one.shared.clock.steady(), 0, 0.0)).await;

@@ -99,7 +99,8 @@ impl Trust {
 
     /// Whether an entry of `position` may be used at `now`: currency was proven within `bound`, or this pod asked the
     /// upstream for the entry at `asked` (0: never), less than `bound` ago. `spread` (0.0 to 1.0, from the key) spreads the
-    /// end; it only shortens.
+    /// end of the former, which only shortens it: entries that were proven together are asked for apart, and then once in
+    /// each bound.
     pub fn is_in(&self, position: Position, (now, asked): (SteadyMs, SteadyMs), bound: Duration, spread: f64) -> bool {
         let bound_ms = bound.as_millis() as u64;
         let within = |since: u64, limit_ms: u64| since != 0 && now.saturating_sub(since) <= limit_ms;
@@ -110,9 +111,9 @@ impl Trust {
             former if former == position.incarnation && former != 0 => {
                 within(self.former_proven_at.load(Ordering::Acquire), spread_ms)
             }
-            _ => within(proven_at, bound_ms),
+            _ => within(proven_at, spread_ms),
         };
-        is_proven || within(asked, spread_ms)
+        is_proven || within(asked, bound_ms)
     }
 }
 
@@ -133,9 +134,9 @@ mod tests {
         trust.followed_another(Some(1));
         trust.proven(5_000);
         assert!(is_in(one, 11_000, 0.0) && !is_in(one, 11_001, 0.0) && !is_in(one, 9_001, 1.0));
-        assert!(is_in(other, 15_000, 1.0) && !is_in(other, 15_001, 1.0));
+        assert!(is_in(other, 15_000, 0.0) && !is_in(other, 15_001, 0.0) && !is_in(other, 13_001, 1.0));
         assert!(trust.is_in(one, (12_000, 4_000), bound, 1.0), "asked for here");
         trust.inherited();
-        assert!(is_in(one, 15_000, 1.0));
+        assert!(is_in(one, 15_000, 0.0));
     }
 }

@@ -127,9 +127,8 @@ async fn cut_off(what: &str, cut: impl FnOnce(Flaky, &Redis) -> Option<Flaky>) {
     assert!(reads.iter().any(|read| read.version == ORDERS + 1), "{what}: the last version never came");
 }
 
-/// A pod that is cut off asks anew for what it asked for itself after B, or up to a fifth sooner, so that keys do not come
-/// all at once.
-const SOONEST: Duration = Duration::from_millis(1600);
+/// A pod that is cut off asks anew for what it asked for itself after B.
+const SOONEST: Duration = BOUND;
 
 /// Counts, for each key, the requests that reached the service between the cut and the last of them: one, and one more for
 /// each time of that length.
