@@ -331,8 +331,19 @@ impl Cache {
 
     /// Joins the fetch for the request's key, or leads one.
     pub fn join(&self, ask: &Ask<'_>) -> Joined {
-        let known = (self.invalidation.position(&ask.subject), self.invalidation.version());
-        let usable = |began| self.invalidation.verdict(began, &ask.subject) != Verdict::Gone;
+        let known = flight::Known {
+            position: self.invalidation.position(&ask.subject),
+            version: self.invalidation.version(),
+            now: ask.steady,
+        };
+        let bound = ask.rule.max_staleness;
+        // A pod that is cut off may not know what has overtaken a fetch that takes long.
+        let is_trusted = |position, began| {
+            ask.rule.cut_off == CutOff::Stale || self.invalidation.trusted(position, (ask.steady, began), bound, 0.0)
+        };
+        let usable = |position, began| {
+            self.invalidation.verdict(position, &ask.subject) != Verdict::Gone && is_trusted(position, began)
+        };
         // Where the fields that answers vary by are known, requests that differ in them fly apart.
         if let Some(slot) = self.memory.get(ask.key)
             && let Stored::Vary(vary) = &slot.stored

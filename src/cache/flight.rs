@@ -17,6 +17,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::entry::Entry;
 use super::memory::Slot;
+use crate::clock::SteadyMs;
 use crate::invalidation::Position;
 use crate::message::{Body, BodyError};
 use crate::metrics::Shed;
@@ -95,6 +96,8 @@ pub struct Flight {
     position: Position,
     /// The version of the invalidations that its leader knew.
     version: u64,
+    /// When its leader's request was put; the upstream is asked later.
+    began: SteadyMs,
     state: Mutex<State>,
 }
 
@@ -156,6 +159,17 @@ const COPIES_SHARE: usize = 4;
 /// has connections, so that one key that everybody wants leaves room for the others.
 pub const FOLLOWERS: usize = 8_192;
 
+/// What a request knows when it wants an answer that is not there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Known {
+    /// The position to give its fetch, if it leads one.
+    pub position: Position,
+    /// The version of the invalidations.
+    pub version: u64,
+    /// When it was put.
+    pub now: SteadyMs,
+}
+
 /// What joining a flight gave.
 pub enum Joined {
     /// Nobody flies yet: this request leads.
@@ -178,19 +192,19 @@ impl Flights {
         })
     }
 
-    /// Joins the flight for `key`, or starts one at `position`.
+    /// Joins the flight for `key`, or starts one with what is known now.
     ///
-    /// A flight that `usable` turns down (an invalidation has overtaken it) is left to those who joined it before; a
-    /// new one takes its place in the table.
+    /// A flight that `usable` turns down by its position and beginning (an invalidation has overtaken it, or might have) is
+    /// left to those who joined it before; a new one takes its place in the table.
     pub fn join(
         self: &Arc<Self>,
         key: &[u8],
-        (position, version): (Position, u64),
-        usable: impl FnOnce(Position) -> bool,
+        Known { position, version, now }: Known,
+        usable: impl FnOnce(Position, SteadyMs) -> bool,
     ) -> Joined {
         let mut shard = self.shard(key);
         if let Some(flight) = shard.get(key)
-            && usable(flight.position)
+            && usable(flight.position, flight.began)
         {
             let is_full = flight.lock().followers >= FOLLOWERS;
             return if is_full { Joined::Full } else { Joined::Follow(Follower::new(Arc::clone(flight), version)) };
@@ -200,6 +214,7 @@ impl Flights {
             key: Arc::clone(&key),
             position,
             version,
+            began: now,
             state: Mutex::new(State {
                 phase: Phase::Looking,
                 arrival: None,

@@ -8,7 +8,8 @@
 --
 -- Who asks again with its token, since the answer was late, has what it was given.
 -- A lease is a hash: t token, f fence, i incarnation, s seq, w whether somebody waits.
--- Invariants: at most one token holds a lease; fences of one key only rise while an entry or a lease is there; a caller
+-- Fences are Redis' time in microseconds, so that one is never given twice, whatever is left of the leases before.
+-- Invariants: at most one token holds a lease; fences of one key only rise; a caller
 -- at a later position than the holder's supersedes it, since what the holder fetches is overtaken already.
 local fence = -1
 local bytes = redis.call('GETRANGE', KEYS[1], FENCE_AT, FENCE_AT + 7)
@@ -30,7 +31,8 @@ if held[1] then
   end
   fence = math.max(fence, tonumber(held[2]))
 end
-fence = fence + 1
-redis.call('HSET', KEYS[2], 't', ARGV[1], 'f', fence, 'i', ARGV[3], 's', ARGV[4])
+local time = redis.call('TIME')
+fence = math.max(fence + 1, tonumber(time[1]) * 1000000 + tonumber(time[2]))
+redis.call('HSET', KEYS[2], 't', ARGV[1], 'f', string.format('%.0f', fence), 'i', ARGV[3], 's', ARGV[4])
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
 return {'lead', fence}

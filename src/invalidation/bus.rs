@@ -16,7 +16,7 @@ use super::log::{self, Direction, Log, PAGE, Proof, RECORDS, WAIT};
 use super::mirror::{Applied, Elsewhere, Mirror};
 use super::trust::Trust;
 use super::{Invalidation, Leaving, Position, doors, stream, to_json};
-use crate::clock::Stopwatch;
+use crate::clock::{SteadyMs, Stopwatch};
 use crate::kv::bus::{Message, Subscription};
 use crate::kv::{Shared, Unavailable, jittered, random};
 use crate::metrics::Door;
@@ -67,10 +67,12 @@ pub(super) struct Keeper {
     /// Pods that were heard of under the incarnation before.
     pods_before: u32,
     due: Instant,
+    started: SteadyMs,
 }
 
 impl Keeper {
     pub(super) fn new(state: Arc<Invalidation>, log: Log, shared: Arc<Shared>) -> Self {
+        let started = state.clock.steady();
         Self {
             state,
             log,
@@ -82,6 +84,7 @@ impl Keeper {
             owed: Vec::new(),
             pods_before: 0,
             due: Instant::now(),
+            started,
         }
     }
 
@@ -304,8 +307,14 @@ impl Keeper {
         }
         let fleet = self.state.fleet.as_ref().expect("there is a fleet");
         let mut is_heir = false;
+        // Before this process first reached Redis there may have been another log, of which it knows nothing.
+        let lived_ms = self.state.clock.steady().saturating_sub(self.started);
+        let is_younger = self.state.followed().is_none() && proof.age.as_millis() as u64 <= lived_ms;
         self.state.change(|mirror| {
             self.owed.extend(mirror.follow(head, random(), proof.lineage));
+            if is_younger {
+                mirror.unknown_past();
+            }
             fleet.trust.followed_another(mirror.former());
             is_heir = mirror.former().is_some();
         });
@@ -331,7 +340,12 @@ impl Keeper {
             self.state.kick();
             return Err(Unavailable::NotSent);
         }
-        if self.state.followed().is_some_and(|at| at.seq < head.seq) { self.catch_up().await } else { Ok(()) }
+        if self.state.followed().is_some_and(|at| at.seq < head.seq) {
+            self.catch_up().await?;
+        }
+        // A page of a copy that takes over just now ends before what was asked for.
+        let is_there = |at: Position| at.incarnation == head.incarnation && at.seq >= head.seq;
+        if self.state.followed().is_some_and(is_there) { Ok(()) } else { Err(Unavailable::NotSent) }
     }
 
     /// Logs once more what the log may have lost, and what this pod had logged in another.

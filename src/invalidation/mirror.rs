@@ -263,6 +263,10 @@ impl Mirror {
             return Applied::Foreign;
         };
         if at.seq <= log.applied {
+            // One that was logged before the log was joined, and is not read back yet.
+            if at.seq <= log.floor {
+                self.raise(at.seq, selectors, soft, Some(at.seq));
+            }
             return Applied::InOrder;
         }
         self.records.add(at.seq, order);
@@ -350,9 +354,11 @@ impl Mirror {
         self.raise(seq, &[Selector::All], false, None);
     }
 
-    /// What was logged before this process joined is not all known: nothing from before now is used.
+    /// What was logged before this process joined is not all known: nothing that it fetched before now is used.
     pub fn unknown_past(&mut self) {
+        let former = self.former.take();
         self.raise(0, &[Selector::All], false, None);
+        self.former = former;
     }
 
     fn raise(&mut self, seq: u64, selectors: &[Selector], soft: bool, logged: Option<u64>) {

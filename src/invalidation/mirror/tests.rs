@@ -274,3 +274,22 @@ fn of_another_line_nothing_is_kept() {
     mirror.inherit();
     assert_eq!((verdict(&mirror, at(6), "b"), verdict(&mirror, next(6), "b")), (Verdict::Gone, Verdict::Valid));
 }
+
+#[test]
+fn what_is_not_read_back_yet_counts_as_soon_as_it_is_known() {
+    let mut mirror = Mirror::new(1);
+    let own = position(&mirror, "a");
+    // The answer to its own logging comes after the proof that has it.
+    mirror.follow(at(5), 2, None);
+    assert_eq!(verdict(&mirror, own, "a"), Verdict::Valid);
+    assert_eq!(mirror.record(at(5), &tag("a"), false, &text()), Applied::InOrder);
+    assert_eq!((verdict(&mirror, own, "a"), verdict(&mirror, own, "b")), (Verdict::Gone, Verdict::Valid));
+    assert_eq!(position(&mirror, "a"), at(5));
+}
+
+#[test]
+fn a_log_without_its_beginning_says_nothing_of_answers_from_before_its_parent() {
+    let (mut mirror, _) = heir();
+    mirror.unknown_past();
+    assert_eq!(verdict(&mirror, at(8), "b"), Verdict::Valid, "they are judged by what was known then");
+}
