@@ -23,6 +23,8 @@ mod doors;
 pub mod epochs;
 mod log;
 pub mod mirror;
+#[cfg(test)]
+mod model;
 mod pending;
 mod stream;
 
