@@ -175,6 +175,9 @@ impl World {
         if !is_new {
             self.oracle.count(Seen::EqualMessages);
         }
+        if applied == Applied::Gap {
+            self.oracle.count(Seen::Gaps);
+        }
         if applied != Applied::InOrder {
             self.kick(pod);
         }

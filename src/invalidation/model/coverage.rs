@@ -39,6 +39,7 @@ counted! {
     Followed: 10_000,
     Superseded: 500,
     TakenOver: 500,
+    FencesFell: 100,
     Pauses: 1_000,
     Crashes: 1_000,
     BusCut: 1_000,

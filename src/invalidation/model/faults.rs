@@ -48,7 +48,7 @@ pub fn plan(random: &mut Random) -> (Expected, Vec<(Ms, Fault)>) {
     for _ in 0..random.between(1, 6) {
         let at = random.between(BOUND / 4, BUSY - BOUND);
         let pod = random.below(4) as usize;
-        let one = if expected.redis_is_well { random.below(3) } else { random.below(14) };
+        let one = if expected.redis_is_well { random.below(3) } else { random.below(16) };
         match one {
             0 => faults.push((at, Fault::Pause(pod, random.between(50, 1500)))),
             1 => faults.push((at, Fault::Crash(pod, random.between(20, 600)))),
@@ -62,6 +62,7 @@ pub fn plan(random: &mut Random) -> (Expected, Vec<(Ms, Fault)>) {
             10 => faults.push((at, Fault::Empty(random.between(5, 500)))),
             11 => fail_over(at, random, &mut faults),
             12 => faults.push((at, Fault::Trim(random.below(3) as usize))),
+            13 => reconnect(at, pod, random, &mut faults),
             _ => isolate(at, pod, random, &mut faults),
         }
     }
@@ -73,7 +74,16 @@ fn fail_over(at: Ms, random: &mut Random, faults: &mut Vec<(Ms, Fault)>) {
     if random.one_in(2) {
         faults.push((at, Fault::StallReplica));
     }
-    faults.push((at + random.below(200), Fault::FailOver(random.between(1, 400))));
+    faults.push((at + random.below(200), Fault::FailOver(random.between(0, 400))));
+}
+
+/// A pod was away for longer than B, and Redis fails over as it comes back.
+fn reconnect(at: Ms, pod: usize, random: &mut Random, faults: &mut Vec<(Ms, Fault)>) {
+    let away = random.between(BOUND, 2 * BOUND);
+    let back = at + away;
+    faults.push((at, Fault::Cut(pod, away)));
+    faults.push((at + random.below(away), Fault::StallReplica));
+    faults.push((back + random.below(300), Fault::FailOver(random.below(3))));
 }
 
 /// A pod hears nothing any more, then answers come late, then none.

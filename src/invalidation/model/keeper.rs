@@ -116,6 +116,9 @@ impl World {
             if matches!(std::mem::take(&mut keeper.task), Task::Ping) {
                 return self.lose(pod);
             }
+        } else if is_resting {
+            let until = keeper.rests_until;
+            return self.turn_at(pod, until);
         } else if !matches!(keeper.task, Task::Nothing) {
             return;
         }
@@ -345,6 +348,7 @@ impl World {
             return if is_proven { self.idle(pod) } else { self.try_again(pod) };
         }
         let is_subscribed = self.pods[pod].keeper.is_subscribed;
+        // What the ping would find.
         let is_dead = self.pods[pod].wire.as_ref().is_none_or(|wire| wire.is_stalled);
         if is_subscribed && is_proven && is_dead {
             return self.rest(pod, Task::Ping, PING);

@@ -13,6 +13,23 @@ pub type Process = (usize, u32);
 /// A moment, by the clock and among all others.
 pub type When = (Ms, Step);
 
+/// Which promise was broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broken {
+    /// G1, in the pod that acknowledged an invalidation.
+    AtOnce,
+    /// G1, past the bound.
+    Bound,
+    /// G2: one fetch.
+    OneFetch,
+    /// G2: a slow fetch never replaces what a later one stored.
+    Fence,
+    /// The same, where the fences of a key have begun anew below one that was still on its way.
+    FenceReused,
+    /// The fleet is well again after its faults.
+    Recovery,
+}
+
 /// An order that somebody was told is in force.
 #[derive(Debug)]
 struct Acknowledged {
@@ -46,8 +63,10 @@ pub struct Oracle {
     fetched: [Option<Ms>; KEYS],
     /// What Redis handed out last.
     handed: [Option<Answer>; KEYS],
+    /// Whether its fences have begun anew.
+    forgiven: [bool; KEYS],
     pub coverage: Coverage,
-    pub violation: Option<String>,
+    pub violation: Option<(Broken, String)>,
 }
 
 impl Oracle {
@@ -58,6 +77,7 @@ impl Oracle {
             logged: None,
             fetched: [None; KEYS],
             handed: [None; KEYS],
+            forgiven: [false; KEYS],
             coverage: Coverage::default(),
             violation: None,
         }
@@ -90,10 +110,9 @@ impl Oracle {
             let here = order.by == Some(by) && begun.1 > order.at.1;
             let everywhere = order.everywhere && begun.0 > order.at.0 + BOUND;
             if is_overtaken && (here || everywhere) {
-                let place = if here { "in the pod that acknowledged it" } else { "past the bound" };
-                self.violation = Some(format!(
-                    "G1 {place}: pod {by:?} served {answer:?} to a request of {begun:?}, overtaken by {order:?}"
-                ));
+                let broken = if here { Broken::AtOnce } else { Broken::Bound };
+                let text = format!("{by:?} served {answer:?} to the request of {begun:?} in spite of {order:?}");
+                self.violation = Some((broken, text));
             }
         }
     }
@@ -115,8 +134,15 @@ impl Oracle {
             && self.expected.is_calm
             && self.logged.is_none_or(|logged| logged + HEARD < last)
         {
-            self.violation = Some(format!("G2: key {key} was fetched at {last} and again at {now} ms"));
+            self.violation = Some((Broken::OneFetch, format!("key {key} was fetched at {last} and again at {now}")));
         }
+    }
+
+    /// `lease.lua` finds a key's last fence in its entry and its lease. One that superseded another's, and ran out, takes
+    /// the highest with it: the next is lower, and does not keep the slow fetch from replacing what it orders.
+    pub fn forgive(&mut self, key: Key) {
+        self.count(Seen::FencesFell);
+        self.forgiven[key] = true;
     }
 
     /// G2: Redis gives a stored answer to a pod. A slow fetch never replaces what a later one stored.
@@ -125,7 +151,8 @@ impl Oracle {
             && self.expected.redis_is_well
             && answer.read < last.read
         {
-            self.violation = Some(format!("G2: Redis gave {last:?}, and then {answer:?}"));
+            let broken = if self.forgiven[answer.key] { Broken::FenceReused } else { Broken::Fence };
+            self.violation = Some((broken, format!("Redis gave {last:?}, and then {answer:?}")));
         }
     }
 }

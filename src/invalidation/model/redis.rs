@@ -22,8 +22,6 @@ pub const LEASE: Ms = 400;
 pub struct Record {
     pub seq: u64,
     pub order: Order,
-    /// When it was logged; for the oracle only.
-    pub logged: Step,
 }
 
 /// A stored answer.
@@ -109,7 +107,7 @@ pub enum Reply {
     Logged { at: Position, logged: Step, is_new: bool },
     Drained { head: Position, taken: Vec<Order> },
     Entry(Option<Entry>),
-    Lead { fence: u64, took_over: bool },
+    Lead { fence: u64, takes_over: bool },
     Held,
     Superseded,
 }
@@ -132,12 +130,22 @@ pub struct Redis {
     pub up_at: Ms,
     /// Records logged in the call that ran last, to be announced.
     pub announced: Vec<(u64, Record)>,
+    /// The fetch leased last has a lower fence than one that has outlived its lease.
+    pub fence_fell: bool,
     door_id: u64,
 }
 
 impl Redis {
     pub fn new(run_id: u64) -> Self {
-        Self { data: Data::default(), run_id, replica: None, up_at: 0, announced: Vec::new(), door_id: 0 }
+        Self {
+            data: Data::default(),
+            run_id,
+            replica: None,
+            up_at: 0,
+            announced: Vec::new(),
+            fence_fell: false,
+            door_id: 0,
+        }
     }
 
     pub fn run(&mut self, ask: &Ask, moment: &mut Moment<'_>) -> Reply {
@@ -230,7 +238,7 @@ impl Redis {
     fn append(&mut self, order: Order, moment: &mut Moment<'_>) -> Position {
         let mut at = self.position(moment);
         at.seq += 1;
-        let record = Record { seq: at.seq, order, logged: moment.step };
+        let record = Record { seq: at.seq, order };
         self.data.log.push_back(record);
         if let Some(counter) = &mut self.data.counter {
             counter.seq = at.seq;
@@ -293,10 +301,12 @@ impl Redis {
             }
             fence = fence.max(Some(held.fence));
         }
-        let took_over = self.data.leases[key].is_some();
+        let last = self.data.leases[key];
+        let takes_over = last.is_some();
         let fence = fence.map_or(0, |fence| fence + 1);
+        self.fence_fell = last.is_some_and(|last| last.fence > fence);
         self.data.leases[key] = Some(Lease { token, fence, position, until: moment.now + LEASE });
-        Reply::Lead { fence, took_over }
+        Reply::Lead { fence, takes_over }
     }
 
     fn store(&mut self, key: Key, lease: Option<(u64, u64)>, entry: Option<Entry>, moment: &Moment<'_>) -> Reply {

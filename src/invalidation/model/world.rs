@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use super::coverage::Seen;
 use super::faults::Fault;
 use super::names::{Answer, KEYS, Key, Order};
-use super::oracle::{Oracle, Process, When};
+use super::oracle::{Broken, Oracle, Process, When};
 use super::pod::{Message, Pod, Published, Wire};
 use super::random::Random;
 use super::reads::Read;
@@ -17,7 +17,7 @@ use super::{Design, Ms, Step};
 pub const BUSY: Ms = 4500;
 
 /// Then the fleet has time to recover.
-pub const END: Ms = BUSY + 2000;
+pub const END: Ms = BUSY + 2500;
 
 /// When the first request comes: every pod is ready.
 const WARM: Ms = 150;
@@ -303,8 +303,13 @@ impl World {
                     self.oracle.acknowledge(*order, self.step, (self.now, self.step), None);
                 }
             }
-            Reply::Lead { took_over: true, .. } => self.oracle.count(Seen::TakenOver),
+            Reply::Lead { takes_over: true, .. } => self.oracle.count(Seen::TakenOver),
             _ => {}
+        }
+        if let Ask::Lease { key, .. } = ask
+            && std::mem::take(&mut self.redis.fence_fell)
+        {
+            self.oracle.forgive(*key);
         }
         for (incarnation, record) in std::mem::take(&mut self.redis.announced) {
             self.oracle.log(self.now);
@@ -418,11 +423,11 @@ impl World {
         }
         let head = self.redis.head();
         for (number, pod) in self.pods.iter().enumerate().filter(|(_, pod)| pod.is_alive) {
-            let is_proven = pod.proven + super::BOUND / 2 > END;
+            let is_proven = pod.proven + super::BOUND > END;
             let at = pod.known.position(0);
             if !is_proven || Some(at) != head {
-                self.oracle.violation =
-                    Some(format!("pod {number} has not recovered: proven at {}, {at:?} of {head:?}", pod.proven));
+                let text = format!("pod {number}: proven at {}, {at:?} of {head:?}", pod.proven);
+                self.oracle.violation = Some((Broken::Recovery, text));
             }
         }
     }
