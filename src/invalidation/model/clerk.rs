@@ -184,7 +184,7 @@ impl World {
         // An equal record stands for a message only if it refuses all that was fetched before the message.
         let accepted = submission.published.unwrap_or(logged);
         let (when, process) = (self.when(), self.process(pod));
-        self.oracle.acknowledge(submission.order, accepted, when, Some(process));
+        self.oracle.acknowledge(submission.order, (accepted, logged), when, Some(process));
     }
 
     /// Applies it here, and keeps it for later.

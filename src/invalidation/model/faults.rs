@@ -1,6 +1,7 @@
 //! What goes wrong, and when.
 
 use super::coverage::Seen;
+use super::names::KEYS;
 use super::oracle::Expected;
 use super::random::Random;
 use super::world::{BUSY, Event, World};
@@ -35,6 +36,8 @@ pub enum Fault {
     /// The log is cut to so many records.
     Trim(usize),
     ExpireLeases,
+    /// No fault, but much to do just now: everything is written, and a pod is asked for it around the bound.
+    Rush(usize),
 }
 
 /// The faults of a history.
@@ -90,6 +93,7 @@ fn reconnect(at: Ms, pod: usize, random: &mut Random, faults: &mut Vec<(Ms, Faul
 fn isolate(at: Ms, pod: usize, random: &mut Random, faults: &mut Vec<(Ms, Fault)>) {
     faults.push((at, Fault::SlowLink(pod, 600, 460)));
     faults.push((at, Fault::SlowBus(pod, 1500, 1500)));
+    faults.push((at + random.between(100, 400), Fault::Rush(pod)));
     faults.push((at + random.between(200, 500), Fault::Cut(pod, random.between(BOUND, 2 * BOUND))));
 }
 
@@ -131,7 +135,8 @@ impl World {
                 self.end_bus(pod, is_told);
                 Seen::LinkCut
             }
-            Fault::StallReplica => return self.redis.stall_replica(),
+            Fault::StallReplica => return self.redis.stall_replica(self.step),
+            Fault::Rush(pod) => return self.rush(pod),
             Fault::Trim(keep) => {
                 self.redis.trim(keep);
                 Seen::LogTrimmed
@@ -145,15 +150,29 @@ impl World {
         self.oracle.count(seen);
     }
 
+    fn rush(&mut self, pod: usize) {
+        let pod = pod % self.pods.len();
+        for key in 0..KEYS {
+            self.at(self.now, Event::Write(key));
+            for _ in 0..4 {
+                let at = self.now + self.random.between(BOUND, BOUND * 3 / 2);
+                self.at(at, Event::Request(pod, key));
+            }
+        }
+    }
+
     fn lose_redis(&mut self, fault: Fault) -> Seen {
         let run_id = self.random.next();
         let (away, seen) = match fault {
             Fault::Empty(away) => {
                 self.redis.empty(run_id);
+                self.oracle.lose(0, self.step);
                 (away, Seen::RedisEmptied)
             }
             Fault::FailOver(away) => {
-                self.redis.fail_over(run_id);
+                if let Some(since) = self.redis.fail_over(run_id) {
+                    self.oracle.lose(since, self.step);
+                }
                 (away, Seen::Failovers)
             }
             Fault::Away(away) => (away, Seen::RedisAway),

@@ -228,6 +228,7 @@ impl World {
             _ => {
                 self.note(|| format!("pod {pod} joins the log at {head:?}"));
                 self.oracle.count(Seen::Followed);
+                self.oracle.join(self.process(pod), self.step);
                 let own = self.random.next();
                 self.pods[pod].known.follow(head, own);
                 self.forget_all(pod);

@@ -20,6 +20,9 @@ pub enum Broken {
     AtOnce,
     /// G1, past the bound.
     Bound,
+    /// The same of an invalidation that Redis has lost, by a process that had asked the upstream before it first reached
+    /// Redis.
+    LostBeforeJoining,
     /// G2: one fetch.
     OneFetch,
     /// G2: a slow fetch never replaces what a later one stored.
@@ -36,6 +39,8 @@ struct Acknowledged {
     order: Order,
     /// What the upstream was asked before then is overtaken.
     accepted: Step,
+    /// When its record came into the log.
+    logged: Step,
     at: When,
     /// In this process at once.
     by: Option<Process>,
@@ -57,6 +62,10 @@ pub struct Expected {
 pub struct Oracle {
     expected: Expected,
     acknowledged: Vec<Acknowledged>,
+    /// Of what Redis lost, when the first was logged, and when it was lost.
+    losses: Vec<(Step, Step)>,
+    /// When processes first followed the log.
+    joined: Vec<(Process, Step)>,
     /// When an order was logged last.
     logged: Option<Ms>,
     /// When the last fetch of each key began.
@@ -74,6 +83,8 @@ impl Oracle {
         Self {
             expected,
             acknowledged: Vec::new(),
+            losses: Vec::new(),
+            joined: Vec::new(),
             logged: None,
             fetched: [None; KEYS],
             handed: [None; KEYS],
@@ -87,16 +98,34 @@ impl Oracle {
         self.coverage[seen] += 1;
     }
 
-    /// Somebody was told that an order is in the log, into which it came at `accepted`.
-    pub fn acknowledge(&mut self, order: Order, accepted: Step, at: When, by: Option<Process>) {
+    /// Somebody was told that an order is in the log, where its record came at `logged`.
+    pub fn acknowledge(&mut self, order: Order, (accepted, logged): (Step, Step), at: When, by: Option<Process>) {
         self.count(Seen::Acknowledged);
-        self.acknowledged.push(Acknowledged { order, accepted, at, by, everywhere: true });
+        self.acknowledged.push(Acknowledged { order, accepted, logged, at, by, everywhere: true });
     }
 
     /// An order is in force in one process, until that ends.
     pub fn acknowledge_here(&mut self, order: Order, accepted: Step, at: When, by: Process) {
         self.count(Seen::AppliedHereOnly);
-        self.acknowledged.push(Acknowledged { order, accepted, at, by: Some(by), everywhere: false });
+        self.acknowledged.push(Acknowledged { order, accepted, logged: 0, at, by: Some(by), everywhere: false });
+    }
+
+    /// Redis has lost what was logged since.
+    pub fn lose(&mut self, since: Step, now: Step) {
+        self.losses.push((since, now));
+    }
+
+    /// A process follows a log.
+    pub fn join(&mut self, process: Process, now: Step) {
+        if self.joined.iter().all(|(other, _)| *other != process) {
+            self.joined.push((process, now));
+        }
+    }
+
+    /// Whether an order was lost, and a process had asked for an answer before it had ever heard of a log.
+    fn was_lost_before_joining(&self, order: &Acknowledged, by: Process, answer: Answer) -> bool {
+        let is_lost = self.losses.iter().any(|(since, lost)| (*since..*lost).contains(&order.logged));
+        is_lost && self.joined.iter().any(|(process, joined)| *process == by && answer.read < *joined)
     }
 
     pub fn log(&mut self, now: Ms) {
@@ -110,7 +139,11 @@ impl Oracle {
             let here = order.by == Some(by) && begun.1 > order.at.1;
             let everywhere = order.everywhere && begun.0 > order.at.0 + BOUND;
             if is_overtaken && (here || everywhere) {
-                let broken = if here { Broken::AtOnce } else { Broken::Bound };
+                let broken = match here {
+                    true => Broken::AtOnce,
+                    false if self.was_lost_before_joining(order, by, answer) => Broken::LostBeforeJoining,
+                    false => Broken::Bound,
+                };
                 let text = format!("{by:?} served {answer:?} to the request of {begun:?} in spite of {order:?}");
                 self.violation = Some((broken, text));
             }

@@ -22,6 +22,8 @@ pub const LEASE: Ms = 400;
 pub struct Record {
     pub seq: u64,
     pub order: Order,
+    /// When it was logged; for the oracle only.
+    pub logged: Step,
 }
 
 /// A stored answer.
@@ -125,7 +127,7 @@ pub struct Moment<'a> {
 pub struct Redis {
     data: Data,
     run_id: u64,
-    replica: Option<Data>,
+    replica: Option<(Step, Data)>,
     /// It answers from then on.
     pub up_at: Ms,
     /// Records logged in the call that ran last, to be announced.
@@ -183,16 +185,16 @@ impl Redis {
     }
 
     /// From now on the replica learns of nothing.
-    pub fn stall_replica(&mut self) {
-        self.replica.get_or_insert_with(|| self.data.clone());
+    pub fn stall_replica(&mut self, now: Step) {
+        self.replica.get_or_insert_with(|| (now, self.data.clone()));
     }
 
-    /// The replica becomes the master.
-    pub fn fail_over(&mut self, run_id: u64) {
+    /// The replica becomes the master. Says since when it knows of nothing, if it has stopped to follow.
+    pub fn fail_over(&mut self, run_id: u64) -> Option<Step> {
         self.run_id = run_id;
-        if let Some(data) = self.replica.take() {
-            self.data = data;
-        }
+        let (since, data) = self.replica.take()?;
+        self.data = data;
+        Some(since)
     }
 
     /// Forgets all records but the last `keep`.
@@ -238,7 +240,7 @@ impl Redis {
     fn append(&mut self, order: Order, moment: &mut Moment<'_>) -> Position {
         let mut at = self.position(moment);
         at.seq += 1;
-        let record = Record { seq: at.seq, order };
+        let record = Record { seq: at.seq, order, logged: moment.step };
         self.data.log.push_back(record);
         if let Some(counter) = &mut self.data.counter {
             counter.seq = at.seq;
@@ -269,8 +271,9 @@ impl Redis {
         let at = self.position(moment);
         let equal = self.data.seen.iter().find(|(equal, _)| *equal == order).map_or(0, |(_, seq)| *seq);
         if since.is_some_and(|since| since.incarnation == at.incarnation && equal > since.seq) {
-            let at = Position { seq: equal, ..at };
-            return Reply::Logged { at, logged: moment.step, is_new: false };
+            let record = self.data.log.iter().find(|record| record.seq == equal);
+            let logged = record.map_or(0, |record| record.logged);
+            return Reply::Logged { at: Position { seq: equal, ..at }, logged, is_new: false };
         }
         Reply::Logged { at: self.append(order, moment), logged: moment.step, is_new: true }
     }
