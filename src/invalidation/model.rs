@@ -35,6 +35,10 @@ const BOUND: Ms = 1000;
 enum Design {
     /// This repository's.
     Weir,
+    /// Weir without what it is known to break: nobody joins a fetch that is older than B and cannot be proven current; the
+    /// first log that a process follows refuses what was asked before it began; a lease that ran out leaves its fence
+    /// behind.
+    Mended,
     /// Varnish's `purge`: it removes what is stored, and what is being fetched is not stored yet.
     PurgeSkipsBusy,
     /// Souin's: invalidations are published to whoever listens, and in no log.

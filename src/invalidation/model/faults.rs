@@ -200,9 +200,10 @@ impl World {
     }
 
     fn restart(&mut self, pod: usize) {
+        let now = self.now;
         let (pod, own) = (pod % self.pods.len(), self.random.next());
         if !self.pods[pod].is_alive {
-            self.pods[pod].restart(own);
+            self.pods[pod].restart(own, now);
             self.turn_at(pod, self.now);
         }
     }

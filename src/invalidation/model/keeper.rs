@@ -232,6 +232,9 @@ impl World {
                 let own = self.random.next();
                 self.pods[pod].known.follow(head, own);
                 self.forget_all(pod);
+                if self.design == Design::Mended && self.redis.began.1 >= self.pods[pod].started {
+                    self.pods[pod].known.unknown_past();
+                }
                 self.pods[pod].keeper.backfill = Some(head.seq);
                 self.reached(pod, then);
             }

@@ -20,6 +20,8 @@ pub enum Broken {
     AtOnce,
     /// G1, past the bound.
     Bound,
+    /// The same, of a request that joined a fetch which had begun more than B before.
+    Joined,
     /// The same of an invalidation that Redis has lost, by a process that had asked the upstream before it first reached
     /// Redis.
     LostBeforeJoining,
@@ -132,8 +134,8 @@ impl Oracle {
         self.logged = Some(now);
     }
 
-    /// G1: a request of `by` that began at `begun` got `answer`.
-    pub fn serve(&mut self, by: Process, begun: When, answer: Answer) {
+    /// G1: a request of `by` that began at `begun` got `answer`; by joining a fetch, if it did, of that time.
+    pub fn serve(&mut self, by: Process, begun: When, answer: Answer, joined: Option<Ms>) {
         for order in &self.acknowledged {
             let is_overtaken = !order.order.soft && answer.read < order.accepted && order.order.names(answer);
             let here = order.by == Some(by) && begun.1 > order.at.1;
@@ -141,6 +143,7 @@ impl Oracle {
             if is_overtaken && (here || everywhere) {
                 let broken = match here {
                     true => Broken::AtOnce,
+                    false if joined.is_some_and(|asked| begun.0 > asked + BOUND) => Broken::Joined,
                     false if self.was_lost_before_joining(order, by, answer) => Broken::LostBeforeJoining,
                     false => Broken::Bound,
                 };

@@ -17,6 +17,7 @@ pub struct Pod {
     /// Which process it is.
     pub life: u32,
     pub is_alive: bool,
+    pub started: Ms,
     /// Stopped until then.
     pub paused_until: Ms,
     /// Away from Redis until then.
@@ -77,6 +78,7 @@ impl Pod {
         Self {
             life: 0,
             is_alive: true,
+            started: 0,
             paused_until: 0,
             cut_until: 0,
             slow: (0, 0),
@@ -92,9 +94,9 @@ impl Pod {
     }
 
     /// Another process in its place.
-    pub fn restart(&mut self, own: u64) {
+    pub fn restart(&mut self, own: u64, started: Ms) {
         let (life, cut_until, slow, slow_bus) = (self.life + 1, self.cut_until, self.slow, self.slow_bus);
-        *self = Self { life, cut_until, slow, slow_bus, ..Self::new(own) };
+        *self = Self { life, started, cut_until, slow, slow_bus, ..Self::new(own) };
     }
 
     /// Stores in memory unless what stands there is newer; whether nothing newer does.

@@ -114,7 +114,7 @@ impl World {
                 return;
             }
         }
-        if let Some((flight, version)) = self.joinable(pod, read.key) {
+        if let Some((flight, version)) = self.joinable(pod, read) {
             self.oracle.count(Seen::Followers);
             let flight = &mut self.pods[pod].flights[flight];
             return flight.followers.push((read, flight.version != version));
@@ -128,11 +128,13 @@ impl World {
     }
 
     /// A flight that may be joined, and the version of what is known now.
-    fn joinable(&self, pod: usize, key: Key) -> Option<(usize, u64)> {
+    fn joinable(&self, pod: usize, read: Read) -> Option<(usize, u64)> {
         let state = &self.pods[pod];
-        let at = state.flights.iter().position(|flight| flight.is_listed && flight.key == key)?;
-        let is_joinable = self.design.removes() || state.known.is_joinable(state.flights[at].position, key);
-        is_joinable.then_some((at, state.known.version))
+        let at = state.flights.iter().position(|flight| flight.is_listed && flight.key == read.key)?;
+        let flight = &state.flights[at];
+        let is_joinable = self.design.removes() || state.known.is_joinable(flight.position, read.key);
+        let is_trusted = self.design != Design::Mended || self.is_trusted(pod, flight.asked, read.begun.0);
+        (is_joinable && is_trusted).then_some((at, state.known.version))
     }
 
     /// A flight in the place of any other for this key.
@@ -174,9 +176,7 @@ impl World {
             self.oracle.count(Seen::RefusedByEpoch);
             return Look::Nothing;
         }
-        let within = |since: Ms| since != 0 && begun.saturating_sub(since) <= BOUND;
-        let is_exempt = matches!(self.design, Design::TrustForEver | Design::PubSubOnly);
-        if !is_exempt && !within(state.proven) && !within(slot.asked) {
+        if !self.is_trusted(pod, slot.asked, begun) {
             self.oracle.count(Seen::RefusedWithoutProof);
             return Look::Nothing;
         }
@@ -187,15 +187,26 @@ impl World {
         Look::Fresh
     }
 
+    /// As `Invalidation::trusted` has it, for a key whose trust ends last.
+    fn is_trusted(&self, pod: usize, asked: Ms, begun: Ms) -> bool {
+        let within = |since: Ms| since != 0 && begun.saturating_sub(since) <= BOUND;
+        let is_exempt = matches!(self.design, Design::TrustForEver | Design::PubSubOnly);
+        is_exempt || within(self.pods[pod].proven) || within(asked)
+    }
+
     fn serve(&mut self, pod: usize, read: Read, answer: Answer) {
+        self.serve_joined(pod, read, answer, None);
+    }
+
+    fn serve_joined(&mut self, pod: usize, read: Read, answer: Answer, joined: Option<Ms>) {
         let process = self.process(pod);
         self.note(|| format!("pod {pod} serves {answer:?} to the request of {:?}", read.begun));
-        self.oracle.serve(process, read.begun, answer);
+        self.oracle.serve(process, read.begun, answer, joined);
     }
 
     /// Behind an answer that is served stale.
     fn refresh(&mut self, pod: usize, read: Read, slot: Slot) {
-        if self.joinable(pod, read.key).is_some() {
+        if self.joinable(pod, read).is_some() {
             return;
         }
         let id = self.take_off(pod, read.key, read.begun.0);
@@ -344,7 +355,8 @@ impl World {
                 || known.verdict(slot.entry.position, slot.entry.answer) != Verdict::Gone;
             let is_usable = origin == Origin::Fetched || self.judge(pod, slot, read.begun.0) != Look::Nothing;
             if suits && is_usable {
-                self.serve(pod, read, slot.entry.answer);
+                let joined = (origin == Origin::Fetched).then_some(slot.asked);
+                self.serve_joined(pod, read, slot.entry.answer, joined);
             } else {
                 self.again(pod, read);
             }

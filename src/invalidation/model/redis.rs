@@ -134,6 +134,8 @@ pub struct Redis {
     pub announced: Vec<(u64, Record)>,
     /// The fetch leased last has a lower fence than one that has outlived its lease.
     pub fence_fell: bool,
+    /// The master whose incarnation this is, and when that began.
+    pub began: (u64, Ms),
     door_id: u64,
 }
 
@@ -146,6 +148,7 @@ impl Redis {
             up_at: 0,
             announced: Vec::new(),
             fence_fell: false,
+            began: (0, 0),
             door_id: 0,
         }
     }
@@ -230,6 +233,9 @@ impl Redis {
                 *self.data.counter.insert(Counter { incarnation: moment.random.next(), seq, run_id })
             }
         };
+        if counter.run_id != self.began.0 {
+            self.began = (counter.run_id, moment.now);
+        }
         Position { incarnation: counter.incarnation, seq: counter.seq }
     }
 
@@ -306,6 +312,9 @@ impl Redis {
         }
         let last = self.data.leases[key];
         let takes_over = last.is_some();
+        if moment.design == Design::Mended {
+            fence = fence.max(last.map(|last| last.fence));
+        }
         let fence = fence.map_or(0, |fence| fence + 1);
         self.fence_fell = last.is_some_and(|last| last.fence > fence);
         self.data.leases[key] = Some(Lease { token, fence, position, until: moment.now + LEASE });
