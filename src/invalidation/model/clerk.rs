@@ -93,7 +93,7 @@ impl World {
         submission.ticket = Some(state.known.pending(order));
         self.note(|| format!("pod {pod} applies {order:?}, which is not logged"));
         self.forget(pod, order);
-        self.oracle.acknowledge_here(order, accepted, when, process);
+        self.oracle.acknowledge_here(order, accepted, when, (id, process));
     }
 
     pub fn clerk_turn(&mut self, pod: usize) {
@@ -193,9 +193,9 @@ impl World {
         let state = &mut self.pods[pod];
         if state.clerk.retries.len() == RETRIES {
             let oldest = state.clerk.retries.pop_front();
-            if let Some((order, ticket)) = oldest.and_then(|oldest| Some((oldest.order, oldest.ticket?))) {
-                state.known.give_up(ticket, order);
-                self.oracle.count(Seen::GivenUp);
+            if let Some((oldest, ticket)) = oldest.and_then(|oldest| oldest.ticket.map(|ticket| (oldest, ticket))) {
+                state.known.give_up(ticket, oldest.order);
+                self.oracle.give_up(oldest.id);
             }
         }
         self.pods[pod].clerk.retries.push_back(submission);

@@ -20,6 +20,8 @@ pub struct Answer {
     pub version: u64,
     /// When that was.
     pub read: Step,
+    /// When the fetch was leased, or sent without a lease.
+    pub began: Step,
 }
 
 /// An order; equal ones are equal in the log.

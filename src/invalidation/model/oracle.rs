@@ -44,6 +44,8 @@ struct Acknowledged {
     /// When its record came into the log.
     logged: Step,
     at: When,
+    /// By which it can be taken back.
+    id: u64,
     /// In this process at once.
     by: Option<Process>,
     /// Everywhere after B.
@@ -103,13 +105,19 @@ impl Oracle {
     /// Somebody was told that an order is in the log, where its record came at `logged`.
     pub fn acknowledge(&mut self, order: Order, (accepted, logged): (Step, Step), at: When, by: Option<Process>) {
         self.count(Seen::Acknowledged);
-        self.acknowledged.push(Acknowledged { order, accepted, logged, at, by, everywhere: true });
+        self.acknowledged.push(Acknowledged { order, accepted, logged, at, id: 0, by, everywhere: true });
     }
 
     /// An order is in force in one process, until that ends.
-    pub fn acknowledge_here(&mut self, order: Order, accepted: Step, at: When, by: Process) {
+    pub fn acknowledge_here(&mut self, order: Order, accepted: Step, at: When, (id, by): (u64, Process)) {
         self.count(Seen::AppliedHereOnly);
-        self.acknowledged.push(Acknowledged { order, accepted, logged: 0, at, by: Some(by), everywhere: false });
+        self.acknowledged.push(Acknowledged { order, accepted, logged: 0, at, id, by: Some(by), everywhere: false });
+    }
+
+    /// A process has given up to log an order, and said so in its own log: nothing is promised any more.
+    pub fn give_up(&mut self, id: u64) {
+        self.count(Seen::GivenUp);
+        self.acknowledged.retain(|order| order.id != id);
     }
 
     /// Redis has lost what was logged since.
@@ -185,7 +193,7 @@ impl Oracle {
     pub fn hand(&mut self, answer: Answer) {
         if let Some(last) = self.handed[answer.key].replace(answer)
             && self.expected.redis_is_well
-            && answer.read < last.read
+            && answer.began < last.began
         {
             let broken = if self.forgiven[answer.key] { Broken::FenceReused } else { Broken::Fence };
             self.violation = Some((broken, format!("Redis gave {last:?}, and then {answer:?}")));

@@ -7,7 +7,7 @@ use super::oracle::{Process, When};
 use super::pod::Slot;
 use super::redis::{Ask, Entry, LEASE, Reply};
 use super::world::{Event, From, World};
-use super::{BOUND, Design, Ms};
+use super::{BOUND, Design, Ms, Step};
 use crate::invalidation::{Position, Verdict};
 
 /// How long a leader waits for another pod's fetch.
@@ -68,7 +68,7 @@ enum Stage {
 impl Flight {
     /// Whether it is asking the upstream for something that `order` names.
     pub fn is_overlapped_by(&self, order: Order) -> bool {
-        let version = |version| Answer { key: self.key, version, read: 0 };
+        let version = |version| Answer { key: self.key, version, read: 0, began: 0 };
         let may_name = || order.names(version(0)) || order.names(version(1));
         self.stage == Stage::Fetching && self.answer.map_or_else(may_name, |answer| order.names(answer))
     }
@@ -246,9 +246,9 @@ impl World {
         match reply {
             Some(Reply::Entry(Some(entry))) => self.found(pod, id, entry),
             _ if stage == Stage::Looking => self.ask_for_lease(pod, id),
-            Some(Reply::Lead { fence, .. }) => {
+            Some(Reply::Lead { fence, granted, .. }) => {
                 self.change(pod, id, |flight| flight.lease = Some((id, fence)));
-                self.fetch(pod, id);
+                self.fetch(pod, id, granted);
             }
             Some(Reply::Held) if is_behind && has_waited => drop(self.land(pod, id)),
             Some(Reply::Held) => {
@@ -256,7 +256,7 @@ impl World {
                 let (process, pause) = (self.process(pod), if is_behind { LEASE } else { POLL });
                 self.at(self.now + pause, Event::Poll(process, id));
             }
-            _ => self.fetch(pod, id),
+            _ => self.fetch(pod, id, self.step),
         }
     }
 
@@ -274,7 +274,7 @@ impl World {
                 flight.overtaken += u32::from(is_leasing);
             });
             return if is_leasing && overtaken == OVERTAKEN {
-                self.fetch(pod, id);
+                self.fetch(pod, id, self.step);
             } else {
                 self.ask_for_lease(pod, id);
             };
@@ -296,7 +296,8 @@ impl World {
         Some(flights.remove(at))
     }
 
-    fn fetch(&mut self, pod: usize, id: u64) {
+    /// Asks the upstream; `began` is when the lease was granted.
+    fn fetch(&mut self, pod: usize, id: u64, began: Step) {
         self.change(pod, id, |flight| flight.stage = Stage::Fetching);
         let Some(flight) = self.flight(pod, id) else { return };
         let key = flight.key;
@@ -305,7 +306,7 @@ impl World {
         }
         let (process, at) = (self.process(pod), self.now + self.upstream_takes(10));
         self.note(|| format!("pod {pod} asks the upstream for key {key}: flight {id}"));
-        self.at(at, Event::Upstream(process, id, key));
+        self.at(at, Event::Upstream(process, id, key, began));
     }
 
     fn upstream_takes(&mut self, usual: Ms) -> Ms {
@@ -313,10 +314,10 @@ impl World {
         if slow { self.random.between(50, 900) } else { self.random.between(1, usual) }
     }
 
-    pub fn ask_upstream(&mut self, process: Process, id: u64, key: Key) {
+    pub fn ask_upstream(&mut self, process: Process, id: u64, key: Key, began: Step) {
         let (pod, life) = process;
         self.oracle.fetch(key, self.now);
-        let answer = Answer { key, version: self.versions[key], read: self.step };
+        let answer = Answer { key, version: self.versions[key], read: self.step, began };
         if self.pods[pod].life == life {
             self.change(pod, id, |flight| flight.answer = Some(answer));
         }
@@ -376,7 +377,7 @@ impl World {
     fn go_alone(&mut self, pod: usize, read: Option<Read>) {
         if let Some(read) = read {
             self.oracle.fetch(read.key, self.now);
-            let answer = Answer { key: read.key, version: self.versions[read.key], read: self.step };
+            let answer = Answer { key: read.key, version: self.versions[read.key], read: self.step, began: self.step };
             self.serve(pod, read, answer);
         }
     }

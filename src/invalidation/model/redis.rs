@@ -109,7 +109,7 @@ pub enum Reply {
     Logged { at: Position, logged: Step, is_new: bool },
     Drained { head: Position, taken: Vec<Order> },
     Entry(Option<Entry>),
-    Lead { fence: u64, takes_over: bool },
+    Lead { fence: u64, takes_over: bool, granted: Step },
     Held,
     Superseded,
 }
@@ -318,7 +318,7 @@ impl Redis {
         let fence = fence.map_or(0, |fence| fence + 1);
         self.fence_fell = last.is_some_and(|last| last.fence > fence);
         self.data.leases[key] = Some(Lease { token, fence, position, until: moment.now + LEASE });
-        Reply::Lead { fence, takes_over }
+        Reply::Lead { fence, takes_over, granted: moment.step }
     }
 
     fn store(&mut self, key: Key, lease: Option<(u64, u64)>, entry: Option<Entry>, moment: &Moment<'_>) -> Reply {

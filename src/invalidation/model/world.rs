@@ -73,7 +73,7 @@ pub enum Event {
     /// A flight polls.
     Poll(Process, u64),
     /// A fetch reaches the upstream.
-    Upstream(Process, u64, Key),
+    Upstream(Process, u64, Key, Step),
     /// Its answer reaches the pod.
     Arrived(Process, u64, Answer),
     /// The upstream's content changes.
@@ -235,7 +235,7 @@ impl World {
             Event::Request(pod, key) => self.request(pod, key),
             Event::Again((pod, _), read) => self.look(pod, read),
             Event::Poll((pod, _), id) => self.ask_for_lease(pod, id),
-            Event::Upstream(process, id, key) => self.ask_upstream(process, id, key),
+            Event::Upstream(process, id, key, began) => self.ask_upstream(process, id, key, began),
             Event::Arrived((pod, _), id, answer) => self.arrive(pod, id, answer),
             Event::Write(key) => self.write(key),
             Event::Submit(door, order) => self.submit_at(door, order),
@@ -356,7 +356,7 @@ impl World {
 
     /// The upstream's content changes, and most writers say so.
     fn write(&mut self, key: Key) {
-        let before = Answer { key, version: self.versions[key], read: 0 };
+        let before = Answer { key, version: self.versions[key], read: 0, began: 0 };
         self.versions[key] += 1;
         self.note(|| format!("write: key {key} is at version {}", before.version + 1));
         if self.random.one_in(6) {
