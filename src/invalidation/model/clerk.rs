@@ -42,6 +42,8 @@ pub struct Clerk {
     /// Whether the first of these is being tried.
     is_retrying: bool,
     retry_at: Ms,
+    /// Whether an order was given up.
+    pub gave_up: bool,
 }
 
 impl Clerk {
@@ -195,6 +197,7 @@ impl World {
             let oldest = state.clerk.retries.pop_front();
             if let Some((oldest, ticket)) = oldest.and_then(|oldest| oldest.ticket.map(|ticket| (oldest, ticket))) {
                 state.known.give_up(ticket, oldest.order);
+                state.clerk.gave_up = true;
                 self.oracle.give_up(oldest.id);
             }
         }
