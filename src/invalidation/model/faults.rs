@@ -38,6 +38,10 @@ pub enum Fault {
     ExpireLeases,
     /// No fault, but much to do just now: everything is written, and a pod is asked for it around the bound.
     Rush(usize),
+    /// A pod is asked for everything, for so long.
+    Crowd(usize, Ms),
+    /// Everything is written, and every pod asked for it, within milliseconds.
+    Storm,
 }
 
 /// The faults of a history.
@@ -77,7 +81,11 @@ fn fail_over(at: Ms, random: &mut Random, faults: &mut Vec<(Ms, Fault)>) {
     if random.one_in(2) {
         faults.push((at, Fault::StallReplica));
     }
-    faults.push((at + random.below(200), Fault::FailOver(random.between(0, 400))));
+    let (at, away) = (at + random.below(200), random.between(0, 400));
+    faults.push((at, Fault::FailOver(away)));
+    if random.one_in(2) {
+        faults.push((at + away + random.below(300), Fault::Storm));
+    }
 }
 
 /// A pod was away for longer than B, and Redis fails over as it comes back.
@@ -85,8 +93,11 @@ fn reconnect(at: Ms, pod: usize, random: &mut Random, faults: &mut Vec<(Ms, Faul
     let away = random.between(BOUND, 2 * BOUND);
     let back = at + away;
     faults.push((at, Fault::Cut(pod, away)));
-    faults.push((at + random.below(away), Fault::StallReplica));
-    faults.push((back + random.below(300), Fault::FailOver(random.below(3))));
+    faults.push((at + 10, Fault::StallReplica));
+    faults.push((at + random.below(100), Fault::Rush(pod)));
+    faults.push((at, Fault::SlowLink(pod, away + 800, random.between(2, 400))));
+    faults.push((back + random.below(600), Fault::FailOver(random.below(3))));
+    faults.push((back + 200, Fault::Crowd(pod, 800)));
 }
 
 /// A pod hears nothing any more, then answers come late, then none.
@@ -136,7 +147,15 @@ impl World {
                 Seen::LinkCut
             }
             Fault::StallReplica => return self.redis.stall_replica(self.step),
-            Fault::Rush(pod) => return self.rush(pod),
+            Fault::Rush(pod) => {
+                self.write_everything();
+                return self.crowd(pod, BOUND, BOUND * 3 / 2, 4);
+            }
+            Fault::Crowd(pod, lasts) => return self.crowd(pod, 0, lasts, 6),
+            Fault::Storm => {
+                self.write_everything();
+                return (0..self.pods.len()).for_each(|pod| self.crowd(pod, 0, 60, 2));
+            }
             Fault::Trim(keep) => {
                 self.redis.trim(keep);
                 Seen::LogTrimmed
@@ -150,14 +169,18 @@ impl World {
         self.oracle.count(seen);
     }
 
-    fn rush(&mut self, pod: usize) {
-        let pod = pod % self.pods.len();
+    fn write_everything(&mut self) {
         for key in 0..KEYS {
             self.at(self.now, Event::Write(key));
-            for _ in 0..4 {
-                let at = self.now + self.random.between(BOUND, BOUND * 3 / 2);
-                self.at(at, Event::Request(pod, key));
-            }
+        }
+    }
+
+    /// A pod is asked for each key so many times, between these times from now.
+    fn crowd(&mut self, pod: usize, first: Ms, last: Ms, times: usize) {
+        let pod = pod % self.pods.len();
+        for key in (0..KEYS).cycle().take(KEYS * times) {
+            let at = self.now + self.random.between(first, last);
+            self.at(at, Event::Request(pod, key));
         }
     }
 

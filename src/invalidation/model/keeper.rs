@@ -87,6 +87,17 @@ enum Then {
     Drained(Proof),
 }
 
+impl Then {
+    /// How far the log is known to reach.
+    fn head(&self) -> Option<u64> {
+        match self {
+            Self::Announced => None,
+            Self::Asked(proof) => Some(proof.asked.seq),
+            Self::Drained(proof) => Some(proof.head.seq),
+        }
+    }
+}
+
 impl World {
     /// The loop goes round again at `at`, unless it does before.
     pub fn turn_at(&mut self, pod: usize, at: Ms) {
@@ -278,7 +289,13 @@ impl World {
             self.kick(pod);
             return self.failed(pod, then);
         };
-        if self.pods[pod].followed().is_none_or(|at| at.seq >= head.seq) {
+        let followed = self.pods[pod].followed();
+        if followed.is_none_or(|at| at.seq >= head.seq) {
+            // What answered is no longer the master that was asked.
+            if self.design == Design::Mended && followed.map(|at| at.seq) < then.head() {
+                self.kick(pod);
+                return self.failed(pod, then);
+            }
             self.reached(pod, then);
         } else if pages + 1 < PAGES {
             self.catch_up(pod, pages + 1, then);

@@ -25,6 +25,8 @@ pub enum Broken {
     /// The same of an invalidation that Redis has lost, by a process that had asked the upstream before it first reached
     /// Redis.
     LostBeforeJoining,
+    /// The same of an invalidation that Redis has lost, by a process that had followed the log.
+    LostWhileFollowing,
     /// G2: one fetch.
     OneFetch,
     /// G2: a slow fetch never replaces what a later one stored.
@@ -132,10 +134,12 @@ impl Oracle {
         }
     }
 
-    /// Whether an order was lost, and a process had asked for an answer before it had ever heard of a log.
-    fn was_lost_before_joining(&self, order: &Acknowledged, by: Process, answer: Answer) -> bool {
-        let is_lost = self.losses.iter().any(|(since, lost)| (*since..*lost).contains(&order.logged));
-        is_lost && self.joined.iter().any(|(process, joined)| *process == by && answer.read < *joined)
+    /// How an order could be forgotten, where Redis has lost it.
+    fn loss(&self, order: &Acknowledged, by: Process, answer: Answer) -> Option<Broken> {
+        self.losses.iter().find(|(since, lost)| (*since..*lost).contains(&order.logged))?;
+        let had_joined = |(process, joined): &(Process, Step)| *process == by && *joined <= answer.read;
+        let had_joined = self.joined.iter().any(had_joined);
+        Some(if had_joined { Broken::LostWhileFollowing } else { Broken::LostBeforeJoining })
     }
 
     pub fn log(&mut self, now: Ms) {
@@ -152,8 +156,7 @@ impl Oracle {
                 let broken = match here {
                     true => Broken::AtOnce,
                     false if joined.is_some_and(|asked| begun.0 > asked + BOUND) => Broken::Joined,
-                    false if self.was_lost_before_joining(order, by, answer) => Broken::LostBeforeJoining,
-                    false => Broken::Bound,
+                    false => self.loss(order, by, answer).unwrap_or(Broken::Bound),
                 };
                 let text = format!("{by:?} served {answer:?} to the request of {begun:?} in spite of {order:?}");
                 self.violation = Some((broken, text));
