@@ -37,7 +37,7 @@ enum Design {
     Weir,
     /// Weir without what it is known to break: nobody joins a fetch that is older than B and cannot be proven current; the
     /// first log that a process follows refuses what was asked before it began; a page from a log that does not reach as far
-    /// as the master said proves nothing; a lease that ran out leaves its fence behind.
+    /// as the master said proves nothing; what is acknowledged before the log was read back is applied; a lease that ran out leaves its fence behind.
     Mended,
     /// Varnish's `purge`: it removes what is stored, and what is being fetched is not stored yet.
     PurgeSkipsBusy,

@@ -7,7 +7,7 @@ use super::names::Order;
 use super::pod::Published;
 use super::redis::{Ask, Reply};
 use super::world::{Event, From, World};
-use super::{Ms, Step};
+use super::{Design, Ms, Step};
 use crate::invalidation::Position;
 use crate::invalidation::mirror::Applied;
 use crate::invalidation::pending::Ticket;
@@ -165,7 +165,12 @@ impl World {
     }
 
     fn logged(&mut self, pod: usize, submission: &Submission, (at, logged, is_new): (Position, Step, bool)) {
+        let is_ready = self.pods[pod].is_ready();
         let applied = self.pods[pod].known.logged(at, submission.order);
+        if self.design == Design::Mended && !is_ready {
+            // What is known by its number only.
+            self.pods[pod].known.backfill(at.seq, submission.order);
+        }
         self.note(|| format!("pod {pod} has logged {:?} at {at:?}: {applied:?}", submission.order));
         self.forget(pod, submission.order);
         if let Some(ticket) = submission.ticket {
@@ -186,7 +191,7 @@ impl World {
         // An equal record stands for a message only if it refuses all that was fetched before the message.
         let accepted = submission.published.unwrap_or(logged);
         let (when, process) = (self.when(), self.process(pod));
-        self.oracle.acknowledge(submission.order, (accepted, logged), when, Some(process));
+        self.oracle.acknowledge(submission.order, (accepted, logged), when, Some(process), is_ready);
     }
 
     /// Applies it here, and keeps it for later.

@@ -53,7 +53,7 @@ pub fn plan(random: &mut Random) -> (Expected, Vec<(Ms, Fault)>) {
         return (expected, faults);
     }
     for _ in 0..random.between(1, 6) {
-        let at = random.between(BOUND / 4, BUSY - BOUND);
+        let at = random.between(BOUND / 4, BUSY - BOUND * 3 / 2);
         let pod = random.below(4) as usize;
         let one = if expected.redis_is_well { random.below(3) } else { random.below(16) };
         match one {

@@ -29,7 +29,7 @@ pub struct Keeper {
     is_kicked: bool,
     is_subscribed: bool,
     heard: Option<Position>,
-    backfill: Option<u64>,
+    pub backfill: Option<u64>,
     /// When the loop goes round next.
     turn: Option<Ms>,
 }

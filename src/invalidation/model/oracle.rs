@@ -18,6 +18,8 @@ pub type When = (Ms, Step);
 pub enum Broken {
     /// G1, in the pod that acknowledged an invalidation.
     AtOnce,
+    /// The same, where it was acknowledged before the pod had read the log back.
+    Unready,
     /// G1, past the bound.
     Bound,
     /// The same, of a request that joined a fetch which had begun more than B before.
@@ -50,6 +52,8 @@ struct Acknowledged {
     id: u64,
     /// In this process at once.
     by: Option<Process>,
+    /// Which was ready by then.
+    was_ready: bool,
     /// Everywhere after B.
     everywhere: bool,
 }
@@ -105,15 +109,31 @@ impl Oracle {
     }
 
     /// Somebody was told that an order is in the log, where its record came at `logged`.
-    pub fn acknowledge(&mut self, order: Order, (accepted, logged): (Step, Step), at: When, by: Option<Process>) {
+    pub fn acknowledge(
+        &mut self,
+        order: Order,
+        (accepted, logged): (Step, Step),
+        at: When,
+        by: Option<Process>,
+        was_ready: bool,
+    ) {
         self.count(Seen::Acknowledged);
-        self.acknowledged.push(Acknowledged { order, accepted, logged, at, id: 0, by, everywhere: true });
+        self.acknowledged.push(Acknowledged { order, accepted, logged, at, id: 0, by, was_ready, everywhere: true });
     }
 
     /// An order is in force in one process, until that ends.
     pub fn acknowledge_here(&mut self, order: Order, accepted: Step, at: When, (id, by): (u64, Process)) {
         self.count(Seen::AppliedHereOnly);
-        self.acknowledged.push(Acknowledged { order, accepted, logged: 0, at, id, by: Some(by), everywhere: false });
+        self.acknowledged.push(Acknowledged {
+            order,
+            accepted,
+            logged: 0,
+            at,
+            id,
+            by: Some(by),
+            was_ready: true,
+            everywhere: false,
+        });
     }
 
     /// A process has given up to log an order, and said so in its own log: nothing is promised any more.
@@ -154,6 +174,7 @@ impl Oracle {
             let everywhere = order.everywhere && begun.0 > order.at.0 + BOUND;
             if is_overtaken && (here || everywhere) {
                 let broken = match here {
+                    true if !order.was_ready => Broken::Unready,
                     true => Broken::AtOnce,
                     false if joined.is_some_and(|asked| begun.0 > asked + BOUND) => Broken::Joined,
                     false => self.loss(order, by, answer).unwrap_or(Broken::Bound),

@@ -109,6 +109,11 @@ impl Pod {
         true
     }
 
+    /// Whether it has read back the log that it follows.
+    pub fn is_ready(&self) -> bool {
+        self.keeper.backfill.is_none()
+    }
+
     /// The highest position of the log that it has applied.
     pub fn followed(&self) -> Option<Position> {
         self.known.followed()
