@@ -35,9 +35,11 @@ const BOUND: Ms = 1000;
 enum Design {
     /// This repository's.
     Weir,
-    /// Weir without what it is known to break: nobody joins a fetch that is older than B and cannot be proven current; the
-    /// first log that a process follows refuses what was asked before it began; a page from a log that does not reach as far
-    /// as the master said proves nothing; what is acknowledged before the log was read back is applied; a lease that ran out leaves its fence behind.
+    /// Weir without what it is known to break: nobody joins a fetch that is older than B where nothing proves it
+    /// current; the first log that a process follows refuses what it had asked before that log began; a page from a log
+    /// that does not reach as far as the master said proves nothing; what is acknowledged before the log was read back is
+    /// applied; so is what came into a new log behind the head at which it is joined; a lease that ran out leaves its fence
+    /// behind.
     Mended,
     /// Varnish's `purge`: it removes what is stored, and what is being fetched is not stored yet.
     PurgeSkipsBusy,

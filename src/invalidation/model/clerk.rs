@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::coverage::Seen;
 use super::names::Order;
+use super::oracle::Standing;
 use super::pod::Published;
 use super::redis::{Ask, Reply};
 use super::world::{Event, From, World};
@@ -188,10 +189,15 @@ impl World {
         if applied != Applied::InOrder {
             self.kick(pod);
         }
+        let standing = match applied {
+            Applied::Foreign => Standing::Elsewhere,
+            _ if is_ready => Standing::Level,
+            _ => Standing::Unready,
+        };
         // An equal record stands for a message only if it refuses all that was fetched before the message.
         let accepted = submission.published.unwrap_or(logged);
         let (when, process) = (self.when(), self.process(pod));
-        self.oracle.acknowledge(submission.order, (accepted, logged), when, Some(process), is_ready);
+        self.oracle.acknowledge(submission.order, (accepted, logged), when, Some((process, standing)));
     }
 
     /// Applies it here, and keeps it for later.

@@ -241,7 +241,11 @@ impl World {
                 self.oracle.count(Seen::Followed);
                 self.oracle.join(self.process(pod), self.step);
                 let own = self.random.next();
-                self.pods[pod].known.follow(head, own);
+                let known = &mut self.pods[pod].known;
+                match self.design {
+                    Design::Mended => known.follow_and_keep(head, own),
+                    _ => known.follow(head, own),
+                }
                 self.forget_all(pod);
                 if self.design == Design::Mended && self.redis.began.1 >= self.pods[pod].started {
                     self.pods[pod].known.unknown_past();

