@@ -25,8 +25,9 @@ struct Submission {
     id: u64,
     order: Order,
     since: Option<Position>,
-    /// When it was published, if it was.
-    published: Option<Step>,
+    /// When it came in, or was published.
+    ordered: Step,
+    is_published: bool,
     /// By what it is pending here, if it is.
     ticket: Option<Ticket>,
     /// Whether somebody waits for it.
@@ -59,7 +60,15 @@ impl World {
     pub fn submit(&mut self, pod: usize, order: Order) {
         let id = self.id();
         let waits = self.pods[pod].clerk.retries.is_empty();
-        let submission = Submission { id, order, since: None, published: None, ticket: None, is_awaited: waits };
+        let submission = Submission {
+            id,
+            order,
+            since: None,
+            ordered: self.step,
+            is_published: false,
+            ticket: None,
+            is_awaited: waits,
+        };
         self.pods[pod].clerk.inbox.push_back(submission);
         let process = self.process(pod);
         if waits {
@@ -73,7 +82,8 @@ impl World {
     /// A message: applied at once, and nobody waits for its being logged.
     pub fn submit_published(&mut self, pod: usize, Published { order, at }: Published, since: Option<Position>) {
         let id = self.id();
-        let submission = Submission { id, order, since, published: Some(at), ticket: None, is_awaited: false };
+        let submission =
+            Submission { id, order, since, ordered: at, is_published: true, ticket: None, is_awaited: false };
         self.pods[pod].clerk.inbox.push_back(submission);
         self.apply_here(pod, id);
         self.clerk_turn(pod);
@@ -92,7 +102,7 @@ impl World {
         let state = &mut self.pods[pod];
         let Some(submission) = state.clerk.find(id).filter(|submission| submission.ticket.is_none()) else { return };
         submission.is_awaited = false;
-        let (order, accepted) = (submission.order, submission.published.unwrap_or(when.1));
+        let (order, accepted) = (submission.order, submission.ordered);
         submission.ticket = Some(state.known.pending(order));
         self.note(|| format!("pod {pod} applies {order:?}, which is not logged"));
         self.forget(pod, order);
@@ -195,7 +205,7 @@ impl World {
             _ => Standing::Unready,
         };
         // An equal record stands for a message only if it refuses all that was fetched before the message.
-        let accepted = submission.published.unwrap_or(logged);
+        let accepted = if submission.is_published { submission.ordered } else { logged };
         let (when, process) = (self.when(), self.process(pod));
         self.oracle.acknowledge(submission.order, (accepted, logged), when, Some((process, standing)));
     }

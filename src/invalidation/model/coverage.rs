@@ -39,7 +39,7 @@ counted! {
     Followed: 20_000,
     Superseded: 3_000,
     TakenOver: 5_000,
-    FencesFell: 100,
+    FencesFell: 0,
     Pauses: 2_000,
     Crashes: 2_000,
     BusCut: 500,
