@@ -141,11 +141,11 @@ impl World {
         }
     }
 
-    pub fn clerk_answered(&mut self, pod: usize, reply: Option<Reply>) {
+    pub fn clerk_answered(&mut self, pod: usize, reply: Option<&Reply>) {
         let clerk = &mut self.pods[pod].clerk;
         let was_retrying = std::mem::take(&mut clerk.is_retrying);
         let logged = match reply {
-            Some(Reply::Logged { at, logged, is_new }) => Some((at, logged, is_new)),
+            Some(Reply::Logged { at, logged, is_new }) => Some((*at, *logged, *is_new)),
             _ => None,
         };
         match (logged, was_retrying) {

@@ -386,12 +386,9 @@ impl World {
     }
 
     fn read_back(&mut self, pod: usize, from: u64, at: Position, reply: Option<Reply>) {
-        let (head, records) = match reply {
-            Some(Reply::Page { head, records }) => (head, records),
-            _ => {
-                let pause = self.random.between(180, 320);
-                return self.rest(pod, Task::Rest, pause);
-            }
+        let Some(Reply::Page { head, records }) = reply else {
+            let pause = self.random.between(180, 320);
+            return self.rest(pod, Task::Rest, pause);
         };
         if head.is_none_or(|head| head.incarnation != at.incarnation) {
             self.kick(pod);

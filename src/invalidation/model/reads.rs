@@ -240,15 +240,15 @@ impl World {
         }
     }
 
-    pub fn flight_answered(&mut self, pod: usize, id: u64, reply: Option<Reply>) {
+    pub fn flight_answered(&mut self, pod: usize, id: u64, reply: Option<&Reply>) {
         let Some(flight) = self.flight(pod, id) else { return };
         let (stage, is_behind, has_waited) = (flight.stage, flight.leader.is_none(), flight.has_waited);
         match reply {
-            Some(Reply::Entry(Some(entry))) => self.found(pod, id, entry),
+            Some(Reply::Entry(Some(entry))) => self.found(pod, id, *entry),
             _ if stage == Stage::Looking => self.ask_for_lease(pod, id),
             Some(Reply::Lead { fence, granted, .. }) => {
-                self.change(pod, id, |flight| flight.lease = Some((id, fence)));
-                self.fetch(pod, id, granted);
+                self.change(pod, id, |flight| flight.lease = Some((id, *fence)));
+                self.fetch(pod, id, *granted);
             }
             Some(Reply::Held) if is_behind && has_waited => drop(self.land(pod, id)),
             Some(Reply::Held) => {
@@ -382,7 +382,7 @@ impl World {
         }
     }
 
-    pub fn store_answered(&mut self, pod: usize, answer: Option<Answer>, reply: Option<Reply>) {
+    pub fn store_answered(&mut self, pod: usize, answer: Option<Answer>, reply: Option<&Reply>) {
         match reply {
             Some(Reply::Superseded) => self.oracle.count(Seen::Superseded),
             Some(Reply::Done) if self.design == Design::TagIndex => {

@@ -348,9 +348,9 @@ impl World {
         let reply = reply.filter(|_| self.reaches_redis(pod));
         match from {
             From::Keeper => self.keeper_answered(pod, reply),
-            From::Clerk => self.clerk_answered(pod, reply),
-            From::Flight(id) => self.flight_answered(pod, id, reply),
-            From::Store(answer) => self.store_answered(pod, answer, reply),
+            From::Clerk => self.clerk_answered(pod, reply.as_ref()),
+            From::Flight(id) => self.flight_answered(pod, id, reply.as_ref()),
+            From::Store(answer) => self.store_answered(pod, answer, reply.as_ref()),
         }
     }
 
