@@ -55,7 +55,7 @@ pub fn plan(random: &mut Random) -> (Expected, Vec<(Ms, Fault)>) {
     for _ in 0..random.between(1, 6) {
         let at = random.between(BOUND / 4, BUSY - BOUND * 3 / 2);
         let pod = random.below(4) as usize;
-        let one = if expected.redis_is_well { random.below(3) } else { random.below(16) };
+        let one = if expected.redis_is_well { random.below(3) } else { random.below(17) };
         match one {
             0 => faults.push((at, Fault::Pause(pod, random.between(50, 1500)))),
             1 => faults.push((at, Fault::Crash(pod, random.between(20, 600)))),
@@ -70,6 +70,7 @@ pub fn plan(random: &mut Random) -> (Expected, Vec<(Ms, Fault)>) {
             11 => fail_over(at, random, &mut faults),
             12 => faults.push((at, Fault::Trim(random.below(3) as usize))),
             13 => reconnect(at, pod, random, &mut faults),
+            14 => start_apart(at, pod, random, &mut faults),
             _ => isolate(at, pod, random, &mut faults),
         }
     }
@@ -98,6 +99,18 @@ fn reconnect(at: Ms, pod: usize, random: &mut Random, faults: &mut Vec<(Ms, Faul
     faults.push((at, Fault::SlowLink(pod, away + 800, random.between(2, 400))));
     faults.push((back + random.below(600), Fault::FailOver(random.below(3))));
     faults.push((back + 200, Fault::Crowd(pod, 800)));
+}
+
+/// A pod starts without Redis, which forgets something before the pod reaches it.
+fn start_apart(at: Ms, pod: usize, random: &mut Random, faults: &mut Vec<(Ms, Fault)>) {
+    let away = random.between(BOUND / 2, BOUND);
+    let loss = random.of(&[Fault::Trim(1), Fault::Empty(0), Fault::FailOver(0)]);
+    faults.push((at, Fault::Cut(pod, away)));
+    faults.push((at, Fault::Crash(pod, 10)));
+    faults.push((at + 20, Fault::Crowd(pod, 100)));
+    faults.push((at + 200, Fault::StallReplica));
+    faults.push((at + 210, Fault::Rush(pod)));
+    faults.push((at + away - random.below(200), loss));
 }
 
 /// A pod hears nothing any more, then answers come late, then none.
