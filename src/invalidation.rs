@@ -25,6 +25,8 @@ mod intents;
 mod lineage;
 mod log;
 pub mod mirror;
+#[cfg(test)]
+mod model;
 mod pending;
 mod roll;
 mod stream;
