@@ -53,6 +53,11 @@ test-release: redis ## Every test on the optimised binary, at full size, one at 
 fleet: redis ## Eight Weirs under faults and an outside checker: a million reads, 20,000 invalidations (WEIR_SEED=1)
 	WEIR_PODS=8 WEIR_READS=1000000 WEIR_ORDERS=20000 cargo test --locked --release --test it -- fleet:: --nocapture
 
+.PHONY: model
+model: ## A million histories of a fleet under a seeded scheduler (WEIR_MODEL_SEEDS=1000000; WEIR_MODEL_SEED=7 prints one)
+	WEIR_MODEL_SEEDS=$${WEIR_MODEL_SEEDS:-1000000} \
+		cargo test --locked --release --lib -- invalidation::model::tests::ten_thousand --nocapture
+
 .PHONY: flood
 flood: redis ## Invalidations in very large numbers: a tag of a million entries, then 5,000 a second for a minute by eight Weirs
 	WEIR_ENTRIES=1000000 WEIR_PODS=8 WEIR_RATE=5000 WEIR_SECONDS=60 \

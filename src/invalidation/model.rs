@@ -4,7 +4,7 @@
 //!
 //! The mirror is the real one ([`knowledge`]). What surrounds it is async and spread over tasks; it is written down here
 //! once more, step by step, as `bus.rs` ([`keeper`]), `clerk.rs` ([`clerk`]), the cache and the proxy ([`reads`]) and the
-//! scripts ([`redis`]) have it. The [`oracle`] knows nothing of positions: it sees what was acknowledged when, what the
+//! scripts ([`redis`]) have it; that a new master's log inherits the answers of the old one is not played. The [`oracle`] knows nothing of positions: it sees what was acknowledged when, what the
 //! upstream was asked when, and what was served. That it sees enough is shown by other [`Design`]s, which it must catch.
 
 mod clerk;
@@ -35,12 +35,6 @@ const BOUND: Ms = 1000;
 enum Design {
     /// This repository's.
     Weir,
-    /// Weir without what it is known to break: nobody joins a fetch that is older than B where nothing proves it
-    /// current; the first log that a process follows refuses what it had asked before that log began; a page from a log
-    /// that does not reach as far as the master said proves nothing; what is acknowledged before the log was read back is
-    /// applied; so is what came into a new log behind the head at which it is joined; a lease that ran out leaves its fence
-    /// behind.
-    Mended,
     /// Varnish's `purge`: it removes what is stored, and what is being fetched is not stored yet.
     PurgeSkipsBusy,
     /// Souin's: invalidations are published to whoever listens, and in no log.
@@ -60,6 +54,14 @@ enum Design {
     FenceDropped,
     /// Weir whose pods fetch without asking each other.
     NoLease,
+    /// Weir whose requests join a fetch that is older than B, though nothing proves it current.
+    JoinsUntrusted,
+    /// Weir that keeps what it had asked for before its first log began.
+    KeepsBeforeItsLog,
+    /// Weir that is level when a page says so, whatever the master had said.
+    BelievesPages,
+    /// Weir whose leases leave no fence behind when they run out.
+    FencesRepeat,
 }
 
 impl Design {

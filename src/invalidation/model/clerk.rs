@@ -8,7 +8,7 @@ use super::oracle::Standing;
 use super::pod::Published;
 use super::redis::{Ask, Reply};
 use super::world::{Event, From, World};
-use super::{Design, Ms, Step};
+use super::{Ms, Step};
 use crate::invalidation::Position;
 use crate::invalidation::mirror::Applied;
 use crate::invalidation::pending::Ticket;
@@ -178,10 +178,6 @@ impl World {
     fn logged(&mut self, pod: usize, submission: &Submission, (at, logged, is_new): (Position, Step, bool)) {
         let is_ready = self.pods[pod].is_ready();
         let applied = self.pods[pod].known.logged(at, submission.order);
-        if self.design == Design::Mended && !is_ready {
-            // What is known by its number only.
-            self.pods[pod].known.backfill(at.seq, submission.order);
-        }
         self.note(|| format!("pod {pod} has logged {:?} at {at:?}: {applied:?}", submission.order));
         self.forget(pod, submission.order);
         if let Some(ticket) = submission.ticket {
@@ -211,6 +207,14 @@ impl World {
     }
 
     /// Applies it here, and keeps it for later.
+    /// Logs what was in a log that is gone.
+    pub fn log_once_more(&mut self, pod: usize, order: Order) {
+        let (id, ordered) = (self.id(), self.step);
+        let submission =
+            Submission { id, order, since: None, ordered, is_published: false, ticket: None, is_awaited: false };
+        self.pods[pod].clerk.retries.push_back(submission);
+    }
+
     fn put_off(&mut self, pod: usize, submission: Submission) {
         let id = submission.id;
         let state = &mut self.pods[pod];

@@ -8,7 +8,7 @@ use super::world::{Event, From, World};
 use super::{BOUND, Design, Ms};
 use crate::invalidation::Position;
 use crate::invalidation::mirror::Applied;
-use crate::invalidation::pending::Ticket;
+use crate::invalidation::mirror::Elsewhere;
 
 /// Time between proofs.
 const EVERY: Ms = BOUND / 4;
@@ -58,7 +58,7 @@ struct Question {
     why: Why,
     sent: Ms,
     before: Option<Position>,
-    elsewhere: Vec<Ticket>,
+    elsewhere: Vec<Elsewhere>,
 }
 
 /// Who wants a proof.
@@ -73,7 +73,7 @@ enum Why {
 struct Proof {
     why: Why,
     sent: Ms,
-    elsewhere: Vec<Ticket>,
+    elsewhere: Vec<Elsewhere>,
     asked: Position,
     head: Position,
     door: Vec<(u64, Order)>,
@@ -241,13 +241,10 @@ impl World {
                 self.oracle.count(Seen::Followed);
                 self.oracle.join(self.process(pod), self.step);
                 let own = self.random.next();
-                let known = &mut self.pods[pod].known;
-                match self.design {
-                    Design::Mended => known.follow_and_keep(head, own),
-                    _ => known.follow(head, own),
-                }
+                self.pods[pod].known.follow(head, own);
                 self.forget_all(pod);
-                if self.design == Design::Mended && self.redis.began.1 >= self.pods[pod].started {
+                let is_younger = followed.is_none() && self.redis.began.1 >= self.pods[pod].started;
+                if is_younger && self.design != Design::KeepsBeforeItsLog {
                     self.pods[pod].known.unknown_past();
                 }
                 self.pods[pod].keeper.backfill = Some(head.seq);
@@ -296,7 +293,7 @@ impl World {
         let followed = self.pods[pod].followed();
         if followed.is_none_or(|at| at.seq >= head.seq) {
             // What answered is no longer the master that was asked.
-            if self.design == Design::Mended && followed.map(|at| at.seq) < then.head() {
+            if self.design != Design::BelievesPages && followed.map(|at| at.seq) < then.head() {
                 self.kick(pod);
                 return self.failed(pod, then);
             }
@@ -312,8 +309,8 @@ impl World {
         match then {
             Then::Announced => self.idle(pod),
             Then::Asked(proof) => {
-                if !proof.elsewhere.is_empty() {
-                    self.pods[pod].known.settle_elsewhere(&proof.elsewhere);
+                for order in self.pods[pod].known.settle_elsewhere(&proof.elsewhere) {
+                    self.log_once_more(pod, order);
                 }
                 self.empty_the_door(pod, proof);
             }

@@ -1,7 +1,9 @@
 //! The real mirror, as the model uses it: the only place that calls it.
 
 use super::names::{Answer, Key, Order, subject, subject_of};
-use crate::invalidation::mirror::{Applied, Mirror};
+use std::sync::Arc;
+
+use crate::invalidation::mirror::{Applied, Elsewhere, Mirror};
 use crate::invalidation::pending::Ticket;
 use crate::invalidation::{Position, Verdict};
 
@@ -10,13 +12,15 @@ use crate::invalidation::{Position, Verdict};
 pub struct Knowledge {
     mirror: Mirror,
     /// What was logged where this pod did not follow.
-    elsewhere: Vec<(Position, Order)>,
+    elsewhere: Vec<(Elsewhere, Order)>,
+    /// The text of any order: only an heir is told.
+    text: Arc<str>,
     pub version: u64,
 }
 
 impl Knowledge {
     pub fn new(own: u64) -> Self {
-        Self { mirror: Mirror::new(own), elsewhere: Vec::new(), version: 1 }
+        Self { mirror: Mirror::new(own), elsewhere: Vec::new(), text: "{}".into(), version: 1 }
     }
 
     pub fn position(&self, key: Key) -> Position {
@@ -41,21 +45,21 @@ impl Knowledge {
         self.mirror.followed()
     }
 
-    pub fn elsewhere(&self) -> Vec<Ticket> {
+    pub fn elsewhere(&self) -> Vec<Elsewhere> {
         self.mirror.elsewhere()
     }
 
     pub fn record(&mut self, at: Position, order: Order) -> Applied {
         self.version += 1;
-        self.mirror.record(at, order.selectors(), order.soft)
+        self.mirror.record(at, order.selectors(), order.soft, &self.text)
     }
 
     /// Applies what was logged here, wherever this pod stands.
     pub fn logged(&mut self, at: Position, order: Order) -> Applied {
         let applied = self.record(at, order);
         if applied == Applied::Foreign {
-            self.mirror.foreign(order.selectors(), order.soft);
-            self.elsewhere.push((at, order));
+            self.mirror.foreign(at.incarnation, order.selectors(), order.soft, &self.text);
+            self.elsewhere.extend(self.mirror.elsewhere().pop().map(|one| (one, order)));
         }
         applied
     }
@@ -70,9 +74,22 @@ impl Knowledge {
         self.mirror.settle(ticket);
     }
 
-    pub fn settle_elsewhere(&mut self, tickets: &[Ticket]) {
+    /// Settles what was in another log when a proof was asked for: what is in the present one is applied by now, the rest
+    /// is to be logged once more.
+    pub fn settle_elsewhere(&mut self, then: &[Elsewhere]) -> Vec<Order> {
         self.version += 1;
-        self.mirror.settle_elsewhere(tickets);
+        let Some(present) = self.followed() else { return Vec::new() };
+        let (here, lost): (Vec<_>, Vec<_>) =
+            then.iter().cloned().partition(|one| one.incarnation == present.incarnation);
+        self.mirror.settle_elsewhere(&here);
+        let mut orders = Vec::new();
+        for one in lost {
+            self.mirror.moved(&one, present.incarnation);
+            orders.extend(self.elsewhere.iter().find(|(other, _)| *other == one).map(|(_, order)| *order));
+        }
+        let left = self.mirror.elsewhere();
+        self.elsewhere.retain(|(one, _)| left.contains(one));
+        orders
     }
 
     /// What was to be logged never will be.
@@ -84,17 +101,7 @@ impl Knowledge {
 
     pub fn follow(&mut self, head: Position, own: u64) {
         self.version += 1;
-        self.mirror.follow(head, own);
-    }
-
-    /// The same, but what came into the log behind its head is not forgotten: [`Design::Mended`](super::Design::Mended).
-    pub fn follow_and_keep(&mut self, head: Position, own: u64) {
-        self.follow(head, own);
-        for (at, order) in std::mem::take(&mut self.elsewhere) {
-            if at.incarnation != head.incarnation || at.seq > head.seq {
-                self.logged(at, order);
-            }
-        }
+        self.mirror.follow(head, own, None);
     }
 
     pub fn lost_up_to(&mut self, seq: u64) {
@@ -104,7 +111,7 @@ impl Knowledge {
 
     pub fn backfill(&mut self, seq: u64, order: Order) {
         self.version += 1;
-        self.mirror.backfill(seq, order.selectors(), order.soft);
+        self.mirror.backfill(seq, order.selectors(), order.soft, &self.text);
     }
 
     pub fn lower_floor(&mut self, floor: u64) {

@@ -133,7 +133,7 @@ impl World {
         let at = state.flights.iter().position(|flight| flight.is_listed && flight.key == read.key)?;
         let flight = &state.flights[at];
         let is_joinable = self.design.removes() || state.known.is_joinable(flight.position, read.key);
-        let is_trusted = self.design != Design::Mended || self.is_trusted(pod, flight.asked, read.begun.0);
+        let is_trusted = self.design == Design::JoinsUntrusted || self.is_trusted(pod, flight.asked, read.begun.0);
         (is_joinable && is_trusted).then_some((at, state.known.version))
     }
 

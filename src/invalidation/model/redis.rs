@@ -312,7 +312,7 @@ impl Redis {
         }
         let last = self.data.leases[key];
         let takes_over = last.is_some();
-        if moment.design == Design::Mended {
+        if moment.design != Design::FencesRepeat {
             fence = fence.max(last.map(|last| last.fence));
         }
         let fence = fence.map_or(0, |fence| fence + 1);
