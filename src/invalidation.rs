@@ -245,12 +245,12 @@ impl Invalidation {
     }
 
     /// Waits until every pod has applied what was logged at `position`, or can serve nothing from before any more; or for
-    /// `wait`, if that is shorter.
+    /// `wait`, if that is shorter, or for [`roll::LONGEST_WAIT`].
     pub async fn confirmed(&self, position: Position, wait: Option<Duration>) -> Confirmation {
         let alone = Confirmation { is_complete: true, pods: 1, silent: Vec::new() };
         let Some(fleet) = &self.fleet else { return alone };
         let since = tokio::time::Instant::now();
-        let until = since + wait.unwrap_or_else(|| fleet.trust.lasts());
+        let until = since + wait.unwrap_or_else(|| fleet.trust.lasts()).min(roll::LONGEST_WAIT);
         let (answer, confirmation) = oneshot::channel();
         let unknown = Confirmation { is_complete: false, ..alone };
         if fleet.calls.try_send(Call { position, since, until, answer }).is_err() {

@@ -28,7 +28,7 @@ const DEFAULT_PORT: u16 = 9901;
 /// Longest wait for a connection and its answer together; more than the port itself takes for a request.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The same for one that waits for every pod and sets no limit: routes' bounds are shorter.
+/// The same for one that waits for every pod and sets no limit: the port waits no longer.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Bytes of an answer that are read.

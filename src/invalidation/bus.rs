@@ -7,13 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::clerk::{Fate, Submission};
 use super::lineage::Owed;
 use super::log::{self, Direction, Log, PAGE, Proof, RECORDS, WAIT};
-use super::mirror::{Applied, Elsewhere, Mirror};
+use super::mirror::{Applied, Mirror};
 use super::trust::Trust;
 use super::{Invalidation, Leaving, Position, doors, stream, to_json};
 use crate::clock::{SteadyMs, Stopwatch};
@@ -21,6 +20,8 @@ use crate::kv::bus::{Message, Subscription};
 use crate::kv::{Shared, Unavailable, jittered, random};
 use crate::metrics::Door;
 use crate::syntax::selector::Selector;
+
+mod heir;
 
 /// Pause before Redis is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
@@ -42,9 +43,6 @@ const CLOCK_TRIP: Duration = Duration::from_millis(100);
 
 /// Pause between proofs while a new incarnation is not known to have all of the one before.
 const INHERIT_EVERY: Duration = Duration::from_millis(100);
-
-/// Records that are logged once more at once.
-const OWED_AT_ONCE: usize = 64;
 
 /// How often the gauge of the proof's age is set.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
@@ -108,10 +106,23 @@ impl Keeper {
                 () = std::future::ready(()), if self.backfill.is_some() => self.read_back().await,
             }
         }
-        if let Err(error) = self.log.leave(&fleet.pod).await {
+        self.leave().await;
+        fleet.leaving.send_replace(Leaving::Done);
+    }
+
+    /// Leaves the membership, unless others must wait for what only this pod knows.
+    async fn leave(&mut self) {
+        let proven = self.prove().await;
+        let has_given =
+            self.owed.is_empty() && self.state.mirror.read().is_ok_and(|mirror| mirror.elsewhere().is_empty());
+        let pod = &self.state.fleet.as_ref().expect("there is a fleet").pod;
+        let left = match proven {
+            Ok(()) if has_given => self.log.leave(pod).await,
+            unproven => unproven,
+        };
+        if let Err(error) = left {
             tracing::debug!(%error, "Redis could not be told that this pod ends");
         }
-        fleet.leaving.send_replace(Leaving::Done);
     }
 
     /// Renews the subscription, then proves, in this order: what is published after the question is heard.
@@ -289,10 +300,10 @@ impl Keeper {
         Ok(())
     }
 
-    /// Asks where the log stands, and says that this pod is at `at`, unless it has something to give first.
+    /// Asks where the log stands, and says that this pod is at `at`, unless it has something to give or to read first.
     async fn ask(&mut self, at: Option<Position>) -> Result<Proof, Unavailable> {
         let fleet = self.state.fleet.as_ref().expect("there is a fleet");
-        let at = at.filter(|_| self.owed.is_empty());
+        let at = at.filter(|_| self.owed.is_empty() && self.backfill.is_none());
         let proof = self.log.prove(&fleet.pod, at, fleet.trust.lasts()).await?;
         self.told = at;
         Ok(proof)
@@ -348,56 +359,8 @@ impl Keeper {
         if self.state.followed().is_some_and(is_there) { Ok(()) } else { Err(Unavailable::NotSent) }
     }
 
-    /// Logs once more what the log may have lost, and what this pod had logged in another.
-    async fn give(&mut self, elsewhere: Vec<Elsewhere>) -> Result<(), Unavailable> {
-        let Some(base) = self.state.mirror.read().expect("no panic while held").base() else { return Ok(()) };
-        let (here, lost): (Vec<_>, Vec<_>) = elsewhere.into_iter().partition(|one| one.incarnation == base.incarnation);
-        for one in &lost {
-            self.log.append(&one.order, None, None).await?;
-            self.state.change(|mirror| mirror.moved(one, base.incarnation));
-        }
-        if !here.is_empty() {
-            self.state.change(|mirror| mirror.settle_elsewhere(&here));
-        }
-        while !self.owed.is_empty() {
-            let count = self.owed.len().min(OWED_AT_ONCE);
-            let mut given = JoinSet::new();
-            for owed in &self.owed[..count] {
-                let (log, owed) = (self.log.clone(), owed.clone());
-                given.spawn(async move { log.append_owed(&owed, base).await });
-            }
-            while let Some(given) = given.join_next().await {
-                given.unwrap_or(Err(Unavailable::NotSent))?;
-            }
-            self.owed.drain(..count);
-            if self.owed.is_empty() {
-                self.due = Instant::now();
-            }
-        }
-        Ok(())
-    }
-
-    /// Trusts the answers of the incarnation before, once every pod that may know what this one has lost has logged it. Who
-    /// has not been heard of for the bound is not waited for.
-    fn inherit(&mut self, proof: &Proof, before: Option<Position>) {
-        if !self.may_inherit() || before.map(|at| at.incarnation) != Some(proof.head.incarnation) {
-            return;
-        }
-        let are_all_here = self.pods_before > 0 && proof.pods >= self.pods_before && proof.behind == 0;
-        if are_all_here || proof.age >= self.trust().lasts() {
-            self.state.change(Mirror::inherit);
-            self.trust().inherited();
-            tracing::info!("every invalidation from before is logged: answers from before are used again");
-        }
-    }
-
     fn trust(&self) -> &Trust {
         &self.state.fleet.as_ref().expect("there is a fleet").trust
-    }
-
-    fn may_inherit(&self) -> bool {
-        let mirror = self.state.mirror.read().expect("no panic while held");
-        self.backfill.is_none() && self.owed.is_empty() && mirror.may_inherit()
     }
 
     /// Reads what is missing from the log.

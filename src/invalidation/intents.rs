@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::to_json;
-use crate::kv::{Redis, Script, random};
+use crate::kv::{Redis, Script, Unavailable, random};
 use crate::syntax::selector::Order;
 
 /// How long one lasts at least: a write that takes longer renews it.
@@ -37,7 +37,15 @@ impl Intent {
             order: to_json(order).into(),
             lasts: patience.max(SHORTEST),
         };
-        intent.renew().await.then_some(intent)
+        match intent.put("note").await {
+            Ok(true) => Some(intent),
+            Ok(false) | Err(Unavailable::NotSent | Unavailable::Refused(_)) => None,
+            Err(Unavailable::Timeout) => {
+                // It may have been noted all the same.
+                tokio::spawn(intent.withdraw());
+                None
+            }
+        }
     }
 
     /// Runs `write`, and keeps the intent meanwhile.
@@ -46,7 +54,7 @@ impl Intent {
         let renewing = async {
             loop {
                 tokio::time::sleep(self.lasts / RENEWED_AT).await;
-                self.renew().await;
+                let _ = self.put("renew").await;
             }
         };
         tokio::select! {
@@ -68,12 +76,12 @@ impl Intent {
         let _ = self.redis.run(&super::log::LEAVE, &keys, &[self.id.as_bytes()], &mut self.redis.budget()).await;
     }
 
-    async fn renew(&self) -> bool {
+    async fn put(&self, how: &str) -> Result<bool, Unavailable> {
         let (keys, lasts_ms) = (self.keys(), self.lasts.as_millis().to_string());
         let keys = [&keys[0][..], &keys[1]];
-        let args = [&*self.id, &lasts_ms, &*self.order].map(|arg: &str| arg.as_bytes());
+        let args = [&*self.id, &lasts_ms, &*self.order, how].map(|arg: &str| arg.as_bytes());
         let noted = self.redis.run(&INTEND, &keys, &args, &mut self.redis.budget()).await;
-        noted.is_ok_and(|reply| reply.number() == Some(1))
+        noted.map(|reply| reply.number() == Some(1))
     }
 
     fn keys(&self) -> [Vec<u8>; 2] {

@@ -216,7 +216,8 @@ impl Mirror {
             let known = std::mem::replace(self, Self { pending, elsewhere, ..Self::new(new_own) });
             if let Some(lineage) = lineage.filter(|lineage| lineage.parent == old.incarnation) {
                 owed = known.records.owed(lineage);
-                let (incarnation, applied, floor) = (old.incarnation, old.applied, old.floor);
+                // What the heir has beyond the common record was never known under its parent, whatever its number.
+                let (incarnation, applied, floor) = (old.incarnation, old.applied.min(lineage.base), old.floor);
                 self.former = Some(Former { incarnation, applied, floor, epochs: known.epochs });
             }
         }

@@ -16,6 +16,9 @@ use super::{Invalidation, Position};
 /// Who may wait at once.
 pub const CALLS: usize = 256;
 
+/// Longest that one may wait.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// First pause before the roll is read again.
 const FIRST_LOOK: Duration = Duration::from_millis(2);
 
@@ -28,7 +31,8 @@ const CALL_AGAIN: Duration = Duration::from_millis(500);
 /// What became of a wait for every pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confirmation {
-    /// Whether no pod can serve what was invalidated any more; else the wait ended first.
+    /// Whether no pod that was heard of within the bound can serve what was invalidated any more; else the wait ended
+    /// first.
     pub is_complete: bool,
     /// Pods that were heard of lately.
     pub pods: usize,

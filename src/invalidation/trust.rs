@@ -71,7 +71,7 @@ impl Trust {
         (self.bounds().shortest / PROOFS).max(SHORTEST_PROOF)
     }
 
-    /// How long a silent pod counts: until it can trust nothing any more.
+    /// How long a silent pod counts: until it can trust nothing any more that it did not ask for itself.
     pub fn lasts(&self) -> Duration {
         self.bounds().longest.max(self.proof_every() * PROOFS)
     }

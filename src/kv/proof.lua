@@ -30,9 +30,9 @@ else
     redis.call('HDEL', KEYS[6], gone)
   end
   redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', oldest)
-  redis.call('PEXPIRE', KEYS[5], ARGV[3])
-  redis.call('PEXPIRE', KEYS[6], ARGV[3])
 end
+redis.pcall('PEXPIRE', KEYS[5], ARGV[3])
+redis.pcall('PEXPIRE', KEYS[6], ARGV[3])
 
 local old
 for _, record in ipairs(redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', TRIMMED_AT_ONCE)) do

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LOCATION, CONTENT_RANGE, LOCATION};
+use http::header::{CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, HeaderName, LOCATION};
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode};
 
@@ -28,6 +28,9 @@ use crate::syntax::selector::{Order, UrlSelector, check_tag, parse_prefix};
 
 /// Methods that change nothing, by the registry of RFC 9110 section 18.2; every other, known or not, may.
 const SAFE: [&str; 8] = ["GET", "HEAD", "OPTIONS", "TRACE", "QUERY", "SEARCH", "REPORT", "PROPFIND"];
+
+/// Fields of a PUT whose answer is not what a GET would give.
+const UNLIKE_GET: [HeaderName; 2] = [CONTENT_RANGE, HeaderName::from_static("prefer")];
 
 /// Whether a request may change what is stored: by the route's `invalidates`, or as an unsafe method on a URL whose GET
 /// is cached (RFC 9111 section 4.4).
@@ -157,8 +160,10 @@ pub(crate) fn read_of<'l>(
     let (route, rule) = live.cached(target, &parts.headers)?;
     let succession = match parts.method {
         Method::POST => Succession::Post,
-        // A part of what is to be is answered with who knows what.
-        Method::PUT if rule.write_through && !parts.headers.contains_key(CONTENT_RANGE) => Succession::Put,
+        // A part of what is to be is answered with who knows what, and a preference (RFC 7240) may ask for no content.
+        Method::PUT if rule.write_through && !UNLIKE_GET.iter().any(|name| parts.headers.contains_key(name)) => {
+            Succession::Put
+        }
         _ => return None,
     };
     // What steers a write beside its URL is in no key of the GET's; and where answers say which parameters count, only
@@ -219,6 +224,10 @@ impl Successor {
     }
 }
 
+fn is_empty(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0")
+}
+
 impl Succession {
     /// How the answer to a write of `asked` may be stored for a GET of the same URL, if it is what that would give, and it
     /// is known for how long. `key` and `ask` are the GET's.
@@ -232,7 +241,8 @@ impl Succession {
     ) -> Option<Plan> {
         let mut names = answer.headers.get_all(CONTENT_LOCATION).iter();
         match (self, answer.status, names.next(), names.next()) {
-            (Self::Put, StatusCode::OK | StatusCode::CREATED, None, None) => {}
+            // An empty answer may mean no more than that it was made.
+            (Self::Put, StatusCode::OK | StatusCode::CREATED, None, None) if !is_empty(answer.headers) => {}
             (Self::Post, StatusCode::OK, Some(only), None)
             | (Self::Put, StatusCode::OK | StatusCode::CREATED, Some(only), None) => {
                 let named = asked.refer(only.to_str().ok()?)?;

@@ -187,6 +187,7 @@ async fn what_a_put_is_answered_with_is_stored_where_a_route_says_so() {
         });
         up.on("/items/made", |_| reply("made").status(201).header("location", "/items/elsewhere"));
         up.on("/items/empty", |_| reply("").status(204));
+        up.on("/items/bare", |_| reply("").status(201));
         up.on("/items/other", |_| reply("other").header("content-location", "/items/another"));
         up.on("/items/private", |_| reply("private").header("cache-control", "private"));
         up.on("/items/failed", |_| reply("failed").status(409));
@@ -204,12 +205,17 @@ async fn what_a_put_is_answered_with_is_stored_where_a_route_says_so() {
                 "{path}"
             );
         }
-        for path in ["/items/empty", "/items/other", "/items/private", "/items/failed", "/elsewhere"] {
+        for path in ["/items/empty", "/items/bare", "/items/other", "/items/private", "/items/failed", "/elsewhere"] {
             let answer = weir.send(request("PUT", path).body("new")).await;
             assert!(!answer.is_stored(), "{path}: {}", answer.cache_status());
             assert!(!weir.get(path).await.is_hit(), "{path}");
         }
-        for (field, value) in [("authorization", "Bearer a"), ("content-range", "bytes 0-2/9"), ("cookie", "a=b")] {
+        for (field, value) in [
+            ("authorization", "Bearer a"),
+            ("content-range", "bytes 0-2/9"),
+            ("cookie", "a=b"),
+            ("prefer", "return=minimal"),
+        ] {
             let answer = weir.send(request("PUT", "/items/7").header(field, value).body("new")).await;
             assert!(!answer.is_stored(), "{field}: {}", answer.cache_status());
             assert!(!weir.get("/items/7").await.is_hit(), "{field}");

@@ -293,3 +293,21 @@ fn a_log_without_its_beginning_says_nothing_of_answers_from_before_its_parent() 
     mirror.unknown_past();
     assert_eq!(verdict(&mirror, at(8), "b"), Verdict::Valid, "they are judged by what was known then");
 }
+
+#[test]
+fn what_an_heir_logged_under_a_number_that_its_parent_had_too_counts_for_both() {
+    let mut mirror = Mirror::new(1);
+    mirror.follow(at(5), 2, None);
+    mirror.lower_floor(0);
+    for seq in 6..=9 {
+        mirror.record(at(seq), &tag("b"), false, &text());
+    }
+    // This process logged it with the heir before it followed it.
+    mirror.foreign(8, &tag("a"), false, &text());
+    mirror.follow(next(7), 3, Some(Lineage { parent: 7, base: 6 }));
+    assert_eq!(verdict(&mirror, at(9), "a"), Verdict::Gone, "pending");
+    mirror.backfill(7, &tag("a"), false, &text());
+    let elsewhere = mirror.elsewhere();
+    mirror.settle_elsewhere(&elsewhere);
+    assert_eq!((verdict(&mirror, at(9), "a"), verdict(&mirror, at(9), "c")), (Verdict::Gone, Verdict::Valid));
+}

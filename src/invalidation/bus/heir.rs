@@ -1,0 +1,66 @@
+//! What a keeper does about a log that goes on from a copy of another: gives it what it may have lost, and inherits.
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::Keeper;
+use crate::invalidation::Position;
+use crate::invalidation::log::Proof;
+use crate::invalidation::mirror::{Elsewhere, Mirror};
+use crate::kv::Unavailable;
+
+/// Records that are logged once more at once.
+const OWED_AT_ONCE: usize = 64;
+
+impl Keeper {
+    /// Logs once more what the log may have lost, and what this pod had logged in another.
+    pub(super) async fn give(&mut self, elsewhere: Vec<Elsewhere>) -> Result<(), Unavailable> {
+        let Some(base) = self.state.mirror.read().expect("no panic while held").base() else { return Ok(()) };
+        let (here, lost): (Vec<_>, Vec<_>) = elsewhere.into_iter().partition(|one| one.incarnation == base.incarnation);
+        for one in &lost {
+            self.log.append(&one.order, None, None).await?;
+            self.state.change(|mirror| mirror.moved(one, base.incarnation));
+        }
+        // Below the head, it may still have to be read back.
+        if !here.is_empty() && self.backfill.is_none() {
+            self.state.change(|mirror| mirror.settle_elsewhere(&here));
+        }
+        while !self.owed.is_empty() {
+            let count = self.owed.len().min(OWED_AT_ONCE);
+            let mut given = JoinSet::new();
+            for owed in &self.owed[..count] {
+                let (log, owed) = (self.log.clone(), owed.clone());
+                given.spawn(async move { log.append_owed(&owed, base).await });
+            }
+            while let Some(given) = given.join_next().await {
+                given.unwrap_or(Err(Unavailable::NotSent))?;
+            }
+            self.owed.drain(..count);
+            if self.owed.is_empty() {
+                self.due = Instant::now();
+            }
+        }
+        Ok(())
+    }
+
+    /// Trusts the answers of the incarnation before, once every pod that may know what this one has lost has logged it. Who
+    /// has not been heard of for the bound is not waited for, and is not counted as behind any more.
+    pub(super) fn inherit(&mut self, proof: &Proof, before: Option<Position>) {
+        if !self.may_inherit() || before.map(|at| at.incarnation) != Some(proof.head.incarnation) {
+            return;
+        }
+        // Everybody had time for a proof, and as many have come as there were.
+        let are_all_here =
+            self.pods_before > 0 && proof.pods >= self.pods_before && proof.age >= self.trust().proof_every();
+        if proof.behind == 0 && (are_all_here || proof.age >= self.trust().lasts()) {
+            self.state.change(Mirror::inherit);
+            self.trust().inherited();
+            tracing::info!("every invalidation from before is logged: answers from before are used again");
+        }
+    }
+
+    pub(super) fn may_inherit(&self) -> bool {
+        let mirror = self.state.mirror.read().expect("no panic while held");
+        self.backfill.is_none() && self.owed.is_empty() && mirror.may_inherit()
+    }
+}
