@@ -245,7 +245,7 @@ impl Invalidation {
     }
 
     /// Waits until every pod has applied what was logged at `position`, or can serve nothing from before any more; or for
-    /// `wait`, if that is shorter, or for [`roll::LONGEST_WAIT`].
+    /// `wait`, if that is shorter, or for a minute.
     pub async fn confirmed(&self, position: Position, wait: Option<Duration>) -> Confirmation {
         let alone = Confirmation { is_complete: true, pods: 1, silent: Vec::new() };
         let Some(fleet) = &self.fleet else { return alone };
