@@ -49,11 +49,11 @@ impl Warmth {
         let began = Instant::now();
         let until = began + self.cache.settings().preload_wait;
         let loaded = tokio::time::timeout_at(until, self.preload(&redis, until)).await.unwrap_or(None);
-        tracing::info!(
-            keys = loaded,
-            took_ms = began.elapsed().as_millis() as u64,
-            "preloaded what the fleet reads most"
-        );
+        let took_ms = began.elapsed().as_millis() as u64;
+        match loaded {
+            Some(keys) => tracing::info!(keys, took_ms, "preloaded what the fleet reads most"),
+            None => tracing::warn!(took_ms, "not all of what the fleet reads most could be preloaded; serving without"),
+        }
         drop(blocker);
         loop {
             sleep(TELL_EVERY).await;

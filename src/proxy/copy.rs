@@ -29,6 +29,8 @@ pub(crate) struct Copy {
     pub(crate) earlier: Option<Arc<Slot>>,
     /// Bytes of the body, where they are known.
     pub(crate) length: Option<u64>,
+    /// Whether it is stored even if it turns out to be empty.
+    pub(crate) may_be_empty: bool,
     pub(crate) asked: SteadyMs,
     pub(crate) redis_deadline: Duration,
 }
@@ -69,6 +71,9 @@ impl Copy {
 
     /// Memory first, then the fleet, behind the answer.
     fn store(self, body: Bytes) {
+        if body.is_empty() && !self.may_be_empty {
+            return;
+        }
         let cache = &self.worker.shared.cache;
         let entry = self.entry.with_body(body);
         let kept = match entry.part {

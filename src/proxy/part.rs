@@ -105,6 +105,7 @@ pub(crate) async fn pass(
             route: Arc::clone(journey.route),
             primary: ask.key.into(),
             length: parts::described(response.headers()).map(|(range, _)| range.end - range.start),
+            may_be_empty: true,
             entry,
             earlier,
             asked: ask.steady,

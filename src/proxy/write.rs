@@ -214,6 +214,8 @@ impl Successor {
             entry: Entry::new(origin, StatusCode::OK, &fields, plan, Bytes::new()),
             earlier: None,
             length: None,
+            // Of an answer that names no page, no content may mean no more than that it was made.
+            may_be_empty: fields.contains_key(CONTENT_LOCATION),
             asked,
             redis_deadline: journey.live.redis_deadline,
         };

@@ -188,6 +188,7 @@ async fn what_a_put_is_answered_with_is_stored_where_a_route_says_so() {
         up.on("/items/made", |_| reply("made").status(201).header("location", "/items/elsewhere"));
         up.on("/items/empty", |_| reply("").status(204));
         up.on("/items/bare", |_| reply("").status(201));
+        up.on("/items/nothing", |_| reply("").status(201).then(""));
         up.on("/items/other", |_| reply("other").header("content-location", "/items/another"));
         up.on("/items/private", |_| reply("private").header("cache-control", "private"));
         up.on("/items/failed", |_| reply("failed").status(409));
@@ -210,6 +211,9 @@ async fn what_a_put_is_answered_with_is_stored_where_a_route_says_so() {
             assert!(!answer.is_stored(), "{path}: {}", answer.cache_status());
             assert!(!weir.get(path).await.is_hit(), "{path}");
         }
+        // That there is nothing in it is known with its end.
+        weir.send(request("PUT", "/items/nothing").body("new")).await;
+        assert!(!weir.get("/items/nothing").await.is_hit());
         for (field, value) in [
             ("authorization", "Bearer a"),
             ("content-range", "bytes 0-2/9"),
