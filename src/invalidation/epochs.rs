@@ -16,8 +16,8 @@ mod folded;
 /// Selectors kept exactly; when there are more, the older half is folded.
 pub const EXACT_SELECTORS: usize = 65_536;
 
-/// Prefixes kept; when there are more, the oldest is widened to everything.
-pub const PREFIXES: usize = 256;
+/// Slashes of a prefix that count; one with as many is widened to what ends with the last of them.
+pub const PREFIX_DEPTH: usize = 32;
 
 /// When a selector was last named, in one numbering; 0 is never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -74,7 +74,8 @@ pub struct Epochs {
     hasher: RandomState,
     exact: HashMap<u64, Stamp, RandomState>,
     folded: Folded,
-    prefixes: Vec<(Box<str>, Stamp)>,
+    /// Whether any prefix was named.
+    has_prefixes: bool,
     all: Stamp,
 }
 
@@ -85,7 +86,7 @@ impl Default for Epochs {
             exact: HashMap::with_hasher(hasher.clone()),
             hasher,
             folded: Folded::default(),
-            prefixes: Vec::new(),
+            has_prefixes: false,
             all: Stamp::default(),
         }
     }
@@ -107,9 +108,9 @@ pub enum Name<'a> {
     Tag(&'a str),
     /// A route.
     Route(&'a str),
-    /// A path prefix; kept by its text, not by its hash.
+    /// A path prefix.
     Prefix(&'a str),
-    /// Everything; likewise.
+    /// Everything; not kept by its hash.
     All,
 }
 
@@ -146,7 +147,10 @@ impl Epochs {
             }
             Selector::Tag(tag) => self.raise_exact(&Name::Tag(tag), epoch),
             Selector::Route(route) => self.raise_exact(&Name::Route(route), epoch),
-            Selector::Prefix(prefix) => self.raise_prefix(prefix, epoch),
+            Selector::Prefix(prefix) => {
+                self.has_prefixes = true;
+                self.raise_exact(&Name::Prefix(widened(prefix)), epoch);
+            }
             Selector::All => self.all.raise(epoch),
         }
     }
@@ -181,9 +185,9 @@ impl Epochs {
             let route = Name::Route(subject.route);
             to(&route, self.look(&route));
         }
-        for (prefix, epoch) in &self.prefixes {
-            if covers(prefix, subject.path) {
-                to(&Name::Prefix(prefix), *epoch);
+        if self.has_prefixes {
+            for prefix in prefixes(subject.path) {
+                to(&Name::Prefix(prefix), self.look(&Name::Prefix(prefix)));
             }
         }
     }
@@ -193,20 +197,6 @@ impl Epochs {
         self.exact.entry(hash).or_default().raise(epoch);
         if self.exact.len() > EXACT_SELECTORS {
             self.fold();
-        }
-    }
-
-    fn raise_prefix(&mut self, prefix: &str, epoch: Stamp) {
-        if let Some((_, held)) = self.prefixes.iter_mut().find(|(held, _)| **held == *prefix) {
-            return held.raise(epoch);
-        }
-        self.prefixes.push((prefix.into(), epoch));
-        if self.prefixes.len() > PREFIXES {
-            let oldest = (0..self.prefixes.len()).min_by_key(|i| self.prefixes[*i].1.age());
-            if let Some(oldest) = oldest {
-                let (_, epoch) = self.prefixes.swap_remove(oldest);
-                self.all.raise(epoch);
-            }
         }
     }
 
@@ -231,9 +221,16 @@ impl Epochs {
     }
 }
 
-/// Whether `path` lies under `prefix`: on segment bounds, or as written if it ends in `/`.
-fn covers(prefix: &str, path: &str) -> bool {
-    path.strip_prefix(prefix).is_some_and(|rest| prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/'))
+/// Every prefix under which `path` lies: itself, and what ends before or behind one of its slashes.
+fn prefixes(path: &str) -> impl Iterator<Item = &str> {
+    let slashes = path.match_indices('/').take(PREFIX_DEPTH).map(|(at, _)| at);
+    let itself = (!path.ends_with('/') && path.matches('/').count() < PREFIX_DEPTH).then_some(path);
+    slashes.flat_map(|at| [&path[..at], &path[..=at]]).chain(itself)
+}
+
+/// `prefix`, or what of it counts.
+fn widened(prefix: &str) -> &str {
+    prefix.match_indices('/').nth(PREFIX_DEPTH - 1).map_or(prefix, |(at, _)| &prefix[..=at])
 }
 
 #[cfg(test)]
@@ -340,12 +337,27 @@ mod tests {
     }
 
     #[test]
-    fn too_many_prefixes_widen_the_oldest() {
+    fn very_many_prefixes_are_told_apart() {
         let mut epochs = Epochs::default();
-        for i in 1..=PREFIXES as u64 + 10 {
+        let count = 3 * EXACT_SELECTORS as u64;
+        for i in 1..=count {
             epochs.raise(&Selector::Prefix(format!("/{i}")), Stamp::of(i, i, false));
         }
-        assert_eq!(epochs.prefixes.len(), PREFIXES);
-        assert_eq!(epochs.of(&tagged(&[])).log.hard, 10);
+        let under = |path: &str| epochs.of(&Subject { path, ..tagged(&[]) }).log.hard;
+        for i in (1..=count).step_by(997) {
+            assert!(under(&format!("/{i}")) >= i && under(&format!("/{i}/below/it")) >= i, "/{i}");
+        }
+        let untouched = (0..10_000).filter(|i| under(&format!("/never/named/{i}")) == 0);
+        assert!(untouched.count() > 9_900, "what was not named is not refused");
+    }
+
+    #[test]
+    fn a_prefix_that_is_too_deep_is_widened() {
+        let mut epochs = Epochs::default();
+        let deep = |segments: usize| "/a".repeat(segments);
+        epochs.raise(&Selector::Prefix(deep(PREFIX_DEPTH + 3)), Stamp::of(1, 1, false));
+        let is_named = |path: &str| epochs.of(&Subject { path, ..tagged(&[]) }) != Stamp::default();
+        assert!(is_named(&deep(PREFIX_DEPTH + 3)) && is_named(&deep(PREFIX_DEPTH)));
+        assert!(!is_named(&deep(PREFIX_DEPTH - 1)) && !is_named(&"/a".repeat(10_000).replace('a', "b")));
     }
 }
