@@ -44,6 +44,7 @@ mod statuses;
 mod tidy;
 mod tls;
 mod tls_upstream;
+mod trips;
 mod warm;
 mod wholeness;
 mod wire;
