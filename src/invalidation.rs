@@ -394,7 +394,7 @@ impl Invalidation {
     }
 
     /// Applies what was logged at `at`, wherever this process stands; it waits for nothing any more.
-    fn apply_logged(&self, at: Position, Submission { order, selectors, soft, fate, .. }: &Submission) -> Applied {
+    fn apply_logged(&self, at: Position, Submission { order, selectors, soft, fate, .. }: &Submission) {
         let applied = self.change(|mirror| {
             let applied = mirror.record(at, selectors, *soft, order);
             if applied == Applied::Foreign {
@@ -405,10 +405,10 @@ impl Invalidation {
         if let Some(ticket) = fate.logged(at) {
             self.settle(ticket);
         }
-        if applied != Applied::InOrder {
+        // What is missing before it comes over the bus.
+        if applied == Applied::Foreign {
             self.kick();
         }
-        applied
     }
 
     fn settle(&self, ticket: Ticket) {

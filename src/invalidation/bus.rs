@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::clerk::{Fate, Submission};
 use super::lineage::Owed;
-use super::log::{self, Direction, Log, PAGE, Proof, RECORDS, WAIT};
+use super::log::{self, Announced, Direction, Log, PAGE, Proof, RECORDS, WAIT};
 use super::mirror::{Applied, Mirror};
 use super::trust::Trust;
 use super::{Invalidation, Leaving, Position, doors, stream, to_json};
@@ -197,25 +197,30 @@ impl Keeper {
 
     /// A record on the bus.
     async fn announce(&mut self, payload: &[u8]) -> Result<(), Unavailable> {
-        let Some((incarnation, record)) = log::announced(payload) else {
+        let Some(announced) = Announced::read(payload) else {
             tracing::warn!("a message on the bus cannot be read: the log is asked instead");
             return self.prove().await.map(|_| ());
         };
-        let at = Position { incarnation, seq: record.seq };
-        let lag_ms = self.state.clock.now().saturating_sub(record.time_ms);
-        self.state.metrics.invalidation_lag.observe(lag_ms as f64 / 1000.0);
-        if let Some(heard) = self.heard.as_mut().filter(|heard| heard.incarnation == incarnation) {
+        let at = announced.at;
+        self.observe_lag(announced.time_ms);
+        if let Some(heard) = self.heard.as_mut().filter(|heard| heard.incarnation == at.incarnation) {
             heard.seq = heard.seq.max(at.seq);
         }
-        let known = |followed: Position| followed.incarnation == incarnation && followed.seq >= at.seq;
+        let known = |followed: Position| followed.incarnation == at.incarnation && followed.seq >= at.seq;
         if self.state.followed().is_some_and(known) {
             return Ok(());
         }
+        let record = announced.record();
         match self.state.change(|mirror| mirror.record(at, &record.selectors, record.soft, &record.order)) {
             Applied::InOrder => Ok(()),
             Applied::Gap => self.catch_up().await,
             Applied::Foreign => self.prove().await.map(|_| ()),
         }
+    }
+
+    fn observe_lag(&self, logged_ms: u64) {
+        let lag_ms = self.state.clock.now().saturating_sub(logged_ms);
+        self.state.metrics.invalidation_lag.observe(lag_ms as f64 / 1000.0);
     }
 
     /// A message at the PUBLISH door: applied here at once, then logged by whichever pod comes first.
@@ -373,6 +378,7 @@ impl Keeper {
                 self.state.kick();
                 return Err(Unavailable::NotSent);
             };
+            page.records.iter().for_each(|record| self.observe_lag(record.time_ms));
             self.state.change(|mirror| {
                 for record in &page.records {
                     // Trimmed before it was read, if there is a hole.

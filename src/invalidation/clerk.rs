@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::log::Log;
+use super::log::{Draft, Log, TOGETHER};
 use super::pending::Ticket;
 use super::{Invalidation, Position, Receipt};
 use crate::kv::{Unavailable, jittered};
@@ -88,7 +88,7 @@ impl Fate {
     }
 }
 
-/// Takes submissions, one at a time.
+/// Takes submissions: what came while the last ones were on their way goes together.
 pub(super) struct Clerk {
     state: Arc<Invalidation>,
     log: Log,
@@ -106,13 +106,14 @@ impl Clerk {
 
     /// Works until no door is left.
     pub(super) async fn run(mut self) {
+        let mut taken = Vec::with_capacity(TOGETHER);
         loop {
             tokio::select! {
-                submission = self.inbox.recv() => match submission {
+                count = self.inbox.recv_many(&mut taken, TOGETHER) => match count {
+                    0 => return,
                     // While Redis takes nothing, asking it for each would make every door wait in line.
-                    Some(submission) if !self.retries.is_empty() => self.put_off(submission),
-                    Some(submission) => self.take(submission).await,
-                    None => return,
+                    _ if !self.retries.is_empty() => taken.drain(..).for_each(|submission| self.put_off(submission)),
+                    _ => self.take(taken.drain(..).collect()).await,
                 },
                 () = tokio::time::sleep_until(self.retry_at), if !self.retries.is_empty() => self.retry().await,
             }
@@ -122,26 +123,37 @@ impl Clerk {
         }
     }
 
-    async fn take(&mut self, mut submission: Submission) {
-        match self.log(&submission).await {
-            Ok(receipt) => answer(&mut submission, receipt),
-            Err(error) => {
-                tracing::warn!(%error, "an invalidation could not be logged: applied in this pod, tried again until it is");
-                self.retry_at = Instant::now() + jittered(RETRY_EVERY);
-                self.put_off(submission);
+    async fn take(&mut self, mut submissions: VecDeque<Submission>) {
+        while !submissions.is_empty() {
+            match self.log(&submissions).await {
+                Ok(receipts) => {
+                    for (mut submission, receipt) in submissions.drain(..receipts.len()).zip(receipts) {
+                        answer(&mut submission, receipt);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "an invalidation could not be logged: applied in this pod, tried again until it is");
+                    self.retry_at = Instant::now() + jittered(RETRY_EVERY);
+                    submissions.drain(..).for_each(|submission| self.put_off(submission));
+                }
             }
         }
     }
 
-    async fn log(&self, submission: &Submission) -> Result<Receipt, Unavailable> {
-        let (position, new) =
-            self.log.append(&submission.order, submission.since, submission.intent.as_deref()).await?;
-        self.state.apply_logged(position, submission);
-        // A message is heard by every pod; it counts where it was logged.
-        if new && submission.door == Door::Publish {
-            self.state.count(&submission.selectors, submission.door);
-        }
-        Ok(Receipt { position, logged: true })
+    /// Logs the first of `submissions`, as many as go together, and applies them.
+    async fn log(&self, submissions: &VecDeque<Submission>) -> Result<Vec<Receipt>, Unavailable> {
+        let first = submissions.iter().take(TOGETHER);
+        let drafts = first.map(|one| Draft::new(&one.order, one.since, one.intent.as_deref()));
+        let logged = self.log.append(&drafts.collect::<Vec<_>>()).await?;
+        let receipt = |(submission, (position, new)): (&Submission, (Position, bool))| {
+            self.state.apply_logged(position, submission);
+            // A message is heard by every pod; it counts where it was logged.
+            if new && submission.door == Door::Publish {
+                self.state.count(&submission.selectors, submission.door);
+            }
+            Receipt { position, logged: true }
+        };
+        Ok(submissions.iter().zip(logged).map(receipt).collect())
     }
 
     /// Applies it here, says so, and keeps it for later.
@@ -160,14 +172,14 @@ impl Clerk {
     }
 
     async fn retry(&mut self) {
-        while let Some(submission) = self.retries.front() {
-            match self.log(submission).await {
-                Ok(_) => self.retries.pop_front(),
+        while !self.retries.is_empty() {
+            match self.log(&self.retries).await {
+                Ok(receipts) => drop(self.retries.drain(..receipts.len())),
                 Err(_) => {
                     self.retry_at = Instant::now() + jittered(RETRY_EVERY);
                     return;
                 }
-            };
+            }
         }
         tracing::info!("every invalidation is logged again");
     }

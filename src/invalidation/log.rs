@@ -39,6 +39,39 @@ static ROLL: Script = Script { name: "roll", source: include_str!("../kv/roll.lu
 /// Takes out a member of a sorted set and what is known of it.
 pub(super) static LEAVE: Script = Script { name: "leave", source: include_str!("../kv/leave.lua") };
 
+/// Orders that are logged in one step.
+pub const TOGETHER: usize = 64;
+
+/// And their bytes; one alone may have more.
+const TOGETHER_BYTES: usize = 256 << 10;
+
+/// An order on its way into the log.
+pub struct Draft<'a> {
+    order: &'a str,
+    hash: String,
+    since: (String, String),
+    intent: &'a str,
+}
+
+impl<'a> Draft<'a> {
+    /// `order` (JSON). With `since`, an equal one logged after that position counts as this one. The `intent` that
+    /// announced it is settled with it.
+    pub fn new(order: &'a str, since: Option<Position>, intent: Option<&'a str>) -> Self {
+        Self::named(order, order, since, intent)
+    }
+
+    /// What was logged before `base`, the last record that this log has in common with that one, once more: by one pod,
+    /// whoever else knows it.
+    pub fn owed(owed: &'a Owed, base: Position) -> Self {
+        Self::named(&owed.order, &owed.name, Some(base), None)
+    }
+
+    fn named(order: &'a str, name: &str, since: Option<Position>, intent: Option<&'a str>) -> Self {
+        let since = since.map(|since| (since.incarnation.to_string(), since.seq.to_string())).unwrap_or_default();
+        Self { order, hash: doors::content_hash(name), since, intent: intent.unwrap_or_default() }
+    }
+}
+
 /// One invalidation, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -65,12 +98,28 @@ impl Record {
     }
 }
 
-/// Reads what the bus carries: `<incarnation> <seq> <ms> <order>`.
-pub fn announced(payload: &[u8]) -> Option<(u64, Record)> {
-    let mut parts = payload.splitn(4, |b| *b == b' ');
-    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
-    let (incarnation, seq, time_ms) = (number()?, number()?, number()?);
-    Some((incarnation, Record::read(seq, time_ms, parts.next()?)))
+/// A record as the bus carries it, `<incarnation> <seq> <ms> <order>`, its order not read yet.
+pub struct Announced<'a> {
+    /// Where it is in the log.
+    pub at: Position,
+    /// Redis' time when it was logged, in ms.
+    pub time_ms: u64,
+    order: &'a [u8],
+}
+
+impl<'a> Announced<'a> {
+    /// Reads it.
+    pub fn read(payload: &'a [u8]) -> Option<Self> {
+        let mut parts = payload.splitn(4, |b| *b == b' ');
+        let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
+        let (incarnation, seq, time_ms) = (number()?, number()?, number()?);
+        Some(Self { at: Position { incarnation, seq }, time_ms, order: parts.next()? })
+    }
+
+    /// The record.
+    pub fn record(&self) -> Record {
+        Record::read(self.at.seq, self.time_ms, self.order)
+    }
 }
 
 /// What a proof says.
@@ -148,45 +197,29 @@ impl Log {
         Self { redis, keys, bus, roll }
     }
 
-    /// Logs `order` (JSON). With `since`, an equal one logged after that position counts as this one. Says where it
-    /// stands, and whether it was logged by this very call.
-    ///
-    /// The `intent` that announced it is settled with it.
-    pub async fn append(
-        &self,
-        order: &str,
-        since: Option<Position>,
-        intent: Option<&str>,
-    ) -> Result<(Position, bool), Unavailable> {
-        self.append_as(&doors::content_hash(order), order, since, intent).await
-    }
-
-    /// Logs once more what was logged before `base`, the last record that this log has in common with that one; each by
-    /// one pod, whoever else knows it.
-    pub async fn append_owed(&self, owed: &Owed, base: Position) -> Result<(), Unavailable> {
-        self.append_as(&doors::content_hash(&owed.name), &owed.order, Some(base), None).await.map(|_| ())
-    }
-
-    async fn append_as(
-        &self,
-        hash: &str,
-        order: &str,
-        since: Option<Position>,
-        intent: Option<&str>,
-    ) -> Result<(Position, bool), Unavailable> {
-        let (incarnation, seq) = match since {
-            Some(since) => (since.incarnation.to_string(), since.seq.to_string()),
-            None => (String::new(), String::new()),
-        };
+    /// Logs the first of `drafts`, as many as go together, in one step; where each of these stands, and whether it was logged
+    /// by this very call.
+    pub async fn append(&self, drafts: &[Draft<'_>]) -> Result<Vec<(Position, bool)>, Unavailable> {
         let (candidate, most) = (candidate(), RECORDS.to_string());
-        let intent = intent.unwrap_or_default();
-        let args = [&candidate, &self.bus, &most, order, hash, &incarnation, &seq, intent];
+        let mut args = vec![candidate.as_bytes(), self.bus.as_bytes(), most.as_bytes()];
+        let mut bytes = 0;
+        let together = drafts.iter().take(TOGETHER).take_while(|draft| {
+            let is_first = bytes == 0;
+            bytes += draft.order.len();
+            is_first || bytes <= TOGETHER_BYTES
+        });
+        for Draft { order, hash, since: (incarnation, seq), intent } in together {
+            args.extend([*order, hash, incarnation, seq, *intent].map(str::as_bytes));
+        }
         let [counter, log, seen, .., intents, intended] = &self.keys;
         let keys = [counter, log, seen, intents, intended].map(Vec::as_slice);
-        let args = args.map(|arg: &str| arg.as_bytes());
         let reply = self.redis.run(&INVALIDATE, &keys, &args, &mut Budget::new(WAIT)).await?;
-        let logged = reply.items().get(2).and_then(Reply::number) == Some(1);
-        Ok((position(&reply)?, logged))
+        let incarnation = position(&reply)?.incarnation;
+        let read = |[seq, new]: &[Reply; 2]| {
+            let seq = seq.number().ok_or_else(malformed)?;
+            Ok((Position { incarnation, seq }, new.number() == Some(1)))
+        };
+        reply.items()[2..].as_chunks::<2>().0.iter().map(read).collect()
     }
 
     /// Moves `entries` from the door into the log. Says where the log stands, and which entries this call took.

@@ -158,7 +158,7 @@ async fn a_flood_of_invalidations_is_taken_and_leaves_the_rest_alone() {
     let before = pages(&weirs).await;
     let began = Instant::now();
     let mut invalidators = JoinSet::new();
-    let each = 2;
+    let each = 8;
     for (number, weir) in weirs.iter().enumerate().flat_map(|(i, weir)| (0..each).map(move |n| (i * each + n, weir))) {
         let rate = rate as f64 / (pods * each) as f64;
         let orders = (rate * seconds as f64).ceil() as usize;

@@ -1,16 +1,12 @@
 //! What a keeper does about a log that goes on from a copy of another: gives it what it may have lost, and inherits.
 
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Keeper;
 use crate::invalidation::Position;
-use crate::invalidation::log::Proof;
+use crate::invalidation::log::{Draft, Proof, TOGETHER};
 use crate::invalidation::mirror::{Elsewhere, Mirror};
 use crate::kv::Unavailable;
-
-/// Records that are logged once more at once.
-const OWED_AT_ONCE: usize = 64;
 
 impl Keeper {
     /// Logs once more what the log may have lost, and what this pod had logged in another.
@@ -18,7 +14,7 @@ impl Keeper {
         let Some(base) = self.state.mirror.read().expect("no panic while held").base() else { return Ok(()) };
         let (here, lost): (Vec<_>, Vec<_>) = elsewhere.into_iter().partition(|one| one.incarnation == base.incarnation);
         for one in &lost {
-            self.log.append(&one.order, None, None).await?;
+            self.log.append(&[Draft::new(&one.order, None, None)]).await?;
             self.state.change(|mirror| mirror.moved(one, base.incarnation));
         }
         // Below the head, it may still have to be read back.
@@ -26,16 +22,9 @@ impl Keeper {
             self.state.change(|mirror| mirror.settle_elsewhere(&here));
         }
         while !self.owed.is_empty() {
-            let count = self.owed.len().min(OWED_AT_ONCE);
-            let mut given = JoinSet::new();
-            for owed in &self.owed[..count] {
-                let (log, owed) = (self.log.clone(), owed.clone());
-                given.spawn(async move { log.append_owed(&owed, base).await });
-            }
-            while let Some(given) = given.join_next().await {
-                given.unwrap_or(Err(Unavailable::NotSent))?;
-            }
-            self.owed.drain(..count);
+            let drafts: Vec<Draft<'_>> = self.owed.iter().take(TOGETHER).map(|owed| Draft::owed(owed, base)).collect();
+            let given = self.log.append(&drafts).await?.len();
+            self.owed.drain(..given);
             if self.owed.is_empty() {
                 self.due = Instant::now();
             }
