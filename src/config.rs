@@ -241,6 +241,19 @@ pub struct Redis {
     pub key_secret: Secret,
     /// Pods that share the limits, where the fleet cannot be seen.
     pub replicas: u32,
+    /// How pods hear of one another's invalidations.
+    pub bus: Bus,
+}
+
+/// `redis.bus`: how pods hear of one another's invalidations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Bus {
+    /// Each is published with what it names.
+    #[default]
+    Publish,
+    /// Redis itself tells that there are new ones (client tracking), and the log is read.
+    Tracking,
 }
 
 /// `[cache]`: the bounds that all routes share.

@@ -97,6 +97,8 @@ pub struct Shared {
     pub deadline: Duration,
     /// Longest that readiness waits for Redis at start.
     pub startup_wait: Duration,
+    /// How pods hear of one another's invalidations.
+    pub bus: config::Bus,
     /// The fleet's clock.
     pub clock: Clock,
     /// Metric families.
@@ -126,6 +128,7 @@ impl Shared {
             keys: Keys::new(&config.namespace),
             deadline: config.deadline,
             startup_wait: config.startup_wait,
+            bus: config.bus,
             breaker: Breaker::new(metrics.redis_breaker_open.clone(), clock.clone()),
             clock,
             metrics,

@@ -25,7 +25,8 @@ pub(super) use self::tls::{CertificateFiles, ClientAuthMode, Tls, UpstreamTls};
 use super::report::Span;
 use super::text::{Host, Name, Namespace, Text};
 use super::{
-    ClientDirectives, Cookies, Credentials, CutOff, IdentityPart, LogFormat, Protocol, RedisDown, Stage, UpstreamTtl,
+    Bus, ClientDirectives, Cookies, Credentials, CutOff, IdentityPart, LogFormat, Protocol, RedisDown, Stage,
+    UpstreamTtl,
 };
 use crate::syntax::glob::Glob;
 use crate::syntax::pattern::Pattern;
@@ -205,6 +206,8 @@ pub(super) struct Redis {
     pub(super) password: Maybe<String>,
     /// Pods that share the limits, where the fleet cannot be seen.
     pub(super) replicas: Maybe<i64>,
+    /// How pods hear of one another's invalidations.
+    pub(super) bus: Maybe<Bus>,
 }
 
 /// `redis.mode`.

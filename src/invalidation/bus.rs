@@ -16,6 +16,7 @@ use super::mirror::{Applied, Mirror};
 use super::trust::Trust;
 use super::{Invalidation, Leaving, Position, doors, stream, to_json};
 use crate::clock::{SteadyMs, Stopwatch};
+use crate::config::Bus;
 use crate::kv::bus::{Message, Subscription};
 use crate::kv::{Shared, Unavailable, jittered, random};
 use crate::metrics::Door;
@@ -54,7 +55,7 @@ pub(super) struct Keeper {
     shared: Arc<Shared>,
     subscription: Option<Subscription>,
     /// The highest record known when the last message of this subscription was read; `None` before a proof was had over
-    /// it.
+    /// it, and where records do not come over it.
     heard: Option<Position>,
     /// The record at which the next page backwards begins.
     backfill: Option<u64>,
@@ -157,8 +158,15 @@ impl Keeper {
     async fn subscribe(&mut self) -> Result<(), Unavailable> {
         if self.subscription.is_none() {
             let keys = &self.shared.keys;
-            let channels = [keys.bus(), keys.door(), keys.bell(), keys.roll()];
-            self.subscription = Some(Subscription::open(&self.shared, &channels).await?);
+            let mut channels = vec![keys.door(), keys.bell(), keys.roll()];
+            let tracked = match self.shared.bus {
+                Bus::Publish => {
+                    channels.push(keys.bus());
+                    None
+                }
+                Bus::Tracking => Some(keys.log()),
+            };
+            self.subscription = Some(Subscription::open(&self.shared, &channels, tracked.as_deref()).await?);
         }
         Ok(())
     }
@@ -176,9 +184,15 @@ impl Keeper {
             self.knock(&message.payload);
         } else if message.channel == keys.roll().as_bytes() {
             self.called(&message.payload).await;
-        } else if self.announce(&message.payload).await.is_err() {
-            // The log could not be read; the next proof tries again.
-            self.due = Instant::now() + jittered(RETRY_EVERY);
+        } else {
+            let followed = match self.shared.bus {
+                Bus::Publish => self.announce(&message.payload).await,
+                Bus::Tracking => self.catch_up().await,
+            };
+            if followed.is_err() {
+                // The log could not be read; the next proof tries again.
+                self.due = Instant::now() + jittered(RETRY_EVERY);
+            }
         }
     }
 
@@ -231,7 +245,7 @@ impl Keeper {
     /// before this message was published has been read from this subscription before this message, or had a number at
     /// or below the head that was proven over this subscription; its number is at most `heard`. A higher number means
     /// logged after the publishing, and such a record refuses all that began before, which is all that this message asks
-    /// for. A `heard` that is too high only logs twice. Before the proof there is none, and it is logged in any case.
+    /// for. A `heard` that is too high only logs twice. Where there is none, it is logged in any case, by every pod.
     fn knock(&self, payload: &[u8]) {
         let (order, selectors) = match doors::message(payload) {
             Ok(read) => read,
@@ -288,7 +302,7 @@ impl Keeper {
             }
         }
         self.catch_up_to(head, asked).await?;
-        if self.subscription.is_some() {
+        if self.subscription.is_some() && self.shared.bus == Bus::Publish {
             let heard = self.heard.filter(|heard| heard.incarnation == head.incarnation).map_or(0, |heard| heard.seq);
             self.heard = Some(Position { incarnation: head.incarnation, seq: heard.max(head.seq) });
         }

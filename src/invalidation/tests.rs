@@ -3,6 +3,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::clock::Stopwatch;
+use crate::config::{self, Bus};
 use crate::kv::tests::{Server, eventually};
 
 /// The bound B of these tests: a proof each 250 ms.
@@ -17,13 +18,21 @@ struct Pod {
 
 impl Pod {
     fn start(server: &Server) -> Self {
-        let shared = server.shared();
+        Self::on(server, Bus::Publish)
+    }
+
+    fn on(server: &Server, bus: Bus) -> Self {
+        let shared = server.shared_with(&config::Redis { bus, ..server.config() });
         let (state, work) = Invalidation::shared(Arc::clone(&shared), Bounds { shortest: BOUND, longest: BOUND });
         Self { state, shared, work: tokio::spawn(work) }
     }
 
     async fn ready(server: &Server) -> Self {
-        let pod = Self::start(server);
+        Self::ready_on(server, Bus::Publish).await
+    }
+
+    async fn ready_on(server: &Server, bus: Bus) -> Self {
+        let pod = Self::on(server, bus);
         eventually("connected", async || pod.state.status().connected).await;
         pod.state.ready().await;
         assert!(*pod.state.fleet.as_ref().unwrap().ready.borrow());
@@ -122,8 +131,17 @@ async fn each_door_reaches_the_other_pod() {
 
 #[tokio::test]
 async fn each_door_takes_milliseconds() {
+    doors_take_milliseconds(Bus::Publish).await;
+}
+
+#[tokio::test]
+async fn each_door_takes_milliseconds_by_tracking() {
+    doors_take_milliseconds(Bus::Tracking).await;
+}
+
+async fn doors_take_milliseconds(bus: Bus) {
     let server = Server::up().await;
-    let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
+    let (one, other) = (Pod::ready_on(&server, bus).await, Pod::ready_on(&server, bus).await);
     let mut took = Vec::new();
     for round in 0..60 {
         let (tag, before) = (format!("t{round}"), other.state.position(&ANYTHING));
@@ -142,8 +160,17 @@ async fn each_door_takes_milliseconds() {
 
 #[tokio::test]
 async fn a_second_equal_message_is_not_taken_for_the_first() {
+    second_equal_messages(Bus::Publish).await;
+}
+
+#[tokio::test]
+async fn nor_is_it_by_tracking() {
+    second_equal_messages(Bus::Tracking).await;
+}
+
+async fn second_equal_messages(bus: Bus) {
     let server = Server::up().await;
-    let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
+    let (one, other) = (Pod::ready_on(&server, bus).await, Pod::ready_on(&server, bus).await);
     for round in 1..=20 {
         let before = one.state.position(&ANYTHING);
         server.command(&["PUBLISH", "shop-prod:invalidate", r#"{"tags":["a"]}"#]).await;
@@ -158,8 +185,17 @@ async fn a_second_equal_message_is_not_taken_for_the_first() {
 
 #[tokio::test]
 async fn what_the_bus_loses_is_read_from_the_log() {
+    lost_messages(Bus::Publish).await;
+}
+
+#[tokio::test]
+async fn so_is_what_tracking_loses() {
+    lost_messages(Bus::Tracking).await;
+}
+
+async fn lost_messages(bus: Bus) {
     let server = Server::up().await;
-    let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
+    let (one, other) = (Pod::ready_on(&server, bus).await, Pod::ready_on(&server, bus).await);
     let before = other.state.position(&ANYTHING);
     for i in 0..200 {
         if i % 20 == 0 {

@@ -80,12 +80,12 @@ impl Dedicated {
     }
 }
 
-/// One message.
+/// One message; of a tracked key, that it was changed.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// The channel that it came on.
+    /// The channel that it came on, or the key.
     pub channel: Bytes,
-    /// What it says.
+    /// What it says; of a key nothing.
     pub payload: Bytes,
 }
 
@@ -103,6 +103,14 @@ impl Inbox {
                     Some(Message { channel: channel.into(), payload: payload.into() })
                 }
                 _ => return Ok(()),
+            },
+            // Several changes, and none that is not tracked, are told of once; that all keys are gone, without a key.
+            PushKind::Invalidate => match push.data.into_iter().next() {
+                Some(Value::Array(keys)) => match keys.into_iter().next() {
+                    Some(Value::BulkString(key)) => Some(Message { channel: key.into(), payload: Bytes::new() }),
+                    _ => return Ok(()),
+                },
+                _ => None,
             },
             PushKind::Disconnection => None,
             _ => return Ok(()),
@@ -123,17 +131,20 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Subscribes; when this returns, whatever is published comes.
+    /// Subscribes to `channels`, and to the changes of a `tracked` key; when this returns, whatever is published comes.
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses.
-    pub async fn open(shared: &Shared, channels: &[String]) -> Result<Self, Unavailable> {
+    pub async fn open(shared: &Shared, channels: &[String], tracked: Option<&[u8]>) -> Result<Self, Unavailable> {
         let (sender, messages) = mpsc::channel(PENDING_MESSAGES);
         let overflowed = Arc::new(AtomicBool::new(false));
         let inbox = Inbox { messages: sender, overflowed: Arc::clone(&overflowed) };
         let mut connection = Dedicated::connect(shared, Some(inbox)).await?;
         for channel in channels {
             connection.command(&[b"SUBSCRIBE", channel.as_bytes()], OPENING).await?;
+        }
+        if let Some(key) = tracked {
+            connection.command(&[b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", key], OPENING).await?;
         }
         Ok(Self { connection, messages, overflowed })
     }

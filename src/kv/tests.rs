@@ -77,6 +77,7 @@ impl Server {
             namespace: "shop-prod".to_owned(),
             deadline: Duration::from_millis(100),
             startup_wait: Duration::from_secs(5),
+            bus: config::Bus::Publish,
             max_value: 1 << 18,
             key_secret: config::Secret::new("secret"),
             replicas: 1,
@@ -223,7 +224,7 @@ async fn a_client_that_leaves_is_no_trouble() {
 async fn a_subscription_delivers_in_order_and_says_when_it_ended() {
     let server = Server::up().await;
     let shared = server.shared();
-    let mut subscription = Subscription::open(&shared, &["a".to_owned(), "b".to_owned()]).await.unwrap();
+    let mut subscription = Subscription::open(&shared, &["a".to_owned(), "b".to_owned()], None).await.unwrap();
     for (channel, text) in [("a", "1"), ("b", "2"), ("a", "3")] {
         server.command(&["PUBLISH", channel, text]).await;
         let message = subscription.next().await.unwrap();

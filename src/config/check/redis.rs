@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::Check;
 use crate::config::raw::{self, At, RedisMode};
-use crate::config::{Redis, Secret};
+use crate::config::{Bus, Redis, Secret};
 
 const DEADLINE: Duration = Duration::from_millis(20);
 const STARTUP_WAIT: Duration = Duration::from_secs(2);
@@ -45,9 +45,10 @@ impl Check<'_, '_> {
         let password = self.secret("redis.password", &raw.password_file, &raw.password);
         let key_secret = self.secret("redis.key_secret", &raw.key_secret_file, &raw.key_secret);
         let replicas = self.count(&raw.replicas, 1..=MOST_REPLICAS).unwrap_or(1);
+        let bus = raw.bus.as_ref().map_or_else(Bus::default, |bus| bus.value);
         let (url, namespace) = (url?, namespace?);
         let key_secret = key_secret.unwrap_or_else(|| derived(&namespace));
-        Some(Redis { url, password, namespace, deadline, startup_wait, max_value, key_secret, replicas })
+        Some(Redis { url, password, namespace, deadline, startup_wait, max_value, key_secret, replicas, bus })
     }
 
     /// What is wrong is told without a word of the URL: it may hold a password.
