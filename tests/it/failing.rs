@@ -192,6 +192,22 @@ async fn what_fails_for_one_weir_alone_is_fetched_by_another() {
     assert_eq!(up.count("/a"), 2);
 }
 
+/// Its own earlier failure is no second pod's.
+#[tokio::test]
+async fn what_fails_for_one_weir_twice_is_fetched_by_another() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    let down = || reply("down").status(503);
+    up.sequence("/a", vec![down(), down().gate(&gate), reply("fine").max_age(60)]);
+    let weirs = setup(&up.url(), &redis).fleet(3).await;
+    assert_eq!(weirs[0].get("/a").await.status, 503);
+    let answers = all_wait("/a", &weirs, &gate).await;
+    assert_eq!((answers[0].status, answers[0].text()), (503, "down"));
+    for answer in &answers[1..] {
+        assert_eq!((answer.status, answer.text()), (200, "fine"), "{answer:?}");
+    }
+    assert_eq!(up.count("/a"), 3);
+}
+
 #[tokio::test]
 async fn who_asks_after_a_failure_elects_anew() {
     let (up, redis, first, second) = (upstream(), redis(), Gate::new(), Gate::new());
