@@ -71,3 +71,29 @@ impl Fetch {
         (is_theirs && !self.facts().credentials).then_some(status)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::metrics::Shed;
+    use crate::proxy::overload::Refusal;
+
+    #[test]
+    fn a_pod_that_has_no_room_says_nothing_of_the_service() {
+        let shed = |why| Failure::Shed(Refusal { why, retry_after_s: 1 });
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        for failure in [Failure::Connect(refused()), Failure::ConnectTimeout, shed(Shed::BreakerOpen)] {
+            assert!(failure.is_of_no_request(), "{failure:?}");
+        }
+        for why in [Shed::QueueFull, Shed::KeyQueueFull, Shed::ExpectedWait, Shed::QueueTimeout, Shed::NoSpare] {
+            let failure = shed(why);
+            assert!(!failure.is_of_no_request() && failure.is_untried(), "{failure:?}");
+        }
+        // A request may be what brings it about.
+        for failure in [Failure::ResponseTimeout, Failure::Closed(refused()), Failure::Malformed("no head")] {
+            assert!(!failure.is_of_no_request() && !failure.is_untried(), "{failure:?}");
+        }
+    }
+}
