@@ -6,6 +6,7 @@ pub mod content;
 pub mod copy;
 pub mod exchange;
 pub mod explain;
+mod failing;
 pub mod fetch;
 pub mod follow;
 pub mod forward;

@@ -319,9 +319,9 @@ impl Permit {
         self.finish(end, Ok(()));
     }
 
-    /// Ends the flight in the middle of its body.
-    pub fn cut(mut self, why: &'static str) {
-        self.finish(End::Vacant, Err(why));
+    /// Ends the flight in the middle of its body: so for those who have seen none of it.
+    pub fn cut(mut self, why: &'static str, end: End) {
+        self.finish(end, Err(why));
     }
 
     /// Ends the flight because the body is too large to hold: the leader's client gets the rest of it directly.
@@ -398,7 +398,7 @@ impl Follower {
         let seen = poll_fn(|cx| {
             let mut state = self.flight.lock();
             let seen = match &state.phase {
-                Phase::Ended(End::TooLarge | End::Vacant) if leads && state.arrival.is_some() => {
+                Phase::Ended(End::TooLarge | End::Vacant | End::Failed(_)) if leads && state.arrival.is_some() => {
                     state.arrival.clone().map(Seen::Arriving)
                 }
                 Phase::Ended(end) => Some(Seen::Ended(end.clone())),

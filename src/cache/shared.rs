@@ -8,8 +8,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use sha2::{Digest, Sha256};
-use tokio::time::Instant;
 
 use super::entry::{Stored, Variant, Vary, codec};
 use super::memory::Slot;
@@ -23,7 +23,8 @@ use crate::metrics::Lookup;
 
 mod lease;
 
-pub use lease::{LEASE, Lease, Token};
+use lease::{FAILURE, gateway_status};
+pub use lease::{LEASE, Lease, Leased, Token};
 
 /// Writing a body may take longer than a request waits for an answer; nobody waits for it.
 const STORE_DEADLINES: u32 = 10;
@@ -55,6 +56,8 @@ static STORE_SCRIPT: LazyLock<Script> =
 pub struct SharedTier {
     keys: Keys,
     kv: Arc<kv::Shared>,
+    /// Tells this process's failures from those of others.
+    pod: String,
     max_value: usize,
     max_object: usize,
     compress_over: usize,
@@ -78,26 +81,13 @@ pub enum Unseen {
     Corrupt,
 }
 
-/// What asking for a lease gave.
-pub enum Leased {
-    /// This pod fetches.
-    Lead(Lease),
-    /// Another pod has stored something meanwhile.
-    Found(Stored),
-    /// Another pod fetches; if it does not renew its lease, that ends so soon.
-    Held(Duration),
-    /// Redis gave no answer in time; what was asked for may have been given.
-    Late,
-    /// Redis gave no answer: this pod fetches for itself.
-    Unavailable,
-}
-
 impl SharedTier {
     /// The tier under one namespace.
     pub fn new(kv: Arc<kv::Shared>, redis: &crate::config::Redis, settings: &CacheTiers) -> Self {
         Self {
             keys: Keys::new(&redis.namespace),
             kv,
+            pod: format!("{:016x}", kv::random()),
             max_value: redis.max_value,
             max_object: settings.max_object,
             compress_over: settings.compress_over,
@@ -153,6 +143,7 @@ impl SharedTier {
             received_at: received_at(record),
             bytes,
             time_to_live: record.keep_ms(now),
+            failed: None,
         };
         let _ = self.write(redis, &name, None, what, budget).await;
     }
@@ -271,45 +262,6 @@ impl SharedTier {
         self.kv.bells().listen(&name(key))
     }
 
-    /// Leases the fetch of `key`, unless something is stored whose fence is not the one `seen`, or somebody holds the lease.
-    /// Who asks again does so with the same token.
-    pub async fn lease(
-        &self,
-        redis: &Redis,
-        key: &[u8],
-        token: &Token,
-        position: Position,
-        seen: Option<u64>,
-        budget: &mut Budget,
-    ) -> Leased {
-        let (hash, since) = (name(key), Instant::now());
-        let lease_ms = LEASE.as_millis().to_string();
-        let incarnation = position.incarnation.to_string();
-        let seq = position.seq.to_string();
-        let seen = seen.map_or_else(|| "-1".to_owned(), |fence| fence.to_string());
-        let keys = [self.keys.entry(&hash), self.keys.lease(&hash)];
-        let args = [&token.0[..], lease_ms.as_bytes(), incarnation.as_bytes(), seq.as_bytes(), seen.as_bytes()];
-        match redis.run(&LEASE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await {
-            Ok(reply) => self.leased(&reply, |fence| Lease { token: token.clone(), hash, fence, since }),
-            Err(Unavailable::Timeout) => Leased::Late,
-            Err(_) => Leased::Unavailable,
-        }
-    }
-
-    fn leased(&self, reply: &Reply, lease: impl FnOnce(u64) -> Lease) -> Leased {
-        let [kind, value] = reply.items() else { return Leased::Unavailable };
-        match kind.bytes().map(|kind| &kind[..]) {
-            Some(b"lead") => value.number().map_or(Leased::Unavailable, |fence| Leased::Lead(lease(fence))),
-            Some(b"held") => Leased::Held(Duration::from_millis(value.number().unwrap_or_default())),
-            Some(b"found") => {
-                let decoded = value.bytes().map(|bytes| codec::decode(bytes, self.max_object));
-                // What does not decode is as good as nothing: fetch it anew.
-                decoded.and_then(Result::ok).map_or(Leased::Unavailable, Leased::Found)
-            }
-            _ => Leased::Unavailable,
-        }
-    }
-
     /// Stores what a fetch brought and ends its lease; false if something newer stands there.
     ///
     /// Runs behind the answer: compression and the write hold up nobody.
@@ -326,13 +278,13 @@ impl SharedTier {
         let time_to_live = stored.keep_ms(now);
         if !kept.is_newest {
             if let Some(lease) = lease {
-                self.release(redis, &lease, &mut budget).await;
+                self.release(redis, &lease, None, &mut budget).await;
             }
             return false;
         }
         if size(stored) > self.max_value || time_to_live == 0 {
             if let Some(lease) = lease {
-                self.release(redis, &lease, &mut budget).await;
+                self.release(redis, &lease, None, &mut budget).await;
             }
             return true;
         }
@@ -353,7 +305,14 @@ impl SharedTier {
             Some(lease) if lease.hash == hash => (Some(lease), None),
             other => (None, other),
         };
-        let what = What { is_part, position: stored.position(), received_at: received_at(stored), bytes, time_to_live };
+        let what = What {
+            is_part,
+            position: stored.position(),
+            received_at: received_at(stored),
+            bytes,
+            time_to_live,
+            failed: None,
+        };
         let reply = self.write(redis, &hash, own.as_ref(), what, &mut budget).await;
         if let Some(marker) = &kept.marker {
             let (marker, dropped) = self.known_variants(redis, marker, kept.dropped.as_ref(), &mut budget).await;
@@ -361,11 +320,17 @@ impl SharedTier {
                 let _ = redis.run(&DROP_SCRIPT, &[&self.keys.entry(&dropped.name)], &[], &mut budget).await;
             }
             let record = codec::encode(&Stored::Vary(Arc::clone(&marker)), None);
-            let what =
-                What { is_part: false, position: marker.position, received_at: None, bytes: record, time_to_live };
+            let what = What {
+                is_part: false,
+                position: marker.position,
+                received_at: None,
+                bytes: record,
+                time_to_live,
+                failed: None,
+            };
             let _ = self.write(redis, &name(&marker.key), other.as_ref(), what, &mut budget).await;
         } else if let Some(lease) = other {
-            self.release(redis, &lease, &mut budget).await;
+            self.release(redis, &lease, None, &mut budget).await;
         }
         !matches!(reply, Ok(reply) if reply.bytes().is_some_and(|word| word == "superseded"))
     }
@@ -392,11 +357,6 @@ impl SharedTier {
         (Arc::new(all), dropped)
     }
 
-    /// Ends a lease without storing anything.
-    pub async fn release(&self, redis: &Redis, lease: &Lease, budget: &mut Budget) {
-        let _ = self.write(redis, &lease.hash, Some(lease), What::default(), budget).await;
-    }
-
     async fn write(
         &self,
         redis: &Redis,
@@ -405,7 +365,7 @@ impl SharedTier {
         what: What,
         budget: &mut Budget,
     ) -> Result<Reply, Unavailable> {
-        let What { is_part, position, received_at, bytes, time_to_live } = what;
+        let What { is_part, position, received_at, bytes, time_to_live, failed } = what;
         let (entry, part, lease_key) = (self.keys.entry(hash), self.keys.part(hash), self.keys.lease(hash));
         // What is stored whole is not in parts any more.
         let keys: &[&[u8]] = if is_part { &[&part, &lease_key] } else { &[&entry, &lease_key, &part] };
@@ -415,8 +375,10 @@ impl SharedTier {
         let time_to_live = time_to_live.to_string();
         let received_at = received_at.map(|at| at.to_string()).unwrap_or_default();
         let bell = self.keys.bell();
+        let (pod, status) = failed.map_or(("", StatusCode::OK), |status| (&self.pod, gateway_status(status)));
+        let remembered_ms = FAILURE.as_millis().to_string();
         let args = [
-            lease.map_or(&[][..], |lease| &lease.token.0),
+            lease.map_or(&[][..], |lease| &lease.token),
             fence.as_bytes(),
             &incarnation,
             seq.as_bytes(),
@@ -425,6 +387,9 @@ impl SharedTier {
             bell.as_bytes(),
             hash,
             received_at.as_bytes(),
+            pod.as_bytes(),
+            status.as_str().as_bytes(),
+            remembered_ms.as_bytes(),
         ];
         redis.run_with_body(&STORE_SCRIPT, keys, &args, budget).await
     }
@@ -440,6 +405,8 @@ struct What {
     bytes: Vec<u8>,
     /// In milliseconds.
     time_to_live: u64,
+    /// How the service failed, where that is no client's doing.
+    failed: Option<StatusCode>,
 }
 
 fn received_at(stored: &Stored) -> Option<WallMs> {

@@ -3,12 +3,14 @@
 -- KEYS  1 entry, or part    2 lease    3 beside an entry: the part that it makes needless (same hash tag)
 -- ARGV  1 token    2 fence, or -1 for a fetch without a lease    3 incarnation as in the entry (8 bytes)    4 seq    5 time to live in ms
 --       6 entry bytes, or '' to end the lease only    7 bell channel    8 key's hash
---       9 when an answer was received, in ms, or ''
+--       9 when an answer was received, in ms, or ''    10 pod that saw the service fail for everybody, or ''
+--       11 status to answer with if another has too    12 for how long that is remembered, in ms
 -- Reply 'stored' | 'superseded' | 'released'
 --
 -- Invariants: of one incarnation a lower position never replaces a higher one; among leased fetches a lower fence never
 -- replaces a higher one, and one whose lease another has taken over stores nothing; of one position, what was fetched
--- without a lease never replaces what was received later.
+-- without a lease never replaces what was received later. One pod's failure is its own: only with another pod's, since the
+-- last two, is it told to those who wait; and the count begins anew.
 local fence = tonumber(ARGV[2])
 local held = redis.call('HMGET', KEYS[2], 't', 'f', 'w')
 local mine = held[1] == ARGV[1]
@@ -41,7 +43,22 @@ if ARGV[6] ~= '' then
   end
 end
 if mine then
-  redis.call('DEL', KEYS[2])
+  if ARGV[6] ~= '' then
+    redis.call('DEL', KEYS[2])
+  else
+    local first = redis.call('HGET', KEYS[2], 'p')
+    -- What failed before is remembered: the next to lead may be the second to see it.
+    redis.call('HDEL', KEYS[2], 't', 'f', 'i', 's', 'w')
+    if ARGV[10] ~= '' then
+      if first and first ~= ARGV[10] then
+        redis.call('HDEL', KEYS[2], 'p')
+        redis.call('HSET', KEYS[2], 'v', string.format('%.0f', fence), 'c', ARGV[11])
+      else
+        redis.call('HSET', KEYS[2], 'p', ARGV[10])
+      end
+      redis.call('PEXPIRE', KEYS[2], ARGV[12])
+    end
+  end
   if held[3] then
     redis.call('PUBLISH', ARGV[7], ARGV[8])
   end

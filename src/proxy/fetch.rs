@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{IF_MODIFIED_SINCE, IF_NONE_MATCH};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::sync::oneshot;
 
@@ -18,9 +18,9 @@ use super::body::Patient;
 use super::lease::{release, renewed};
 use super::state::{RouteState, Worker};
 use super::upstream::{Failure, Patience};
-use super::{headers, part, respond, search};
+use super::{failing, headers, part, respond, search};
 use crate::cache::entry::{self, Entry, Stored, Uncacheable};
-use crate::cache::flight::{Arrival, End, Failed, Origin, Permit};
+use crate::cache::flight::{Arrival, End, Origin, Permit};
 use crate::cache::freshness::Freshness;
 use crate::cache::memory::Slot;
 use crate::cache::policy::{self, Plan, Received, Refusal, RequestFacts};
@@ -83,11 +83,11 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
         let previous = fetch.previous.as_ref().and_then(Previous::entry);
         let key = previous.map_or_else(|| Bytes::copy_from_slice(&fetch.primary), |entry| entry.key.clone());
         let seen = previous.map(|entry| entry.fence);
-        let (token, mut waited) = (Token::fresh(), false);
+        let (mut token, mut waited) = (Token::fresh(), false);
         loop {
             let bell = tier.listen(&key);
             let mut budget = Budget::new(fetch.redis_deadline);
-            match tier.lease(redis, &key, &token, fetch.permit.position(), seen, &mut budget).await {
+            match tier.lease(redis, &key, &mut token, fetch.permit.position(), seen, &mut budget).await {
                 Leased::Lead(lease) => {
                     fetch.lease = Some(lease);
                     break;
@@ -96,6 +96,10 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
                 Leased::Found(stored) => {
                     let slot = worker.shared.cache.keep(&fetch.primary, stored, 0).slot;
                     return fetch.permit.end(End::Stored(slot, Origin::Shared));
+                }
+                Leased::Failed(status) => {
+                    let end = failing::in_vain(fetch.previous.as_ref(), respond::failed_elsewhere(status));
+                    return fetch.permit.end(end);
                 }
                 Leased::Held(_) if waited => return,
                 // Another pod refreshes it. The flight stays until that is over, or each hit meanwhile would ask again.
@@ -110,7 +114,7 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
     if is_denied(&worker, &fetch.route, &fetch.headers, &asker, deadline).await {
         let lease = fetch.lease.take();
         drop(fetch);
-        return release(&worker, lease, deadline).await;
+        return release(&worker, lease, None, deadline).await;
     }
     run(fetch).await;
 }
@@ -143,7 +147,7 @@ async fn finish(mut fetch: Fetch) {
         fetch.route.metrics.upstream(status, took);
     }
     match said {
-        Err(failure) => fetch.failed(respond::failed(&failure)).await,
+        Err(failure) => fetch.failed(&failure).await,
         Ok(Said::Confirmed(entry)) => {
             if let Some(search) = &fetch.search {
                 search::record(&fetch.worker, search, &fetch.primary, &entry, fetch.redis_deadline).await;
@@ -265,7 +269,7 @@ impl Fetch {
         if response.status().is_server_error()
             && let Some(previous) = self.previous.clone().filter(|previous| previous.excuses_errors)
         {
-            return self.excused(&previous).await;
+            return self.excused(previous, response).await;
         }
         let received =
             Received { status: response.status(), headers: response.headers(), asked_at: sent, received_at: now };
@@ -296,7 +300,7 @@ impl Fetch {
         policy::storable(rule, self.facts(), received, key::spread(key::hash(self.permit.key()), received.asked_at))
     }
 
-    fn facts(&self) -> RequestFacts {
+    pub(super) fn facts(&self) -> RequestFacts {
         let of = |rule| RequestFacts::of(rule, &Method::GET, &self.headers);
         self.route.rule.cache.as_ref().map_or_else(RequestFacts::default, of)
     }
@@ -308,18 +312,22 @@ impl Fetch {
         self.elsewhere = (*own != *self.primary).then(|| own.into());
     }
 
-    fn entry(&self, plan: Plan, received: &Received<'_>, body: Bytes) -> Entry {
+    /// The key of an answer that varies so.
+    pub(super) fn key(&self, vary: &[HeaderName]) -> Bytes {
         let primary = self.elsewhere.as_ref().unwrap_or(&self.primary);
-        let key = match &self.route.keys {
-            Some(keys) if !plan.vary.is_empty() => {
+        match &self.route.keys {
+            Some(keys) if !vary.is_empty() => {
                 let mut key = Vec::with_capacity(primary.len() + 64);
-                keys.variant(&mut key, primary, &plan.vary, &self.headers);
+                keys.variant(&mut key, primary, vary, &self.headers);
                 Bytes::from(key.into_boxed_slice())
             }
             _ => Bytes::copy_from_slice(primary),
-        };
+        }
+    }
+
+    fn entry(&self, plan: Plan, received: &Received<'_>, body: Bytes) -> Entry {
         let origin = entry::Origin {
-            key,
+            key: self.key(&plan.vary),
             position: self.permit.position(),
             fence: self.fence(),
             fill_cost_ms: u32::try_from(received.received_at.saturating_sub(received.asked_at)).unwrap_or(u32::MAX),
@@ -368,10 +376,7 @@ impl Fetch {
             match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
                 None => break,
                 Some(Err(_)) => {
-                    self.route.metrics.fill(Fill::Failed);
-                    let lease = self.lease;
-                    self.permit.cut("the upstream's body ended early");
-                    return release(&self.worker, lease, self.redis_deadline).await;
+                    return self.cut(&entry).await;
                 }
                 Some(Ok(frame)) => {
                     let Ok(data) = frame.into_data() else { continue };
@@ -381,9 +386,8 @@ impl Fetch {
                     self.permit.grow(data);
                     if !room {
                         self.route.metrics.fill(Fill::TooLarge);
-                        let lease = self.lease;
                         self.permit.overflow(body.into_inner());
-                        return release(&self.worker, lease, self.redis_deadline).await;
+                        return release(&self.worker, self.lease, None, self.redis_deadline).await;
                     }
                 }
             }
@@ -392,10 +396,9 @@ impl Fetch {
         if keep {
             return self.store(stored, Fill::Stored, Origin::Fetched).await;
         }
-        self.route.metrics.fill(Fill::Failed);
-        let (worker, lease, deadline) = (self.worker, self.lease, self.redis_deadline);
-        self.permit.end(End::Stored(Slot::new(stored, self.asked), Origin::Passed));
-        release(&worker, lease, deadline).await;
+        let told = stored.entry().and_then(|entry| self.told(&entry.key, entry.status));
+        let end = End::Stored(Slot::new(stored, self.asked), Origin::Passed);
+        self.over(end, told).await;
     }
 
     /// Memory first, then those who wait, then the fleet; counted once all of them have it.
@@ -409,28 +412,12 @@ impl Fetch {
             let (lease, left) = if self.elsewhere.is_none() { (self.lease, None) } else { (None, self.lease) };
             let is_stored = tier.store(redis, &kept, lease, now, deadline).await;
             // Those who wait for the lease find the answer in its place.
-            release(&self.worker, left, deadline).await;
+            release(&self.worker, left, None, deadline).await;
             if !is_stored {
                 return self.route.metrics.fill(Fill::Superseded);
             }
         }
         self.route.metrics.fill(result);
-    }
-
-    /// The upstream failed, and what is stale may be served instead.
-    async fn excused(self, previous: &Previous) {
-        self.route.metrics.fill(Fill::Failed);
-        self.permit.end(End::Stored(Arc::clone(&previous.slot), Origin::Excused));
-        release(&self.worker, self.lease, self.redis_deadline).await;
-    }
-
-    async fn failed(self, failed: Failed) {
-        if let Some(previous) = self.previous.clone().filter(|previous| previous.excuses_errors) {
-            return self.excused(&previous).await;
-        }
-        self.route.metrics.fill(Fill::Failed);
-        self.permit.end(End::Failed(Arc::new(failed)));
-        release(&self.worker, self.lease, self.redis_deadline).await;
     }
 
     async fn refused(self, response: Response<Body>, refusal: Refusal) {
@@ -450,7 +437,7 @@ impl Fetch {
         let (worker, lease, deadline) = (self.worker, self.lease, self.redis_deadline);
         let _ = self.hand_over.send((response, why));
         self.permit.end(end);
-        release(&worker, lease, deadline).await;
+        release(&worker, lease, None, deadline).await;
     }
 
     fn verdict(&self) -> Uncacheable {

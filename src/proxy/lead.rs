@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::fetch::{self, Asker, Fetch, Rest};
 use super::lease::OnItsWay;
-use super::{Journey, forward, search};
+use super::{Journey, failing, forward, respond, search};
 use crate::cache::entry::Stored;
 use crate::cache::flight::{End, Follower, Origin, Permit};
 use crate::cache::memory::Slot;
@@ -52,7 +52,7 @@ pub(crate) enum Led {
     Elsewhere,
     /// Nothing will be shared, or another pod took too long: this request goes for itself.
     Alone,
-    /// The upstream is being asked.
+    /// The upstream is being asked; or others have asked it in vain, which is over already.
     Asked(Lead),
 }
 
@@ -119,6 +119,11 @@ pub(crate) async fn lead(
         }
         Waited::Elsewhere => return Led::Elsewhere,
         Waited::LongEnough => return Led::Alone,
+        Waited::Failed(status) => {
+            let follower = permit.follower().leading();
+            permit.end(failing::in_vain(previous.as_ref(), respond::failed_elsewhere(status)));
+            return Led::Asked(Lead { follower, direct: oneshot::channel().1, timing: oneshot::channel().1 });
+        }
     };
     // Where a stale answer may be served in place of a denial, what was charged so far stays charged.
     let excuse = previous.as_ref().filter(|previous| previous.excuses_errors).cloned();
@@ -193,6 +198,8 @@ enum Waited {
     Uncacheable,
     Elsewhere,
     LongEnough,
+    /// Meanwhile two pods have asked the upstream in vain; so this request is answered.
+    Failed(StatusCode),
 }
 
 /// Leases the fetch of `key` in the fleet, or waits for the pod that has it. `answers` says whether Redis does.
@@ -207,7 +214,7 @@ async fn lease<'k>(
     let cache = &worker.shared.cache;
     let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return Waited::Leads(None) };
     let give_up = Instant::now() + ask.rule.wait_timeout;
-    let token = Token::fresh();
+    let mut token = Token::fresh();
     let mut late_left = 0;
     if answers {
         (late_left, journey.budget) = (LATE, Budget::new(journey.live.redis_deadline));
@@ -220,7 +227,7 @@ async fn lease<'k>(
     loop {
         // Listening starts before the question: a bell that rings in between is heard.
         let bell = tier.listen(&key);
-        match tier.lease(redis, &key, &token, permit.position(), seen, &mut journey.budget).await {
+        match tier.lease(redis, &key, &mut token, permit.position(), seen, &mut journey.budget).await {
             Leased::Lead(lease) => return Waited::Leads(Some(lease)),
             // One late answer is no reason to ask the upstream what another pod is asking it; that Redis is away is.
             Leased::Late if held_until.is_some_and(|until| Instant::now() < until) => {}
@@ -230,6 +237,7 @@ async fn lease<'k>(
                 continue;
             }
             Leased::Unavailable | Leased::Late => return Waited::Leads(None),
+            Leased::Failed(status) => return Waited::Failed(status),
             Leased::Found(stored) => {
                 let ask = &Ask { now: cache.times().0, ..*ask };
                 let fence = stored.fence();

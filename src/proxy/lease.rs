@@ -4,6 +4,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
+
 use super::state::Worker;
 use crate::cache::shared::Lease;
 use crate::kv::Budget;
@@ -32,7 +34,7 @@ impl Drop for OnItsWay {
             && tokio::runtime::Handle::try_current().is_ok()
         {
             let (worker, redis_deadline) = (Arc::clone(&self.worker), self.redis_deadline);
-            self.worker.behind.spawn(async move { release(&worker, Some(lease), redis_deadline).await });
+            self.worker.behind.spawn(async move { release(&worker, Some(lease), None, redis_deadline).await });
         }
     }
 }
@@ -50,9 +52,9 @@ pub(crate) async fn renewed(
     std::future::pending().await
 }
 
-/// Gives a lease back, if there is one.
-pub(crate) async fn release(worker: &Worker, lease: Option<Lease>, deadline: Duration) {
+/// Gives a lease back, if there is one; `failed` is for the fleet to count.
+pub(crate) async fn release(worker: &Worker, lease: Option<Lease>, failed: Option<StatusCode>, deadline: Duration) {
     if let (Some(lease), Some(redis), Some(tier)) = (lease, &worker.redis, &worker.shared.tier) {
-        tier.release(redis, &lease, &mut Budget::new(deadline)).await;
+        tier.release(redis, &lease, failed, &mut Budget::new(deadline)).await;
     }
 }

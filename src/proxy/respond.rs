@@ -78,6 +78,17 @@ pub fn failed(failure: &Failure) -> Failed {
     Failed { status, detail: failure.to_string(), shed }
 }
 
+/// What a body that ended early is to a client that has seen none of it.
+pub fn cut() -> Failed {
+    let detail = "the upstream's answer ended early".to_owned();
+    Failed { status: StatusCode::BAD_GATEWAY, detail, shed: None }
+}
+
+/// What other pods' failed exchanges with the upstream are to a client that waited for them.
+pub fn failed_elsewhere(status: StatusCode) -> Failed {
+    Failed { status, detail: "the upstream has just failed two pods of the fleet".to_owned(), shed: None }
+}
+
 /// Why a request went to the upstream (RFC 9211 section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forward {

@@ -63,6 +63,15 @@ impl Failure {
         }
     }
 
+    /// Whether the upstream fails whatever is asked of it, and not for this request alone.
+    pub fn is_of_no_request(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::ConnectTimeout => true,
+            Self::Shed(refusal) => refusal.why == Shed::BreakerOpen,
+            Self::ResponseTimeout | Self::Closed(_) | Self::Malformed(_) | Self::RequestBody { .. } => false,
+        }
+    }
+
     /// Whether the upstream was not even tried.
     pub fn is_untried(&self) -> bool {
         matches!(self, Self::Shed(_) | Self::RequestBody { was_begun: false, .. })

@@ -14,7 +14,7 @@ use crate::harness::{
 use crate::leases::LEASE;
 
 /// Processes.
-const PODS: usize = 16;
+pub const PODS: usize = 16;
 
 /// What the upstream takes where leaders crash.
 const FETCH: Duration = Duration::from_millis(600);
@@ -26,17 +26,17 @@ const TAKEOVER: Duration = Duration::from_millis(100);
 const ANSWERED: Duration = Duration::from_secs(1);
 
 /// What code that is not optimised may take longer, sharing its cores with other tests.
-fn margin() -> Duration {
+pub fn margin() -> Duration {
     if optimised() { Duration::ZERO } else { Duration::from_millis(2500) }
 }
 
 /// Clients at once.
-fn clients() -> usize {
+pub fn clients() -> usize {
     scale("WEIR_CLIENTS", if optimised() { 2_000 } else { 480 })
 }
 
 /// Pod `number`, whose fetches say which pod they are from.
-fn pod(number: usize, up: &Upstream, redis: &Redis) -> Setup {
+pub fn pod(number: usize, up: &Upstream, redis: &Redis) -> Setup {
     let routes = format!(
         r#"
         [[route]]
@@ -54,14 +54,14 @@ fn pod(number: usize, up: &Upstream, redis: &Redis) -> Setup {
 }
 
 /// What a client of pod `at` got, and when.
-struct Served {
-    at: usize,
-    answer: std::io::Result<Answer>,
-    when: Instant,
+pub struct Served {
+    pub at: usize,
+    pub answer: std::io::Result<Answer>,
+    pub when: Instant,
 }
 
 /// Clients that ask for `path` all at once over connections that are open already, spread over the pods.
-async fn crowd(path: &str, proxies: &[std::net::SocketAddr]) -> JoinSet<Served> {
+pub async fn crowd(path: &str, proxies: &[std::net::SocketAddr]) -> JoinSet<Served> {
     let mut crowd = JoinSet::new();
     let gate = Gate::new();
     for i in 0..clients() {
@@ -79,6 +79,14 @@ async fn crowd(path: &str, proxies: &[std::net::SocketAddr]) -> JoinSet<Served> 
     crowd
 }
 
+/// Every client of a crowd has asked, and nobody has been answered.
+pub async fn everybody_waits(weirs: &[Weir]) {
+    for (at, weir) in weirs.iter().enumerate() {
+        let own = (0..clients()).filter(|i| i % weirs.len() == at).count();
+        weir.metric_reaches("weir_requests_in_flight", own as f64).await;
+    }
+}
+
 #[tokio::test]
 async fn thousands_on_one_cold_key_of_sixteen_weirs_are_one_fetch() {
     let (up, redis, gate) = (upstream(), redis(), Gate::new());
@@ -88,10 +96,7 @@ async fn thousands_on_one_cold_key_of_sixteen_weirs_are_one_fetch() {
     let proxies: Vec<_> = weirs.iter().map(|weir| weir.proxy).collect();
     let crowd = crowd("/cold", &proxies).await;
     // Nobody is answered before everybody waits.
-    for (at, weir) in weirs.iter().enumerate() {
-        let own = (0..clients()).filter(|i| i % PODS == at).count();
-        weir.metric_reaches("weir_requests_in_flight", own as f64).await;
-    }
+    everybody_waits(&weirs).await;
     let opened = Instant::now();
     gate.open();
     let served = crowd.join_all().await;

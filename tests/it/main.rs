@@ -15,6 +15,7 @@ mod cut_off;
 mod deception;
 mod expiry;
 mod explain;
+mod failing;
 mod failover;
 mod fleet;
 mod flood;

@@ -1,38 +1,48 @@
-//! The right to fetch a key for the fleet, and its renewal while the fetch goes on.
+//! The right to fetch a key for the fleet: asked for, renewed while the fetch goes on, and given back.
 
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use tokio::time::{Instant, sleep_until};
 
-use super::SharedTier;
-use crate::kv::{self, Budget, Redis, Script};
+use super::{LEASE_SCRIPT, SharedTier, What, name};
+use crate::cache::entry::{Stored, codec};
+use crate::invalidation::Position;
+use crate::kv::{self, Budget, Redis, Reply, Script, Unavailable};
 
 /// How long a fetch is leased: a leader that crashed holds the key up for so long at most. Since a fetch that goes on is
 /// renewed, it need not be as long as fetches are; it is as long as a pod may stand still (starved of its processor,
 /// or without Redis) before another asks in its place. A crash leaves most of the usual `wait_timeout` to the next leader.
 pub const LEASE: Duration = Duration::from_secs(2);
 
+/// So long after a failure those who wait can still learn of it: they poll more often than that, should no bell ring.
+pub(super) const FAILURE: Duration = LEASE;
+
 /// Renewals come so far apart: one may be lost before the lease is. A fetch that is over by then costs none.
 const RENEWAL: Duration = Duration::from_millis(LEASE.as_millis() as u64 / 3);
 
 static RENEW_SCRIPT: Script = Script { name: "renew", source: include_str!("../renew.lua") };
 
-/// By this Redis knows who holds a lease.
-#[derive(Debug, Clone)]
-pub struct Token(pub(super) Bytes);
+/// By this Redis knows who holds a lease, and what who does not has waited for.
+#[derive(Debug)]
+pub struct Token {
+    id: Bytes,
+    /// Fence of the first fetch that it was told to wait for.
+    waited: Option<u64>,
+}
 
 impl Token {
     /// Another than anybody's.
     pub fn fresh() -> Self {
-        Self(Bytes::from(format!("{:016x}{:016x}", kv::random(), kv::random())))
+        Self { id: Bytes::from(format!("{:016x}{:016x}", kv::random(), kv::random())), waited: None }
     }
 }
 
 /// The right to fetch a key for the fleet.
 #[derive(Debug, Clone)]
 pub struct Lease {
-    pub(super) token: Token,
+    pub(super) token: Bytes,
     pub(super) hash: [u8; 16],
     /// Orders what fetches of one key store.
     pub fence: u64,
@@ -40,7 +50,103 @@ pub struct Lease {
     pub(super) since: Instant,
 }
 
+/// What asking for a lease gave.
+pub enum Leased {
+    /// This pod fetches.
+    Lead(Lease),
+    /// Another pod has stored something meanwhile.
+    Found(Stored),
+    /// Another pod fetches; if it does not renew its lease, that ends so soon.
+    Held(Duration),
+    /// While the caller waited, a second pod has seen the service fail; with this status it is answered.
+    Failed(StatusCode),
+    /// Redis gave no answer in time; what was asked for may have been given.
+    Late,
+    /// Redis gave no answer: this pod fetches for itself.
+    Unavailable,
+}
+
+impl Lease {
+    /// Whether it was taken for this key.
+    pub fn is_for(&self, key: &[u8]) -> bool {
+        self.hash == name(key)
+    }
+}
+
+/// With what status a failure that others have seen is answered: their own, where a gateway may say that (RFC 9110
+/// section 15.6), else 502.
+pub(super) fn gateway_status(status: StatusCode) -> StatusCode {
+    match status {
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => status,
+        _ => StatusCode::BAD_GATEWAY,
+    }
+}
+
 impl SharedTier {
+    /// Leases the fetch of `key`, unless something is stored whose fence is not the one `seen`, or somebody holds the lease.
+    /// Who asks again does so with the same token.
+    pub async fn lease(
+        &self,
+        redis: &Redis,
+        key: &[u8],
+        token: &mut Token,
+        position: Position,
+        seen: Option<u64>,
+        budget: &mut Budget,
+    ) -> Leased {
+        let (hash, since) = (name(key), Instant::now());
+        let lease_ms = LEASE.as_millis().to_string();
+        let incarnation = position.incarnation.to_string();
+        let seq = position.seq.to_string();
+        let fence = |fence: Option<u64>| fence.map_or_else(|| "-1".to_owned(), |fence| fence.to_string());
+        let (seen, waited) = (fence(seen), fence(token.waited));
+        let keys = [self.keys.entry(&hash), self.keys.lease(&hash)];
+        let args = [
+            &token.id[..],
+            lease_ms.as_bytes(),
+            incarnation.as_bytes(),
+            seq.as_bytes(),
+            seen.as_bytes(),
+            waited.as_bytes(),
+        ];
+        match redis.run(&LEASE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await {
+            Ok(reply) => {
+                let own = token.id.clone();
+                let lease = |fence| Lease { token: own, hash, fence, since };
+                self.leased(&reply, token, lease)
+            }
+            Err(Unavailable::Timeout) => Leased::Late,
+            Err(_) => Leased::Unavailable,
+        }
+    }
+
+    fn leased(&self, reply: &Reply, token: &mut Token, lease: impl FnOnce(u64) -> Lease) -> Leased {
+        let [kind, value, more @ ..] = reply.items() else { return Leased::Unavailable };
+        match kind.bytes().map(|kind| &kind[..]) {
+            Some(b"lead") => value.number().map_or(Leased::Unavailable, |fence| Leased::Lead(lease(fence))),
+            Some(b"held") => {
+                token.waited = token.waited.or_else(|| more.first()?.number());
+                Leased::Held(Duration::from_millis(value.number().unwrap_or_default()))
+            }
+            Some(b"failed") => {
+                let status = value.number().and_then(|status| u16::try_from(status).ok());
+                let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+                Leased::Failed(gateway_status(status.unwrap_or_default()))
+            }
+            Some(b"found") => {
+                let decoded = value.bytes().map(|bytes| codec::decode(bytes, self.max_object));
+                // What does not decode is as good as nothing: fetch it anew.
+                decoded.and_then(Result::ok).map_or(Leased::Unavailable, Leased::Found)
+            }
+            _ => Leased::Unavailable,
+        }
+    }
+
+    /// Ends a lease without storing anything. If the service has `failed` for whoever asked, the fleet counts it.
+    pub async fn release(&self, redis: &Redis, lease: &Lease, failed: Option<StatusCode>, budget: &mut Budget) {
+        let _ = self.write(redis, &lease.hash, Some(lease), What { failed, ..What::default() }, budget).await;
+    }
+
     /// Renews a lease until it is another's, or `longest` has passed since it was taken; to be dropped when the fetch ends.
     /// Each question waits for Redis for `deadline`; one without an answer is put again.
     pub async fn renew(&self, redis: &Redis, lease: &Lease, longest: Duration, deadline: Duration) {
@@ -51,7 +157,7 @@ impl SharedTier {
         while due <= last {
             sleep_until(due).await;
             due = Instant::now() + RENEWAL;
-            let args = [&lease.token.0[..], lease_ms.as_bytes()];
+            let args = [&lease.token[..], lease_ms.as_bytes()];
             let reply = redis.run(&RENEW_SCRIPT, &[&key], &args, &mut Budget::new(deadline)).await;
             if reply.is_ok_and(|reply| reply.number() == Some(0)) {
                 return;
