@@ -2,6 +2,7 @@
 --
 -- KEYS  1 entry    2 lease (same hash tag)
 -- ARGV  1 token    2 lease time in ms    3 incarnation    4 seq    5 fence of the entry that the caller saw, or -1
+--       6 the lowest seq whose fetch is of use to the caller: nothing later names what it wants
 -- Reply {'found', bytes}         an entry the caller has not seen
 --       {'lead', fence}          the caller fetches; the fence orders what it stores
 --       {'held', ms}             somebody else fetches, for so long at most; the bell will ring
@@ -10,7 +11,8 @@
 -- A lease is a hash: t token, f fence, i incarnation, s seq, w whether somebody waits.
 -- Fences are Redis' time in microseconds, so that one is never given twice, whatever is left of the leases before.
 -- Invariants: at most one token holds a lease; fences of one key only rise; a caller
--- at a later position than the holder's supersedes it, since what the holder fetches is overtaken already.
+-- who knows of an invalidation of this key that the holder does not supersedes it, since what the holder fetches is
+-- overtaken already; no lease has longer to go than a new one, though Redis' clock be set back.
 local fence = -1
 local bytes = redis.call('GETRANGE', KEYS[1], FENCE_AT, FENCE_AT + 7)
 if #bytes == 8 then
@@ -25,9 +27,14 @@ if held[1] == ARGV[1] then
   return {'lead', tonumber(held[2])}
 end
 if held[1] then
-  if held[3] == ARGV[3] and tonumber(held[4]) >= tonumber(ARGV[4]) then
+  if held[3] == ARGV[3] and tonumber(held[4]) >= tonumber(ARGV[6]) then
     redis.call('HSET', KEYS[2], 'w', 1)
-    return {'held', redis.call('PTTL', KEYS[2])}
+    local left = redis.call('PTTL', KEYS[2])
+    if left > tonumber(ARGV[2]) then
+      left = tonumber(ARGV[2])
+      redis.call('PEXPIRE', KEYS[2], left)
+    end
+    return {'held', left}
   end
   fence = math.max(fence, tonumber(held[2]))
 end

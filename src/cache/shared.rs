@@ -272,13 +272,13 @@ impl SharedTier {
     }
 
     /// Leases the fetch of `key`, unless something is stored whose fence is not the one `seen`, or somebody holds the lease.
-    /// Who asks again does so with the same token.
+    /// Who asks again does so with the same token. `least` is the lowest number in the log whose fetch is of use to who asks.
     pub async fn lease(
         &self,
         redis: &Redis,
         key: &[u8],
         token: &Token,
-        position: Position,
+        (position, least): (Position, u64),
         seen: Option<u64>,
         budget: &mut Budget,
     ) -> Leased {
@@ -288,7 +288,15 @@ impl SharedTier {
         let seq = position.seq.to_string();
         let seen = seen.map_or_else(|| "-1".to_owned(), |fence| fence.to_string());
         let keys = [self.keys.entry(&hash), self.keys.lease(&hash)];
-        let args = [&token.0[..], lease_ms.as_bytes(), incarnation.as_bytes(), seq.as_bytes(), seen.as_bytes()];
+        let least = least.to_string();
+        let args = [
+            &token.0[..],
+            lease_ms.as_bytes(),
+            incarnation.as_bytes(),
+            seq.as_bytes(),
+            seen.as_bytes(),
+            least.as_bytes(),
+        ];
         match redis.run(&LEASE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await {
             Ok(reply) => self.leased(&reply, |fence| Lease { token: token.clone(), hash, fence, since }),
             Err(Unavailable::Timeout) => Leased::Late,
