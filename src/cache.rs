@@ -236,7 +236,7 @@ impl Cache {
             return self.keep(primary, Stored::Entry(Arc::new(whole)), asked);
         }
         let slot = Slot::new(Stored::Entry(Arc::new(part)), asked);
-        let is_newest = self.memory.insert(slot.stored.key().clone(), Arc::clone(&slot));
+        let is_newest = self.memory.insert(slot.stored.key().clone(), Arc::clone(&slot), self.times().0);
         Kept { slot, marker: None, dropped: None, is_newest }
     }
 
@@ -403,7 +403,7 @@ impl Cache {
                 // What is here whole is not in parts any more, least of all in older ones.
                 self.memory.remove(&parts::key(primary));
             }
-            let is_newest = self.memory.insert(key, Arc::clone(&slot));
+            let is_newest = self.memory.insert(key, Arc::clone(&slot), self.times().0);
             return Kept { slot, marker: None, dropped: None, is_newest };
         };
         self.memory.remove(&parts::key(primary));
@@ -413,13 +413,13 @@ impl Cache {
             let mut marker = self.marker(primary, entry);
             let dropped = marker.admit(variant);
             let marker = Arc::new(marker);
-            self.memory.insert(marker.key.clone(), Slot::new(Stored::Vary(Arc::clone(&marker)), asked));
+            self.memory.insert(marker.key.clone(), Slot::new(Stored::Vary(Arc::clone(&marker)), asked), self.times().0);
             (marker, dropped)
         };
         if let Some(dropped) = &dropped {
             self.memory.remove(dropped.key());
         }
-        let is_newest = self.memory.insert(entry.key.clone(), Arc::clone(&slot));
+        let is_newest = self.memory.insert(entry.key.clone(), Arc::clone(&slot), self.times().0);
         Kept { slot, marker: Some(marker), dropped, is_newest }
     }
 
@@ -432,14 +432,14 @@ impl Cache {
             Arc::make_mut(vary).merge(known);
         }
         let slot = Slot::new(Stored::Vary(Arc::clone(vary)), asked);
-        let is_newest = self.memory.insert(Bytes::copy_from_slice(primary), Arc::clone(&slot));
+        let is_newest = self.memory.insert(Bytes::copy_from_slice(primary), Arc::clone(&slot), self.times().0);
         Kept { slot, marker: None, dropped: None, is_newest }
     }
 
     /// Remembers that answers to requests with credentials are not stored under this key, whatever others get.
     pub fn keep_apart(&self, primary: &[u8], verdict: Uncacheable, asked: SteadyMs) {
         let slot = Slot::new(Stored::Uncacheable(Arc::new(verdict)), asked);
-        self.memory.insert(apart(primary).into(), slot);
+        self.memory.insert(apart(primary).into(), slot, self.times().0);
     }
 
     /// Whether a request with credentials should go for itself: what is stored was meant for others by the route's own

@@ -347,7 +347,7 @@ impl Journey<'_> {
                     },
                     Led::Denied(denial) => return self.denied(&denial),
                     Led::Alone => break,
-                    Led::Elsewhere => continue,
+                    Led::Anew => continue,
                     Led::Asked(lead) => match self.led(lead, &ask, &parts, why).await {
                         Some(answer) => return answer,
                         None => continue,

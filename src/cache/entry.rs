@@ -40,13 +40,16 @@ impl Stored {
         }
     }
 
-    /// Whether it is later than `other`: by the sequence of invalidations, or in the same place by when it was received.
+    /// Whether it is later than `other` at `now`: by the sequence of invalidations, or in the same place by when it was received.
     /// A record or verdict in the same place is taken for later, as it is made of what is there. Fences do not count
-    /// here: they begin anew when Redis has forgotten a key.
-    pub fn is_newer_than(&self, other: &Self) -> bool {
+    /// here: they begin anew when Redis has forgotten a key. Nor does a time that has not come yet: it is of a clock that was
+    /// set back, and whatever is fetched since is later.
+    pub fn is_newer_than(&self, other: &Self, now: WallMs) -> bool {
         let (this, that) = (self.position(), other.position());
         let received_later = || match (self.entry(), other.entry()) {
-            (Some(this), Some(that)) => this.freshness.received_at > that.freshness.received_at,
+            (Some(this), Some(that)) => {
+                this.freshness.received_at > that.freshness.received_at && !this.freshness.is_from_the_future(now)
+            }
             _ => false,
         };
         this.incarnation == that.incarnation && (this.seq > that.seq || (this.seq == that.seq && received_later()))

@@ -75,13 +75,17 @@ impl Freshness {
         self.initial_age_ms.saturating_add(now.saturating_sub(self.received_at))
     }
 
+    /// Whether a clock has stepped back since it was received.
+    pub fn is_from_the_future(&self, now: WallMs) -> bool {
+        self.received_at > now.saturating_add(FUTURE_TOLERANCE_MS)
+    }
+
     /// What may be done with the answer at `now`.
     ///
     /// `honoured` are the request's directives where the route honours them; `marked_stale` is a soft invalidation,
     /// which ends the lifetime and leaves the windows behind it.
     pub fn evaluate(&self, now: WallMs, honoured: Option<&RequestDirectives>, marked_stale: bool) -> State {
-        let from_the_future = self.received_at > now.saturating_add(FUTURE_TOLERANCE_MS);
-        if from_the_future || self.no_cache || honoured.is_some_and(|wanted| wanted.no_cache) {
+        if self.is_from_the_future(now) || self.no_cache || honoured.is_some_and(|wanted| wanted.no_cache) {
             return State::MustRevalidate;
         }
         let age_ms = self.age_ms(now);

@@ -84,7 +84,7 @@ impl Cache {
     /// Keeps in memory what another pod has stored; whether nothing newer was there. It is judged when it is read.
     pub fn preload(&self, stored: Stored) -> bool {
         let slot = Slot::new(stored, 0);
-        self.memory.insert(slot.stored.key().clone(), slot)
+        self.memory.insert(slot.stored.key().clone(), slot, self.times().0)
     }
 }
 

@@ -2,7 +2,8 @@
 --
 -- KEYS  1 entry    2 lease (same hash tag)
 -- ARGV  1 token    2 lease time in ms    3 incarnation    4 seq    5 fence of the entry that the caller saw, or -1
---       6 fence of the first fetch that the caller waited for, or -1 if it has not waited
+--       6 the lowest seq whose fetch is of use to the caller: nothing later names what it wants
+--       7 fence of the first fetch that the caller waited for, or -1 if it has not waited
 -- Reply {'found', bytes}         an entry the caller has not seen
 --       {'lead', fence}          the caller fetches; the fence orders what it stores
 --       {'held', ms, fence}      somebody else fetches, for so long at most; the bell will ring
@@ -13,8 +14,9 @@
 -- failed (store.lua): p the pod whose did, v the fence of the one by which a second pod saw it, c the status to answer with.
 -- Fences are Redis' time in microseconds, so that one is never given twice, whatever is left of the leases before.
 -- Invariants: at most one token holds a lease; fences of one key only rise; a caller
--- at a later position than the holder's supersedes it, since what the holder fetches is overtaken already; who began
--- to wait after the fetch by which a second pod saw the failure has not seen it, and leads.
+-- who knows of an invalidation of this key that the holder does not supersedes it, since what the holder fetches is
+-- overtaken already; who began to wait after the fetch by which a second pod saw the failure has not seen it, and leads;
+-- no lease has longer to go than a new one, though Redis' clock be set back.
 local fence = -1
 local bytes = redis.call('GETRANGE', KEYS[1], FENCE_AT, FENCE_AT + 7)
 if #bytes == 8 then
@@ -28,13 +30,18 @@ if held[1] == ARGV[1] then
   redis.call('PEXPIRE', KEYS[2], ARGV[2])
   return {'lead', tonumber(held[2])}
 end
-if held[5] and ARGV[6] ~= '-1' and tonumber(held[5]) >= tonumber(ARGV[6]) then
+if held[5] and ARGV[7] ~= '-1' and tonumber(held[5]) >= tonumber(ARGV[7]) then
   return {'failed', tonumber(held[6])}
 end
 if held[1] then
-  if held[3] == ARGV[3] and tonumber(held[4]) >= tonumber(ARGV[4]) then
+  if held[3] == ARGV[3] and tonumber(held[4]) >= tonumber(ARGV[6]) then
     redis.call('HSET', KEYS[2], 'w', 1)
-    return {'held', redis.call('PTTL', KEYS[2]), tonumber(held[2])}
+    local left = redis.call('PTTL', KEYS[2])
+    if left > tonumber(ARGV[2]) then
+      left = tonumber(ARGV[2])
+      redis.call('PEXPIRE', KEYS[2], left)
+    end
+    return {'held', left, tonumber(held[2])}
   end
   fence = math.max(fence, tonumber(held[2]))
 end

@@ -12,7 +12,7 @@ use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
 
 use super::entry::Stored;
-use crate::clock::SteadyMs;
+use crate::clock::{SteadyMs, WallMs};
 use crate::metrics::Metrics;
 
 /// Size of an entry for which the tables are laid out at first; they grow when entries are smaller.
@@ -112,10 +112,10 @@ impl Memory {
         self.slots.as_ref()?.peek(key)
     }
 
-    /// Stores, unless what stands there is newer; whether nothing newer does.
-    pub fn insert(&self, key: Bytes, slot: Arc<Slot>) -> bool {
+    /// Stores, unless what stands there is newer at `now`; whether nothing newer does.
+    pub fn insert(&self, key: Bytes, slot: Arc<Slot>, now: WallMs) -> bool {
         let Some(slots) = &self.slots else { return true };
-        if slots.peek(&key).is_some_and(|present| present.stored.is_newer_than(&slot.stored)) {
+        if slots.peek(&key).is_some_and(|present| present.stored.is_newer_than(&slot.stored, now)) {
             return false;
         }
         slots.insert(key, slot);

@@ -21,7 +21,7 @@ impl Cache {
     /// Keeps the record of a rule that the shared tier has, if it is of use; the rule.
     pub fn keep_record(&self, record: Stored) -> Option<Rule> {
         let rule = search::recorded(&record, self.clock.now())?;
-        self.memory.insert(record.key().clone(), Slot::new(record, 0));
+        self.memory.insert(record.key().clone(), Slot::new(record, 0), self.times().0);
         Some(rule)
     }
 
@@ -37,7 +37,7 @@ impl Cache {
             return None;
         }
         let record = Stored::Entry(Arc::new(search.record(rule, answer, now)));
-        self.memory.insert(record.key().clone(), Slot::new(record.clone(), 0));
+        self.memory.insert(record.key().clone(), Slot::new(record.clone(), 0), self.times().0);
         Some(record)
     }
 

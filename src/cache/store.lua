@@ -9,8 +9,9 @@
 --
 -- Invariants: of one incarnation a lower position never replaces a higher one; among leased fetches a lower fence never
 -- replaces a higher one, and one whose lease another has taken over stores nothing; of one position, what was fetched
--- without a lease never replaces what was received later. One pod's failure is its own: only with another pod's, since the
--- last two, is it told to those who wait; and the count begins anew.
+-- without a lease never replaces what was received later, by a time that has come: else a clock was set back. One pod's
+-- failure is its own: only with another pod's, since the last two, is it told to those who wait; and the count begins anew.
+local FUTURE_MAX_MS = 2000
 local fence = tonumber(ARGV[2])
 local held = redis.call('HMGET', KEYS[2], 't', 'f', 'w')
 local mine = held[1] == ARGV[1]
@@ -27,7 +28,8 @@ if ARGV[6] ~= '' then
     if fence < 0 and ARGV[9] ~= '' and string.sub(head, 1, 8) == ARGV[3] and seq == tonumber(ARGV[4]) then
       local received = redis.call('GETRANGE', KEYS[1], RECEIVED_AT, RECEIVED_AT + 7)
       local is_answer = redis.call('GETRANGE', KEYS[1], KIND_AT, KIND_AT) == '\1'
-      if is_answer and #received == 8 and struct.unpack('>I8', received) > tonumber(ARGV[9]) then
+      local later = is_answer and #received == 8 and struct.unpack('>I8', received) or 0
+      if later > tonumber(ARGV[9]) and later <= redis.call('TIME')[1] * 1000 + FUTURE_MAX_MS then
         reply = 'superseded'
       end
     end

@@ -27,6 +27,13 @@ pub struct Owed {
     pub order: Arc<str>,
 }
 
+impl Owed {
+    /// What stands for whatever was known under this incarnation.
+    pub fn everything(incarnation: u64) -> Self {
+        Self { name: format!("{incarnation} all"), order: EVERYTHING.into() }
+    }
+}
+
 /// What one incarnation goes on from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lineage {
@@ -93,7 +100,7 @@ impl Records {
     /// What the heir of this log may have lost.
     pub fn owed(&self, Lineage { parent, base }: Lineage) -> Vec<Owed> {
         if base < self.above {
-            return vec![Owed { name: format!("{parent} all"), order: EVERYTHING.into() }];
+            return vec![Owed::everything(parent)];
         }
         let after = self.orders.range(base + 1..);
         after.map(|(seq, order)| Owed { name: format!("{parent} {seq}"), order: Arc::clone(order) }).collect()

@@ -127,6 +127,17 @@ impl Mirror {
         }
     }
 
+    /// The lowest number whose fill for `subject` is of use to who would begin one at `position`: nothing that is known
+    /// here and came later names it.
+    pub fn least(&self, position: Position, subject: &Subject<'_>) -> u64 {
+        match &self.log {
+            Some(log) if log.incarnation == position.incarnation => {
+                self.epochs.of(subject).log.last().max(log.floor).min(position.seq)
+            }
+            _ => position.seq,
+        }
+    }
+
     /// The position of the last that was applied here.
     pub fn own(&self) -> Position {
         self.own
@@ -207,13 +218,18 @@ impl Mirror {
     /// answer from before is refused, own ones too: what was logged last in the old one may be lost, unseen.
     ///
     /// If the new one continues the old one by `lineage`, what was known is kept for the old one's answers, until
-    /// [`inherit`](Self::inherit); and what the new one may have lost of it is returned, to be logged once more.
+    /// [`inherit`](Self::inherit); and what the new one may have lost of it is returned, to be logged once more. If it
+    /// continues another, as one does that comes back with an old copy, that is everything.
     pub fn follow(&mut self, head: Position, new_own: u64, lineage: Option<Lineage>) -> Vec<Owed> {
         let mut owed = Vec::new();
         if let Some(old) = self.log.take() {
             // What is not in the old log is in the new one no more than it was in the old one.
             let (pending, elsewhere) = (std::mem::take(&mut self.pending), std::mem::take(&mut self.elsewhere));
             let known = std::mem::replace(self, Self { pending, elsewhere, ..Self::new(new_own) });
+            // One that goes on from another than was followed lacks what was known since, and does not say from where.
+            if lineage.is_some_and(|lineage| lineage.parent != old.incarnation) {
+                owed = vec![Owed::everything(old.incarnation)];
+            }
             if let Some(lineage) = lineage.filter(|lineage| lineage.parent == old.incarnation) {
                 owed = known.records.owed(lineage);
                 // What the heir has beyond the common record was never known under its parent, whatever its number.

@@ -17,13 +17,15 @@ local function clock(given)
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
--- Credit, stamp and what was given back of the bucket at `key`, brought to `now`.
+-- Credit, stamp and what was given back of the bucket at `key`, brought to `now`; and whether the clock was set back,
+-- which is to be kept: from a stamp that has not come yet, nothing comes in.
 local function refilled(key, accrual, price, capacity, now)
   local raw = redis.call('GET', key)
   if not raw or #raw ~= 32 then
-    return capacity, now, 0
+    return capacity, now, 0, false
   end
   local credit, stamp, unit, returned = struct.unpack('<dddd', raw)
+  local set_back = false
   if unit ~= price then
     credit = math.floor(credit / unit * price)
     returned = math.floor(returned / unit * price)
@@ -32,12 +34,12 @@ local function refilled(key, accrual, price, capacity, now)
     credit = credit + (now - stamp) * accrual
     stamp = now
   elseif stamp - now > CLOCK_BACK_MAX_US then
-    stamp = now
+    stamp, set_back = now, true
   end
   if credit > capacity then
     credit = capacity
   end
-  return credit, stamp, returned
+  return credit, stamp, returned, set_back
 end
 
 local function wait_ms(credit, stamp, accrual, price, now)

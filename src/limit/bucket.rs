@@ -98,8 +98,9 @@ impl Bucket {
         Self { credit: shape.capacity, stamp: now, unit: shape.price, returned: 0.0 }
     }
 
-    /// Brings it to `now`.
-    pub fn refill(&mut self, shape: &Shape, now: Micros) {
+    /// Brings it to `now`; whether the clock was set back.
+    pub fn refill(&mut self, shape: &Shape, now: Micros) -> bool {
+        let is_set_back = self.stamp - now > CLOCK_BACK_MAX_US;
         if self.unit != shape.price {
             self.credit = (self.credit / self.unit * shape.price).floor();
             self.returned = (self.returned / self.unit * shape.price).floor();
@@ -108,12 +109,13 @@ impl Bucket {
         if now > self.stamp {
             self.credit += (now - self.stamp) * shape.accrual;
             self.stamp = now;
-        } else if self.stamp - now > CLOCK_BACK_MAX_US {
+        } else if is_set_back {
             self.stamp = now;
         }
         if self.credit > shape.capacity {
             self.credit = shape.capacity;
         }
+        is_set_back
     }
 
     /// Whether one request is in it. Only true to `now` after [`Bucket::refill`], like all below.

@@ -184,13 +184,18 @@ impl Shard {
     }
 
     /// The bucket as it is at `now`; a newcomer's is the limit's overflow, or full.
-    fn peek(&self, ask: &Ask<'_>, now: Micros) -> Bucket {
-        let kept = match self.buckets.get(&ask.name) {
-            None if !self.overflow.is_empty() => self.overflow.get(ask.scope),
+    fn peek(&mut self, ask: &Ask<'_>, now: Micros) -> Bucket {
+        let kept = match self.buckets.get_mut(&ask.name) {
+            None if !self.overflow.is_empty() => self.overflow.get_mut(ask.scope),
             kept => kept,
         };
-        let mut bucket = kept.map_or_else(|| Bucket::full(&ask.shape, now), |kept| kept.bucket);
-        bucket.refill(&ask.shape, now);
+        let Some(kept) = kept else { return Bucket::full(&ask.shape, now) };
+        let mut bucket = kept.bucket;
+        // That the clock was set back is kept, though the request be denied: from a stamp that has not come yet, nothing
+        // comes in.
+        if bucket.refill(&ask.shape, now) {
+            *kept = Kept { bucket, full_at: bucket.full_at(&ask.shape) };
+        }
         bucket
     }
 

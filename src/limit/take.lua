@@ -7,7 +7,7 @@
 --        there; milliseconds until full; and for refund.lua microseconds after which the bucket would have been full
 --        without this charge, and what it had been given back so far
 --
--- Denied: nothing is written. A counting limit without a token is not charged and denies nobody.
+-- Denied: nothing is written, but that the clock was set back. A counting limit without a token is not charged and denies nobody.
 
 local now = clock(ARGV[1])
 local admitted = true
@@ -20,7 +20,8 @@ for i = 1, #KEYS do
     price = tonumber(ARGV[at + 1]),
     capacity = tonumber(ARGV[at + 2]),
   }
-  limit.credit, limit.stamp, limit.returned = refilled(KEYS[i], limit.accrual, limit.price, limit.capacity, now)
+  limit.credit, limit.stamp, limit.returned, limit.set_back =
+    refilled(KEYS[i], limit.accrual, limit.price, limit.capacity, now)
   if ARGV[at + 3] == '1' and limit.credit < limit.price then
     admitted = false
   end
@@ -34,6 +35,8 @@ for i, limit in ipairs(limits) do
     charged = 1
     room = math.min(math.floor((limit.capacity - limit.credit) / limit.accrual), FAR_US)
     limit.credit = limit.credit - limit.price
+  end
+  if charged == 1 or limit.set_back then
     keep(KEYS[i], limit.credit, limit.stamp, limit.returned, limit.accrual, limit.price, limit.capacity, now)
   end
   local at = #reply

@@ -55,6 +55,8 @@ pub(crate) struct Fetch {
     pub(crate) patience: Patience,
     pub(crate) redis_deadline: Duration,
     pub(crate) asked: SteadyMs,
+    /// The lowest number in the log of a fetch that is as good as this one.
+    pub(crate) least: u64,
     pub(crate) permit: Permit,
     pub(crate) lease: Option<Lease>,
     pub(crate) previous: Option<Previous>,
@@ -84,10 +86,11 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
         let key = previous.map_or_else(|| Bytes::copy_from_slice(&fetch.primary), |entry| entry.key.clone());
         let seen = previous.map(|entry| entry.fence);
         let (mut token, mut waited) = (Token::fresh(), false);
+        let place = (fetch.permit.position(), fetch.least);
         loop {
             let bell = tier.listen(&key);
             let mut budget = Budget::new(fetch.redis_deadline);
-            match tier.lease(redis, &key, &mut token, fetch.permit.position(), seen, &mut budget).await {
+            match tier.lease(redis, &key, &mut token, place, seen, &mut budget).await {
                 Leased::Lead(lease) => {
                     fetch.lease = Some(lease);
                     break;

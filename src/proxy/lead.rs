@@ -19,6 +19,7 @@ use crate::cache::memory::Slot;
 use crate::cache::shared::{Lease, Leased, Read, Token};
 use crate::cache::{Ask, Found, Look, Missing, Previous};
 use crate::config::Stage;
+use crate::invalidation::Verdict;
 use crate::kv::Budget;
 use crate::limit::Denial;
 use crate::message::Body;
@@ -48,8 +49,9 @@ pub(crate) enum Led {
     Awaited(Arc<Slot>),
     /// A limit denied this candidacy; somebody else may try.
     Denied(Denial),
-    /// By a rule that another pod's fetch has brought, it stands under another key.
-    Elsewhere,
+    /// By a rule that another pod's fetch has brought, it stands under another key; or an invalidation came while that was
+    /// waited for, so that what this candidacy would fetch is overtaken already.
+    Anew,
     /// Nothing will be shared, or another pod took too long: this request goes for itself.
     Alone,
     /// The upstream is being asked; or others have asked it in vain, which is over already.
@@ -117,7 +119,7 @@ pub(crate) async fn lead(
             permit.end(End::Uncacheable);
             return Led::Alone;
         }
-        Waited::Elsewhere => return Led::Elsewhere,
+        Waited::Anew => return Led::Anew,
         Waited::LongEnough => return Led::Alone,
         Waited::Failed(status) => {
             let follower = permit.follower().leading();
@@ -196,7 +198,7 @@ enum Waited {
     Leads(Option<Lease>),
     Found(Found),
     Uncacheable,
-    Elsewhere,
+    Anew,
     LongEnough,
     /// Meanwhile two pods have asked the upstream in vain; so this request is answered.
     Failed(StatusCode),
@@ -227,7 +229,12 @@ async fn lease<'k>(
     loop {
         // Listening starts before the question: a bell that rings in between is heard.
         let bell = tier.listen(&key);
-        match tier.lease(redis, &key, &mut token, permit.position(), seen, &mut journey.budget).await {
+        let position = permit.position();
+        if worker.shared.invalidation.verdict(position, &ask.subject) == Verdict::Gone {
+            return Waited::Anew;
+        }
+        let place = (position, worker.shared.invalidation.least(position, &ask.subject));
+        match tier.lease(redis, &key, &mut token, place, seen, &mut journey.budget).await {
             Leased::Lead(lease) => return Waited::Leads(Some(lease)),
             // One late answer is no reason to ask the upstream what another pod is asking it; that Redis is away is.
             Leased::Late if held_until.is_some_and(|until| Instant::now() < until) => {}
@@ -284,7 +291,7 @@ async fn lease<'k>(
         if let Some(search) = ask.search
             && search::find(journey, search).await.is_some_and(|ruled| ruled.key != ask.key)
         {
-            return Waited::Elsewhere;
+            return Waited::Anew;
         }
     }
 }
@@ -322,6 +329,7 @@ fn start(
         patience: forward::patience(journey.route),
         redis_deadline: journey.live.redis_deadline,
         asked: ask.steady,
+        least: journey.worker.shared.invalidation.least(permit.position(), &ask.subject),
         permit,
         lease,
         previous,

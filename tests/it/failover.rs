@@ -191,3 +191,35 @@ async fn a_failover_at_most_doubles_the_services_load() {
         assert!(after.iter().all(|count| *count <= 2 * usual), "planned {planned}: {before:?}, then {after:?}");
     }
 }
+
+#[tokio::test]
+async fn a_redis_that_comes_back_with_an_old_copy_brings_nothing_back() {
+    let stage = Stage::of(2, "10s").await;
+    stage.warm().await;
+    let heir = replica(&stage.redis).await;
+    take_over(&stage.redis, &heir, true).await;
+    stage.relay.lead_to(heir.address());
+    for weir in &stage.weirs {
+        says(weir, TRUSTED).await;
+    }
+    stage.version.store(2, Ordering::SeqCst);
+    let before = incarnation(&stage.weirs[0]).await;
+    for key in 0..NAMED {
+        assert_eq!(stage.weirs[key % 2].invalidate(&format!(r#"{{"tags":["item:{key}"]}}"#)).await.status, 200);
+        for weir in &stage.weirs {
+            within_async(SOON, "applied", async || weir.get(&item(key)).await.text().ends_with("v2")).await;
+        }
+    }
+    // What a replica copied from its master stays on its disk, and is all that it has when it starts again.
+    let again = Arc::clone(&heir);
+    tokio::task::spawn_blocking(move || again.restart_empty()).await.expect("no panic");
+    assert_ne!(heir.cli(&["DBSIZE"]), "0", "it has the copy");
+    follows_another(&stage.weirs, &before).await;
+    for weir in &stage.weirs {
+        let trusts = || weir.output().iter().filter(|line| line.contains(TRUSTED)).count() == 2;
+        within_async(SOON, "trusts the copy", async || trusts()).await;
+        for key in 0..NAMED {
+            assert_eq!(weir.get(&item(key)).await.text(), format!("{} v2", item(key)));
+        }
+    }
+}

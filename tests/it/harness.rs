@@ -2,6 +2,7 @@
 
 mod background;
 mod client;
+mod clock;
 mod flaky;
 mod foreign;
 pub mod frames;
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 
 pub use background::Background;
 pub use client::{Answer, Connection, Request, get, raw, request};
+pub use clock::{Clock, clock};
 pub use flaky::{Flaky, flaky};
 pub use foreign::{Foreign, nginx, python};
 pub use gate::Gate;
@@ -32,7 +34,7 @@ pub use h2::H2;
 pub use load::{Load, Report};
 pub use raw_upstream::{black_hole, raw_upstream, refusing};
 pub use recorder::{Recorder, Seen, recorder};
-pub use redis::{Redis, redis, redis_not_started};
+pub use redis::{Redis, redis, redis_by, redis_not_started};
 pub use reply::{Reply, reply};
 pub use scratch::Scratch;
 pub use servers::Servers;

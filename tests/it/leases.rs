@@ -111,3 +111,24 @@ async fn a_frozen_leader_is_superseded_and_overwrites_nothing() {
     assert!(third.is_hit() && third.text() == "new", "{third:?}");
     assert_eq!(up.count("/a"), 2);
 }
+
+#[tokio::test]
+async fn an_invalidation_of_something_else_makes_no_second_fetch() {
+    for (named, fetches) in [("/other", 1), ("/slow", 2)] {
+        let (up, redis, gate) = (upstream(), redis(), Gate::new());
+        up.route("/slow", reply("slow").gate(&gate));
+        let weirs = setup(&up, &redis).fleet(2).await;
+        let ask = |proxy| tokio::spawn(async move { get("/slow").send(proxy).await });
+        let leader = ask(weirs[0].proxy);
+        gate.reached(1).await;
+        // Whoever has logged it knows of it, and asks for the lease from there.
+        weirs[1].invalidate(&format!(r#"{{"urls":["{named}"]}}"#)).await;
+        let waiting = ask(weirs[1].proxy);
+        weirs[1].metric_reaches(r#"weir_redis_commands_total{command="lease",result="ok"}"#, 1.0).await;
+        gate.open();
+        for answer in [leader, waiting] {
+            assert_eq!(patiently("the answer", answer).await.unwrap().text(), "slow");
+        }
+        assert_eq!(up.count("/slow"), fetches, "{named} was invalidated");
+    }
+}

@@ -9,6 +9,7 @@ mod admin;
 mod between_clients;
 mod caching;
 mod caching_rules;
+mod clocks;
 mod cold;
 mod confirmation;
 mod cut_off;

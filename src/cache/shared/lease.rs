@@ -84,20 +84,20 @@ pub(super) fn gateway_status(status: StatusCode) -> StatusCode {
 
 impl SharedTier {
     /// Leases the fetch of `key`, unless something is stored whose fence is not the one `seen`, or somebody holds the lease.
-    /// Who asks again does so with the same token.
+    /// Who asks again does so with the same token. `least` is the lowest number in the log whose fetch is of use to who asks.
     pub async fn lease(
         &self,
         redis: &Redis,
         key: &[u8],
         token: &mut Token,
-        position: Position,
+        (position, least): (Position, u64),
         seen: Option<u64>,
         budget: &mut Budget,
     ) -> Leased {
         let (hash, since) = (name(key), Instant::now());
         let lease_ms = LEASE.as_millis().to_string();
         let incarnation = position.incarnation.to_string();
-        let seq = position.seq.to_string();
+        let (seq, least) = (position.seq.to_string(), least.to_string());
         let fence = |fence: Option<u64>| fence.map_or_else(|| "-1".to_owned(), |fence| fence.to_string());
         let (seen, waited) = (fence(seen), fence(token.waited));
         let keys = [self.keys.entry(&hash), self.keys.lease(&hash)];
@@ -107,6 +107,7 @@ impl SharedTier {
             incarnation.as_bytes(),
             seq.as_bytes(),
             seen.as_bytes(),
+            least.as_bytes(),
             waited.as_bytes(),
         ];
         match redis.run(&LEASE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await {

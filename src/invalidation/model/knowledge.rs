@@ -23,6 +23,10 @@ impl Knowledge {
         Self { mirror: Mirror::new(own), elsewhere: Vec::new(), text: "{}".into(), version: 1 }
     }
 
+    pub fn least(&self, position: Position, key: Key) -> u64 {
+        self.mirror.least(position, &subject(key))
+    }
+
     pub fn position(&self, key: Key) -> Position {
         self.mirror.position(&subject(key))
     }

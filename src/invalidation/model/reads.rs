@@ -228,7 +228,9 @@ impl World {
         self.change(pod, id, |flight| flight.stage = Stage::Leasing);
         let Some(flight) = self.flight(pod, id) else { return };
         let is_patient = flight.leader.is_none() || self.now < flight.asked + WAIT;
-        let ask = Ask::Lease { key: flight.key, token: id, position: flight.position, seen: flight.seen };
+        let Flight { key, position, seen, .. } = *flight;
+        let place = (position, self.pods[pod].known.least(position, key));
+        let ask = Ask::Lease { key, token: id, place, seen };
         if is_patient {
             return self.call(pod, From::Flight(id), ask);
         }

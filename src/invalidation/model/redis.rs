@@ -88,7 +88,8 @@ pub enum Ask {
     Lease {
         key: Key,
         token: u64,
-        position: Position,
+        /// The fetch's own position, and the lowest number that is as good.
+        place: (Position, u64),
         seen: Option<u64>,
     },
     Store {
@@ -165,7 +166,7 @@ impl Redis {
             Ask::Append { order, since } => self.invalidate(*order, *since, moment),
             Ask::Drain(entries) => self.drain(entries, moment),
             Ask::Get(key) => Reply::Entry(self.data.entries[*key]),
-            Ask::Lease { key, token, position, seen } => self.lease(*key, *token, *position, *seen, moment),
+            Ask::Lease { key, token, place, seen } => self.lease(*key, *token, *place, *seen, moment),
             Ask::Store { key, lease, entry } => self.store(*key, *lease, *entry, moment),
             Ask::Index(answer) => {
                 for (what, keys) in self.data.index.iter_mut().enumerate() {
@@ -297,7 +298,14 @@ impl Redis {
         Reply::Drained { head, taken }
     }
 
-    fn lease(&mut self, key: Key, token: u64, position: Position, seen: Option<u64>, moment: &Moment<'_>) -> Reply {
+    fn lease(
+        &mut self,
+        key: Key,
+        token: u64,
+        (position, least): (Position, u64),
+        seen: Option<u64>,
+        moment: &Moment<'_>,
+    ) -> Reply {
         let entry = self.data.entries[key];
         if entry.is_some_and(|entry| Some(entry.fence) != seen) {
             return Reply::Entry(entry);
@@ -305,7 +313,7 @@ impl Redis {
         let mut fence = entry.map(|entry| entry.fence);
         let held = self.data.leases[key].filter(|lease| lease.until > moment.now);
         if let Some(held) = held.filter(|_| moment.design != Design::NoLease) {
-            if held.position.incarnation == position.incarnation && held.position.seq >= position.seq {
+            if held.position.incarnation == position.incarnation && held.position.seq >= least {
                 return Reply::Held;
             }
             fence = fence.max(Some(held.fence));

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use super::fetches::Trouble;
 use super::service::Fetch;
 use super::{KEYS, Micros};
 
@@ -55,6 +56,8 @@ pub struct Order {
     pub ack: Micros,
     /// How.
     pub taken: Taken,
+    /// Whether it was told to all pods at once, before it had a number.
+    pub is_announced: bool,
 }
 
 /// A request that got no answer, or a bad one.
@@ -94,6 +97,8 @@ pub struct History {
     pub away: Vec<Away>,
     /// The service's own record.
     pub fetches: Vec<Fetch>,
+    /// Times in which something was wrong.
+    pub troubles: Vec<Trouble>,
 }
 
 /// What is to be said of it.
@@ -101,6 +106,8 @@ pub struct History {
 pub struct Findings {
     /// What must not be, each with its circumstances.
     pub violations: Vec<String>,
+    /// The read that the first of them is about.
+    pub worst: Option<Read>,
     /// Reads within 2 B after an acknowledgement for which an old copy existed.
     pub tempted: usize,
     /// Of all reads, those that got what an acknowledged invalidation had named, within its bound.
@@ -109,19 +116,23 @@ pub struct Findings {
     pub lags: Vec<Micros>,
     /// Fetches that were under way when their key was invalidated.
     pub overtaken: usize,
+    /// Those that began before an invalidation was sent and ended after it was acknowledged (M2), and the reads within 2 B of
+    /// that for which what they brought was there.
+    pub raced: (usize, usize),
     /// Invalidations by how they were taken: logged, here, not.
     pub taken: [usize; 3],
 }
 
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { violations, tempted, old, overtaken, taken: [logged, here, no], .. } = self;
+        let Self { violations, tempted, old, overtaken, raced, taken: [logged, here, no], .. } = self;
         write!(
             f,
             "{} violations; {tempted} reads within 2 B of an invalidation with an old copy about, ",
             violations.len()
         )?;
-        write!(f, "{old} of them old, within the bound; {overtaken} fetches overtaken; ")?;
+        write!(f, "{old} of them old, within the bound; {overtaken} fetches overtaken, ")?;
+        write!(f, "{} of them from before to after an acknowledgement, with {} reads after; ", raced.0, raced.1)?;
         write!(f, "invalidations: {logged} logged, {here} taken by one pod, {no} unanswered")?;
         let [p50, p99, most] = [0.5, 0.99, 1.0].map(|share| self.lag(share) as f64 / 1000.0);
         write!(f, "; old answers until p50 {p50:.1}, p99 {p99:.1}, at most {most:.1} ms after")
@@ -166,6 +177,9 @@ impl Least {
     }
 }
 
+/// How much of what came before a violation is told.
+const TOLD_FOR: Micros = 20_000_000;
+
 /// Most violations that are told.
 const TOLD: usize = 20;
 
@@ -187,7 +201,7 @@ pub fn check(history: &History, bound: Micros) -> Findings {
         }] += 1;
         for (key, version) in &order.keys {
             if matches!(order.taken, Taken::Logged(_)) {
-                logged[*key].push((order.ack, *version));
+                logged[*key].push((taken_at(history, order), *version));
                 begun[*key].push(order.start);
             }
             if let Some(life) = by {
@@ -199,6 +213,8 @@ pub fn check(history: &History, bound: Micros) -> Findings {
     let here: HashMap<_, Least> = here.into_iter().map(|(at, acks)| (at, Least::of(acks))).collect();
     begun.iter_mut().for_each(|begun| begun.sort_unstable());
     let first = first_copies(&history.fetches);
+    let raced = races(history);
+    findings.raced.0 = raced.iter().map(Vec::len).sum();
 
     // The first that says that it must not be.
     let named = |key: usize, version: u64| {
@@ -209,6 +225,7 @@ pub fn check(history: &History, bound: Micros) -> Findings {
     for read in &history.reads {
         let Read { key, by, start, end, got, version } = *read;
         let mut wrong = |why: &str, order: Option<&Order>| {
+            findings.worst.get_or_insert(*read);
             if findings.violations.len() < TOLD {
                 let got = format!("key {key} by {by:?} from {start} to {end}: key {got}, version {version}");
                 let order = order.map(|Order { start, ack, taken, .. }| format!(" after {start} to {ack} {taken:?}"));
@@ -226,6 +243,12 @@ pub fn check(history: &History, bound: Micros) -> Findings {
         if here.get(&(key, by)).is_some_and(|least| version < least.before(start)) {
             wrong("older than an invalidation that this very process had acknowledged", named(key, version));
         }
+        // M2: what was fetched before, and stored after.
+        let of_key = raced[key].iter().filter(|race| race.ack < start);
+        if of_key.clone().any(|race| race.version == version && race.ack + bound < start) {
+            wrong("fetched before an invalidation, stored after, and served more than B later", named(key, version));
+        }
+        findings.raced.1 += usize::from(of_key.clone().any(|race| start <= race.ack + 2 * bound && race.to < start));
         if let Some(ack) = logged[key].0.iter().rev().map(|(ack, _)| *ack).find(|ack| *ack < start)
             && start - ack <= 2 * bound
             && first[key] < ack
@@ -251,6 +274,66 @@ pub fn check(history: &History, bound: Micros) -> Findings {
         }
     }
     findings
+}
+
+/// What happened to a key before `read`, and what was wrong meanwhile: for who looks for the reason.
+pub fn story(history: &History, read: &Read) -> String {
+    let since = read.start.saturating_sub(TOLD_FOR);
+    let is_told = |from: Micros, to: Micros| from <= read.end && to >= since;
+    let fetches = history.fetches.iter().filter(|it| it.key == read.key && is_told(it.from, it.to));
+    let mut lines: Vec<_> = fetches.map(|it| (it.from, format!("{it:?}"))).collect();
+    let names = |order: &&Order| order.keys.iter().any(|(key, _)| *key == read.key);
+    let orders = history.orders.iter().filter(names).filter(|it| is_told(it.start, it.ack));
+    lines.extend(orders.map(|it| {
+        let least = it.keys.iter().find(|(key, _)| *key == read.key).map_or(0, |(_, least)| *least);
+        (
+            it.start,
+            format!("invalidated {} to {}: least {least}, {:?}, {} keys", it.start, it.ack, it.taken, it.keys.len()),
+        )
+    }));
+    let troubles = history.troubles.iter().filter(|it| is_told(it.from, it.to));
+    lines.extend(
+        troubles.map(|it| (it.from, format!("{:?} of {:?}, from {} to {}", it.what, it.whose, it.from, it.to))),
+    );
+    lines.sort();
+    lines.into_iter().map(|(_, line)| line + "\n").collect()
+}
+
+/// When an invalidation counts as acknowledged. One in the stream does when a pod takes it, which nobody is told of: while no
+/// pod reaches Redis, none does.
+fn taken_at(history: &History, order: &Order) -> Micros {
+    let mut at = order.ack;
+    if order.taken == Taken::Logged(None) {
+        while let Some(it) = history.troubles.iter().find(|it| it.whose.is_none() && it.from <= at && at < it.to) {
+            at = it.to;
+        }
+    }
+    at
+}
+
+/// A fetch that began before an invalidation was sent, and ended after it was acknowledged.
+struct Race {
+    version: u64,
+    to: Micros,
+    ack: Micros,
+}
+
+/// By keys. Of several invalidations the first counts.
+fn races(history: &History) -> Vec<Vec<Race>> {
+    let mut raced: Vec<Vec<Race>> = (0..KEYS).map(|_| Vec::new()).collect();
+    let mut orders: Vec<Vec<(Micros, Micros, u64)>> = vec![Vec::new(); KEYS];
+    for order in history.orders.iter().filter(|order| matches!(order.taken, Taken::Logged(_))) {
+        for (key, least) in &order.keys {
+            orders[*key].push((order.start, taken_at(history, order), *least));
+        }
+    }
+    for Fetch { key, version, from, to, .. } in &history.fetches {
+        let overtakes = |(start, ack, least): &&(Micros, Micros, u64)| from < start && ack < to && version < least;
+        if let Some((_, ack, _)) = orders[*key].iter().filter(overtakes).min_by_key(|(_, ack, _)| *ack) {
+            raced[*key].push(Race { version: *version, to: *to, ack: *ack });
+        }
+    }
+    raced
 }
 
 /// When each key was first fetched.
@@ -280,7 +363,11 @@ mod tests {
     }
 
     fn order(ack: Micros, version: u64, taken: Taken) -> Order {
-        Order { keys: vec![(3, version)], start: ack - 10, ack, taken }
+        Order { keys: vec![(3, version)], start: ack - 10, ack, taken, is_announced: false }
+    }
+
+    fn fetch(from: Micros) -> Fetch {
+        Fetch { key: 3, by: FIRST, version: 1, from, to: from + 10 }
     }
 
     fn violations(orders: &[Order], reads: &[Read]) -> usize {
@@ -322,8 +409,24 @@ mod tests {
     }
 
     #[test]
+    fn what_was_fetched_before_an_invalidation_and_stored_after_is_followed() {
+        let fetches = vec![Fetch { to: 120, ..fetch(80) }];
+        let history = |version, start| History {
+            reads: vec![read(SECOND, 150, 2), read(SECOND, start, version)],
+            orders: vec![order(100, 2, Taken::Logged(None))],
+            fetches: fetches.clone(),
+            ..History::default()
+        };
+        let findings = check(&history(2, 1_500), BOUND);
+        assert_eq!((findings.raced, findings.violations.len()), ((1, 2), 0));
+        assert_eq!(check(&history(1, 1_100), BOUND).violations.len(), 0);
+        let findings = check(&history(1, 1_101), BOUND);
+        assert!(findings.violations.iter().any(|it| it.starts_with("fetched before")), "{:?}", findings.violations);
+    }
+
+    #[test]
     fn what_was_seen_is_counted() {
-        let fetches = vec![Fetch { key: 3, from: 10, to: 20 }, Fetch { key: 3, from: 85, to: 95 }];
+        let fetches = vec![fetch(10), fetch(85)];
         let history = History {
             reads: vec![read(SECOND, 150, 1), read(SECOND, 250, 1), read(SECOND, 5_000, 2)],
             orders: vec![order(100, 2, Taken::Logged(None))],

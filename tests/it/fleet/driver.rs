@@ -8,10 +8,11 @@ use tokio::time::timeout;
 
 use super::check::{Fault, Order, Read, Taken};
 use super::dice::Dice;
+use super::fetches::Trouble;
 use super::pods::{At, Pod};
 use super::service::{State, path_of};
 use super::{GROUP, KEYS, TAGS};
-use crate::harness::{Connection, Redis, get, request};
+use crate::harness::{Clock, Connection, Redis, get, request};
 
 /// Longest that a client waits: longer than any pod is away.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -30,12 +31,16 @@ pub struct Stage {
     pub state: Arc<State>,
     /// Redis itself, for programs that know no Weir; another one after a failover.
     pub redis: Mutex<Arc<Redis>>,
+    /// Its clock, and that of those that take over from it.
+    pub clock: Clock,
     /// Reads that are still to be done.
     pub reads: AtomicUsize,
     /// Invalidations that are still to be done.
     pub orders: AtomicUsize,
     /// Reads for each of them: they go on for as long as the reads do.
     pub reads_each: usize,
+    /// What went wrong so far.
+    pub troubles: Mutex<Vec<Trouble>>,
 }
 
 impl Stage {
@@ -126,7 +131,8 @@ pub async fn invalidator(stage: Arc<Stage>, mut dice: Dice) -> Vec<Order> {
             Door::Publish,
         ]);
         let at = stage.pods[dice.below(stage.pods.len())].at();
-        let key = dice.below(KEYS);
+        // Some while their key is fetched.
+        let key = if dice.below(3) == 0 { stage.state.last_asked() } else { dice.below(KEYS) };
         let order = match door {
             Door::Purge => purge(&stage, at, key).await,
             Door::Write => write(&stage, at, key).await,
@@ -139,7 +145,7 @@ pub async fn invalidator(stage: Arc<Stage>, mut dice: Dice) -> Vec<Order> {
                     Door::Publish => publish(&stage, kind, &name).await,
                     _ => post(at, kind, &name).await,
                 };
-                Order { keys, start, ack: stage.state.now(), taken }
+                Order { keys, start, ack: stage.state.now(), taken, is_announced: matches!(door, Door::Publish) }
             }
         };
         orders.push(order);
@@ -175,7 +181,7 @@ async fn purge(stage: &Stage, at: At, key: usize) -> Order {
     let start = stage.state.now();
     let answer = timeout(PATIENCE, request("PURGE", &path_of(key)).try_send(at.proxy)).await;
     let taken = answer.ok().and_then(Result::ok).map_or(Taken::No, |answer| taken(answer.status, at));
-    Order { keys, start, ack: stage.state.now(), taken }
+    Order { keys, start, ack: stage.state.now(), taken, is_announced: false }
 }
 
 fn taken(status: u16, at: At) -> Taken {
@@ -193,7 +199,8 @@ async fn write(stage: &Stage, at: At, key: usize) -> Order {
     let version = answer.ok().and_then(Result::ok).filter(|answer| answer.status == 200);
     let version = version.and_then(|answer| answer.number("x-version"));
     let taken = version.map_or(Taken::No, |_| Taken::Here(at.life));
-    Order { keys: version.map(|version| (key, version)).into_iter().collect(), start, ack: stage.state.now(), taken }
+    let keys = version.map(|version| (key, version)).into_iter().collect();
+    Order { keys, start, ack: stage.state.now(), taken, is_announced: false }
 }
 
 async fn add(stage: &Stage, kind: &'static str, name: &str) -> Taken {

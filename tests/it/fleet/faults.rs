@@ -6,14 +6,19 @@ use std::time::Duration;
 
 use super::dice::Dice;
 use super::driver::Stage;
+use super::fetches::{Loss, Trouble};
 use super::pods::Pod;
-use crate::harness::redis;
+use super::{BOUND, Micros};
+use crate::harness::redis_by;
 
 /// Between the end of one fault and the next.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
 
 /// How long one lasts: shorter and longer than B.
 const LENGTHS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(4_000));
+
+/// How far clocks are set, in seconds.
+const STEP: i64 = 3600;
 
 /// One of them.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +41,7 @@ pub enum Fault {
     BusKicked,
     /// Redis accepts and does not answer.
     RedisFrozen,
-    /// It comes back without its data.
+    /// It comes back without its data; or, if it has taken over from another, with what it copied then.
     RedisEmpty,
     /// All its data is deleted.
     RedisFlushed,
@@ -52,6 +57,44 @@ pub enum Fault {
     FailedOverLate,
     /// A replica takes over that lacks what the master took last, and the pods applied.
     FailedOverLossy,
+    /// Its clock is set forward.
+    RedisClockForward,
+    /// Its clock is set back.
+    RedisClockBack,
+    /// It comes back without its data, and by a clock that was set back.
+    RedisEmptyClockBack,
+    /// A pod's clock is set forward.
+    PodClockForward,
+    /// A pod's clock is set back.
+    PodClockBack,
+}
+
+/// After a pod or its way is well again, it may take so long to find that out.
+const SETTLED: Duration = Duration::from_secs(1);
+
+impl Fault {
+    /// What of it may show at the service; it was done from `from` to `to`.
+    fn trouble(self, pod: usize, from: Micros, to: Micros) -> Option<Trouble> {
+        let (whose, settled, loss) = match self {
+            // It listens before it has read the log.
+            Self::PodKilled => (Some(pod), SETTLED * 3, Loss::None),
+            Self::PodStopped | Self::WayCut | Self::WaySwallowed | Self::WaySlow => (Some(pod), SETTLED, Loss::None),
+            Self::AllCut | Self::AllSwallowed | Self::BusKicked | Self::RedisFrozen | Self::RedisFull => {
+                (None, SETTLED, Loss::None)
+            }
+            Self::PodClockForward | Self::PodClockBack => (Some(pod), SETTLED, Loss::Whole),
+            Self::RedisEmpty
+            | Self::RedisFlushed
+            | Self::LogTrimmed
+            | Self::RedisClockForward
+            | Self::RedisClockBack
+            | Self::RedisEmptyClockBack => (None, SETTLED, Loss::Whole),
+            // With pods that are gone, everything is logged again after B.
+            Self::FailedOver | Self::FailedOverLate | Self::FailedOverLossy => (None, SETTLED + BOUND, Loss::Anew),
+            Self::ScriptsGone => return None,
+        };
+        Some(Trouble { whose, from, to: to + settled.as_micros() as Micros, loss, what: Some(self) })
+    }
 }
 
 /// What is done to pods, and to their ways.
@@ -63,6 +106,20 @@ pub const OF_PODS: &[Fault] = &[
     Fault::WaySlow,
     Fault::AllCut,
     Fault::AllSwallowed,
+    Fault::PodClockForward,
+    Fault::PodClockBack,
+];
+
+/// What is done to one pod at a time, which is nothing to the others.
+pub const OF_ONE_POD: &[Fault] = &[
+    Fault::PodStopped,
+    Fault::PodKilled,
+    Fault::WayCut,
+    Fault::WaySwallowed,
+    Fault::WaySlow,
+    Fault::ScriptsGone,
+    Fault::PodClockForward,
+    Fault::PodClockBack,
 ];
 
 /// What is done to Redis, meanwhile.
@@ -77,6 +134,9 @@ pub const OF_REDIS: &[Fault] = &[
     Fault::FailedOver,
     Fault::FailedOverLate,
     Fault::FailedOverLossy,
+    Fault::RedisClockForward,
+    Fault::RedisClockBack,
+    Fault::RedisEmptyClockBack,
 ];
 
 /// Does them until there is nothing left to do; how often each was done.
@@ -92,7 +152,9 @@ pub async fn driver(stage: Arc<Stage>, mut dice: Dice, faults: &[Fault]) -> BTre
         let fault = left.swap_remove(dice.below(left.len()));
         let length = dice.between(LENGTHS.0, LENGTHS.1);
         let pod = dice.below(stage.pods.len());
+        let from = stage.state.now();
         inflict(&stage, fault, pod, length).await;
+        stage.troubles.lock().expect("no panic while held").extend(fault.trouble(pod, from, stage.state.now()));
         *done.entry(format!("{fault:?}")).or_default() += 1;
     }
     done
@@ -111,9 +173,16 @@ async fn inflict(stage: &Arc<Stage>, fault: Fault, pod: usize, length: Duration)
         Fault::AllSwallowed => all(|pod| pod.relay.swallow()),
         Fault::BusKicked => say(stage, &["CLIENT", "KILL", "TYPE", "pubsub"]).await,
         Fault::RedisFrozen => stage.redis().freeze(),
-        Fault::RedisEmpty => {
+        Fault::PodClockForward => pod.clock.advance(STEP),
+        Fault::PodClockBack => pod.clock.advance(-STEP),
+        Fault::RedisClockForward => stage.clock.advance(STEP),
+        Fault::RedisClockBack => stage.clock.advance(-STEP),
+        Fault::RedisEmpty | Fault::RedisEmptyClockBack => {
             let redis = stage.redis();
             redis.kill();
+            if matches!(fault, Fault::RedisEmptyClockBack) {
+                stage.clock.advance(-STEP);
+            }
             tokio::time::sleep(length / 5).await;
             tokio::task::spawn_blocking(move || redis.start()).await.expect("it starts");
         }
@@ -159,9 +228,9 @@ enum Heir {
 
 /// The pods reach another server by the same address, as behind a service's.
 async fn fail_over(stage: &Arc<Stage>, heir: Heir) {
-    let master = stage.redis();
+    let (master, other) = (stage.redis(), Arc::clone(stage));
     let replica = tokio::task::spawn_blocking(move || {
-        let replica = redis();
+        let replica = redis_by(&other.clock);
         replica.follow(&master);
         if matches!(heir, Heir::Late) {
             master.kill();

@@ -8,17 +8,22 @@ use tokio::sync::Mutex as Turn;
 
 use super::check::{Away, Life};
 use super::service::State;
-use crate::harness::{Flaky, Redis, Setup, Weir, flaky};
+use crate::harness::{Clock, Flaky, Redis, Setup, Weir, clock, flaky};
 
 /// After it is back, a pod may still reset connections that it had before, and be slow to answer what piled up.
 const RECOVERY: Duration = Duration::from_millis(500);
 
+/// How a process is configured.
+pub type Make = Arc<dyn Fn(Life) -> Setup + Send + Sync>;
+
 /// One pod.
 pub struct Pod {
     number: usize,
-    setup: Setup,
+    setup: Make,
     /// Its way to Redis.
     pub relay: Flaky,
+    /// Its clock.
+    pub clock: Clock,
     /// Held while something is done to it.
     weir: Turn<Weir>,
     at: Mutex<At>,
@@ -38,12 +43,19 @@ pub struct At {
 
 impl Pod {
     /// Starts one with this configuration, to reach `redis` over a relay.
-    pub async fn start(number: usize, setup: &Setup, redis: &Redis) -> Self {
-        let relay = flaky(redis.address());
-        let setup = setup.clone().redis_at(relay.address());
-        let weir = setup.start().await;
-        let at = At { life: Life { pod: number, number: 0 }, proxy: weir.proxy, admin: weir.admin };
-        Self { number, setup, relay, weir: Turn::new(weir), at: Mutex::new(at), away: Mutex::default() }
+    pub async fn start(number: usize, setup: &Make, redis: &Redis) -> Self {
+        let (relay, clock, life) = (flaky(redis.address()), clock(), Life { pod: number, number: 0 });
+        let weir = setup(life).redis_at(relay.address()).by(&clock).start().await;
+        let at = At { life, proxy: weir.proxy, admin: weir.admin };
+        Self {
+            number,
+            setup: Arc::clone(setup),
+            relay,
+            clock,
+            weir: Turn::new(weir),
+            at: Mutex::new(at),
+            away: Mutex::default(),
+        }
     }
 
     /// Where it is now.
@@ -73,9 +85,9 @@ impl Pod {
         weir.kill();
         tokio::time::sleep(time).await;
         // Ready or not: Redis may be away.
-        let next = self.setup.launch().await;
-        let number = self.at().life.number + 1;
-        let at = At { life: Life { pod: self.number, number }, proxy: next.proxy, admin: next.admin };
+        let life = Life { pod: self.number, number: self.at().life.number + 1 };
+        let next = (self.setup)(life).redis_at(self.relay.address()).by(&self.clock).launch().await;
+        let at = At { life, proxy: next.proxy, admin: next.admin };
         *self.at.lock().expect("no panic while held") = at;
         *weir = next;
         self.was_away(state, from);
@@ -88,7 +100,7 @@ impl Pod {
 }
 
 /// So many pods.
-pub async fn pods(count: usize, setup: &Setup, redis: &Redis) -> Arc<[Pod]> {
+pub async fn pods(count: usize, setup: &Make, redis: &Redis) -> Arc<[Pod]> {
     let mut pods = Vec::with_capacity(count);
     for number in 0..count {
         pods.push(Pod::start(number, setup, redis).await);

@@ -1,7 +1,7 @@
 //! The service behind the fleet: every answer says which version of its key it is, and when it was asked for.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
+use super::check::Life;
 use super::{GROUP, KEYS, Micros, TAGS};
 use crate::harness::Background;
 
@@ -20,6 +21,10 @@ const LONGEST: Duration = Duration::from_millis(15);
 pub struct Fetch {
     /// Of which key.
     pub key: usize,
+    /// Who asked.
+    pub by: Life,
+    /// Which version it got.
+    pub version: u64,
     /// When the request came.
     pub from: Micros,
     /// When the answer went.
@@ -30,6 +35,7 @@ pub struct Fetch {
 pub struct State {
     began: Instant,
     versions: Vec<AtomicU64>,
+    last_asked: AtomicUsize,
     fetches: Mutex<Vec<Fetch>>,
 }
 
@@ -44,12 +50,18 @@ impl State {
         self.versions[key].fetch_add(1, Ordering::SeqCst) + 1
     }
 
+    /// The key that was asked for last.
+    pub fn last_asked(&self) -> usize {
+        self.last_asked.load(Ordering::Relaxed)
+    }
+
     /// What was answered so far.
     pub fn fetches(&self) -> Vec<Fetch> {
         self.fetches.lock().expect("no panic while held").clone()
     }
 
     fn answer(&self, key: usize) -> (u64, Micros) {
+        self.last_asked.store(key, Ordering::Relaxed);
         (self.versions[key].load(Ordering::SeqCst), self.now())
     }
 }
@@ -69,7 +81,8 @@ pub fn service() -> Service {
     listener.set_nonblocking(true).expect("non-blocking");
     let address = listener.local_addr().expect("an address");
     let versions = (0..KEYS).map(|_| AtomicU64::new(1)).collect();
-    let state = Arc::new(State { began: Instant::now(), versions, fetches: Mutex::default() });
+    let state =
+        Arc::new(State { began: Instant::now(), versions, last_asked: AtomicUsize::new(0), fetches: Mutex::default() });
     let shared = Arc::clone(&state);
     let background = Background::run("service", move || async move {
         let listener = TcpListener::from_std(listener).expect("a listener");
@@ -103,12 +116,19 @@ async fn converse(mut stream: TcpStream, state: Arc<State>) -> Option<()> {
             let (version, from) = state.answer(key);
             tokio::time::sleep(LONGEST.mul_f64((from % 101) as f64 / 100.0)).await;
             let body = format!("{key} {version} {from}");
-            state.fetches.lock().expect("no panic while held").push(Fetch { key, from, to: state.now() });
+            let fetch = Fetch { key, by: who_asks(&head)?, version, from, to: state.now() };
+            state.fetches.lock().expect("no panic while held").push(fetch);
             let fields = format!("surrogate-key: a{}\r\ncontent-length: {}\r\n", key % TAGS, body.len());
             format!("HTTP/1.1 200 OK\r\n{fields}\r\n{body}")
         };
         stream.write_all(answer.as_bytes()).await.ok()?;
     }
+}
+
+/// The pod and process that a request comes from.
+fn who_asks(head: &str) -> Option<Life> {
+    let (pod, number) = head.lines().find_map(|line| line.strip_prefix("x-pod: "))?.split_once('.')?;
+    Some(Life { pod: pod.parse().ok()?, number: number.parse().ok()? })
 }
 
 /// The path of a key.

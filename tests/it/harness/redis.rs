@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
 
-use super::{PATIENCE, Scratch};
+use super::{Clock, PATIENCE, Scratch};
 
 /// Ports are taken from below the range that outgoing connections use, so that a server can come back to its own.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
@@ -27,12 +27,21 @@ pub fn redis() -> Redis {
 
 /// A server that is to be started later; until then its port refuses.
 pub fn redis_not_started() -> Redis {
-    Redis { port: free_port(), child: Mutex::new(None), scratch: Scratch::new() }
+    Redis { port: free_port(), env: Vec::new(), child: Mutex::new(None), scratch: Scratch::new() }
+}
+
+/// A running server that goes by this clock.
+pub fn redis_by(clock: &Clock) -> Redis {
+    let mut redis = redis_not_started();
+    redis.env = clock.env().to_vec();
+    redis.start();
+    redis
 }
 
 /// A redis-server, ended when dropped.
 pub struct Redis {
     port: u16,
+    env: Vec<(String, String)>,
     child: Mutex<Option<Child>>,
     scratch: Scratch,
 }
@@ -51,6 +60,7 @@ impl Redis {
                 .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
                 .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir"])
                 .arg(self.scratch.path())
+                .envs(self.env.iter().cloned())
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, pr
 use tokio::time::Instant;
 
 use super::client::{Answer, Request, get, request};
-use super::{PATIENCE, Redis, Scratch, within};
+use super::{Clock, PATIENCE, Redis, Scratch, within};
 
 /// Last lines of a Weir's output that a failing test shows.
 const SHOWN: usize = 40;
@@ -92,6 +92,12 @@ impl Setup {
     /// With this environment variable.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Going by this clock.
+    pub fn by(mut self, clock: &Clock) -> Self {
+        self.env.extend(clock.env().iter().cloned());
         self
     }
 
