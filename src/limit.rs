@@ -2,34 +2,34 @@
 //!
 //! A route's limits are taken stage by stage ([`Limiter::take`]), all of one stage or none, from token buckets in Redis
 //! or, without it, in memory. A denial gives back what earlier stages charged: a denied request charges nothing.
-//! Another algorithm is another pair of a pure file beside [`bucket`] and a script beside `take.lua`.
+//! Another algorithm is another pair of a pure file and a Lua file, and a variant in [`algorithm`].
 
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
-
-use http::{HeaderMap, HeaderValue};
 
 use crate::clock::Clock;
-use crate::config::{self, RedisDown, Secret, Stage};
+use crate::config::{RedisDown, Secret, Stage};
 use crate::kv::{self, Budget};
-use crate::metrics::{Decision, LimitMetrics, Metrics, Source};
+use crate::metrics::Source;
 
+pub mod algorithm;
+pub mod bounds;
 pub mod bucket;
 pub mod fields;
 pub mod identity;
 pub mod local;
 pub mod shared;
+pub mod verdict;
 
-use bucket::{Level, Mark, Micros, Shape};
+use algorithm::Micros;
+use bounds::Bound;
+pub use bounds::RouteLimits;
 pub use identity::Facts;
 use identity::{LocalName, LocalNames, Pseudonym};
 use local::{Ask, Few, Local, Reading};
-use shared::ShapeArgs;
-
-/// What a client is told to wait when a limit with `redis_down = "deny"` cannot be checked: the breaker's scale.
-const UNCHECKED_WAIT_MS: u64 = 1000;
+use verdict::{Answer, Charge, count, denial};
+pub use verdict::{Charged, Denial, Verdict};
 
 /// Scratch space above this is given back after use, in bytes: a long field must not stay.
 const SCRATCH_MAX: usize = 4096;
@@ -55,135 +55,6 @@ pub struct Limiter {
     names: LocalNames,
     pseudonym: Pseudonym,
     replicas: AtomicU32,
-}
-
-/// One limit on one route.
-struct Bound {
-    limit: Arc<config::Limit>,
-    metrics: LimitMetrics,
-    shape: Shape,
-    args: ShapeArgs,
-    /// The limit's name in `RateLimit`.
-    quoted: Box<str>,
-}
-
-/// One stage of a route.
-#[derive(Default)]
-struct StageLimits {
-    bounds: Vec<Arc<Bound>>,
-    /// `RateLimit-Policy` of a request that came this far.
-    policy: Option<HeaderValue>,
-    /// Whether a later stage may deny, so that charges must be remembered.
-    refundable: bool,
-}
-
-/// A route's limits by stage, with their handles; built with the route.
-pub struct RouteLimits {
-    stages: [StageLimits; STAGES.len()],
-}
-
-/// Stages in their order.
-const STAGES: [Stage; 3] = [Stage::Request, Stage::Miss, Stage::Origin];
-
-/// What a stage's limits said.
-#[derive(Debug)]
-pub enum Verdict {
-    /// Go on.
-    Allow,
-    /// Stop; nothing is charged.
-    Deny(Denial),
-}
-
-/// Which limit denied, and what the client is told.
-#[derive(Debug)]
-pub struct Denial {
-    /// The limit, of several the one with the longest wait.
-    pub limit: Arc<config::Limit>,
-    /// From now until the request would be admitted if nobody else came.
-    pub retry_after: Duration,
-    /// Who decided.
-    pub source: Source,
-    /// The bucket; `None` if it could not be asked.
-    level: Option<Level>,
-    policy: Option<HeaderValue>,
-}
-
-/// What one request was charged so far, and what it may be told; `default()` before its first stage.
-#[derive(Default)]
-pub struct Charged {
-    charges: Vec<Charge>,
-    tightest: Option<(Arc<Bound>, Level)>,
-    policy: Option<HeaderValue>,
-}
-
-/// A charge that may have to be given back.
-struct Charge {
-    bound: Arc<Bound>,
-    name: LocalName,
-    local: Option<(Shape, Mark)>,
-    redis: Option<(Vec<u8>, Mark)>,
-}
-
-/// What one of a stage's limits said; they come in their order.
-struct Answer {
-    name: LocalName,
-    source: Source,
-    /// Whether this limit had no request left, or says `deny` unasked.
-    short: bool,
-    level: Option<Level>,
-    local: Option<(Shape, Mark)>,
-    redis: Option<(Vec<u8>, Mark)>,
-}
-
-impl RouteLimits {
-    /// The limits of the route called `route`. One that is named twice counts once.
-    pub fn new(metrics: &Metrics, route: &str, limits: &[Arc<config::Limit>]) -> Self {
-        let mut stages: [StageLimits; STAGES.len()] = Default::default();
-        for (index, stage) in STAGES.into_iter().enumerate() {
-            for limit in limits.iter().filter(|limit| limit.on == stage) {
-                let bounds = &mut stages[index].bounds;
-                if bounds.iter().all(|bound| bound.limit.scope != limit.scope) {
-                    bounds.push(Arc::new(Bound::new(metrics, route, limit)));
-                }
-            }
-            let told = stages[..=index].iter().flat_map(|stage| &stage.bounds);
-            let policy = fields::policy(told.map(|bound| &*bound.limit).filter(|limit| !limit.dry_run));
-            stages[index].policy = policy;
-            stages[index].refundable = limits.iter().any(|limit| limit.on > stage);
-        }
-        Self { stages }
-    }
-
-    /// Whether the route has no limit at this stage.
-    pub fn is_empty(&self, stage: Stage) -> bool {
-        self.stage(stage).bounds.is_empty()
-    }
-
-    /// Every limit, stage by stage, as it is taken.
-    pub fn all(&self) -> impl Iterator<Item = &config::Limit> {
-        self.stages.iter().flat_map(|stage| &stage.bounds).map(|bound| &*bound.limit)
-    }
-
-    fn stage(&self, stage: Stage) -> &StageLimits {
-        &self.stages[stage as usize]
-    }
-}
-
-impl Bound {
-    fn new(metrics: &Metrics, route: &str, limit: &Arc<config::Limit>) -> Self {
-        let shape = Shape::new(limit.rate, limit.burst);
-        Self {
-            limit: Arc::clone(limit),
-            metrics: metrics.limit(route, &limit.name),
-            shape,
-            args: ShapeArgs::new(&shape),
-            quoted: fields::quoted(&limit.name),
-        }
-    }
-
-    fn ask(&self, name: LocalName, shape: Shape) -> Ask<'_> {
-        Ask { name, scope: &self.limit.scope, shape, enforced: !self.limit.dry_run }
-    }
 }
 
 impl Limiter {
@@ -275,9 +146,9 @@ impl Limiter {
             redis.shared().keys.bucket(&bound.limit.scope, &self.pseudonym.of(identity))
         });
         let keys: Vec<&[u8]> = names.iter().map(|(_, key)| key.as_slice()).collect();
-        let args = shared::take_args(bounds.iter().map(|bound| (&bound.args, !bound.limit.dry_run)));
+        let args = shared::take_args(b"", bounds.iter().map(|bound| (&bound.args, &b"1"[..], bound.mode())));
         let reply = redis.run(&shared::TAKE, &keys, &args, budget).await;
-        let taken = reply.ok().and_then(|reply| shared::taken(&reply, bounds.len(), |i| bounds[i].shape.price));
+        let taken = reply.ok().and_then(|reply| shared::taken(&reply, bounds.len(), |i| (bounds[i].shape, 1.0)));
         match taken {
             Some(readings) => self.shadowed(bounds, names, readings),
             None => self.fall_back(bounds, &names),
@@ -346,7 +217,7 @@ impl Limiter {
             || charges.iter().filter_map(|charge| charge.redis.as_ref().map(|(key, mark)| (charge, key, mark)));
         let keys: Vec<&[u8]> = shared().map(|(_, key, _)| key.as_slice()).collect();
         let Some(redis) = redis.filter(|_| !keys.is_empty()) else { return };
-        let args = shared::refund_args(shared().map(|(charge, _, mark)| (&charge.bound.args, mark)));
+        let args = shared::refund_args(b"", shared().map(|(charge, _, mark)| (&charge.bound.args, mark)));
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
         // Unanswered, it may have been done: a second try could mint tokens.
         let _ = Box::pin(redis.run(&shared::REFUND, &keys, &args, budget)).await;
@@ -355,107 +226,6 @@ impl Limiter {
     fn steady(&self) -> Micros {
         self.clock.steady() as f64 * 1000.0
     }
-}
-
-impl Answer {
-    fn here(ask: &Ask<'_>, reading: &Reading, source: Source) -> Self {
-        Self {
-            name: ask.name,
-            source,
-            short: reading.is_short(),
-            level: Some(reading.level),
-            local: reading.mark.map(|mark| (ask.shape, mark)),
-            redis: None,
-        }
-    }
-
-    fn wait_ms(&self) -> u64 {
-        self.level.map_or(UNCHECKED_WAIT_MS, |level| level.wait_ms)
-    }
-}
-
-impl Charged {
-    /// Makes what is charged so far final: for a request that will be answered whatever later stages say, as with a
-    /// stale answer in place of a denial.
-    pub fn keep(&mut self) {
-        self.charges.clear();
-    }
-
-    /// Adds `RateLimit-Policy` and `RateLimit` for the stages that were taken.
-    pub fn append_fields(&self, fields: &mut HeaderMap) {
-        let tightest = self.tightest.as_ref().map(|(bound, level)| (&*bound.quoted, level));
-        fields::append(self.policy.as_ref(), tightest, fields);
-    }
-
-    fn note(&mut self, stage: &StageLimits, answers: Few<Answer>) {
-        self.policy.clone_from(&stage.policy);
-        for (bound, answer) in stage.bounds.iter().zip(answers) {
-            let tightness = |level: &Level| (level.remaining, std::cmp::Reverse(level.full_ms));
-            if let Some(level) = answer.level.filter(|_| !bound.limit.dry_run)
-                && self.tightest.as_ref().is_none_or(|(_, tightest)| tightness(&level) < tightness(tightest))
-            {
-                self.tightest = Some((Arc::clone(bound), level));
-            }
-            if stage.refundable && (answer.local.is_some() || answer.redis.is_some()) {
-                let Answer { name, local, redis, .. } = answer;
-                self.charges.push(Charge { bound: Arc::clone(bound), name, local, redis });
-            }
-        }
-    }
-}
-
-impl Denial {
-    /// One plain sentence for the body of the 429.
-    pub fn explain(&self) -> String {
-        let config::Limit { name, rate, burst, .. } = &*self.limit;
-        let seconds = fields::seconds(self.retry_after);
-        if self.level.is_none() {
-            return format!("The limit \"{name}\" cannot be checked at the moment; try again in {seconds} s.");
-        }
-        let period = match rate.period_ms {
-            1000 => "a second".to_owned(),
-            60_000 => "a minute".to_owned(),
-            3_600_000 => "an hour".to_owned(),
-            86_400_000 => "a day".to_owned(),
-            other => format!("in {other} ms"),
-        };
-        format!(
-            "The limit \"{name}\" is used up: {} {period}, at most {burst} at once; try again in {seconds} s.",
-            if rate.amount == 1 { "1 request".to_owned() } else { format!("{} requests", rate.amount) }
-        )
-    }
-
-    /// Adds `RateLimit-Policy`, `RateLimit` and `Retry-After`.
-    pub fn append_fields(&self, fields: &mut HeaderMap) {
-        let quoted = fields::quoted(&self.limit.name);
-        fields::append(self.policy.as_ref(), self.level.as_ref().map(|level| (&*quoted, level)), fields);
-        fields::retry_after(self.retry_after, fields);
-    }
-}
-
-/// Counts each limit's own decision. One that would have let a denied request through decided nothing.
-fn count(bounds: &[Arc<Bound>], answers: &Few<Answer>, admitted: bool) {
-    for (bound, answer) in bounds.iter().zip(answers) {
-        match (answer.short, bound.limit.dry_run) {
-            (true, true) => bound.metrics.decided(Decision::DryRun, answer.source),
-            (true, false) => bound.metrics.decided(Decision::Denied, answer.source),
-            (false, _) if admitted => bound.metrics.decided(Decision::Allowed, answer.source),
-            (false, _) => {}
-        }
-    }
-}
-
-/// The denial, if a limit that may deny is short: of several, the one with the longest wait.
-fn denial(stage: &StageLimits, answers: &Few<Answer>) -> Option<Denial> {
-    let short = stage.bounds.iter().zip(answers).filter(|(bound, answer)| answer.short && !bound.limit.dry_run);
-    let (bound, answer) = short.max_by_key(|(_, answer)| answer.wait_ms())?;
-    Some(Denial {
-        limit: Arc::clone(&bound.limit),
-        retry_after: Duration::from_millis(answer.wait_ms()),
-        source: answer.source,
-        level: answer.level,
-        policy: stage.policy.clone(),
-    })
 }
 
 #[cfg(test)]

@@ -1,57 +1,73 @@
--- The token bucket, the twin of bucket.rs: the same operations in the same order on the same doubles. Prepended to
--- take.lua and refund.lua.
+-- The token bucket, the twin of bucket.rs. Parameters: accrual, price, capacity.
 --
 -- A bucket is a string of four little-endian doubles: credit, the time in microseconds at which it was true, the price
--- in whose units it counts, and what it was given back so far. No value is a full bucket: the TTL is the time until it is full, and a margin.
+-- in whose units it counts, and what it was given back so far. No value is a full bucket.
 
-local CLOCK_BACK_MAX_US = 1000000
-local FAR_US = 9007199254740992
-local TTL_MARGIN_MS = 1000
+algorithms['1'] = function()
+  local bucket = {}
 
--- Redis' own time, never a pod's; `given` is a test's.
-local function clock(given)
-  if given ~= '' then
-    return tonumber(given)
+  function bucket.read(key, p, now)
+    local raw = redis.call('GET', key)
+    if not raw or #raw ~= 32 then
+      return { credit = p[3], stamp = now, returned = 0 }
+    end
+    local credit, stamp, unit, returned = struct.unpack('<dddd', raw)
+    local rewound = false
+    if unit ~= p[2] then
+      credit = math.floor(credit / unit * p[2])
+      returned = math.floor(returned / unit * p[2])
+    end
+    if now > stamp then
+      credit = credit + (now - stamp) * p[1]
+      stamp = now
+    elseif stamp - now > CLOCK_BACK_MAX_US then
+      stamp = now
+      rewound = true
+    end
+    if credit > p[3] then
+      credit = p[3]
+    end
+    return { credit = credit, stamp = stamp, returned = returned, rewound = rewound }
   end
-  local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000000 + tonumber(time[2])
-end
 
--- Credit, stamp and what was given back of the bucket at `key`, brought to `now`.
-local function refilled(key, accrual, price, capacity, now)
-  local raw = redis.call('GET', key)
-  if not raw or #raw ~= 32 then
-    return capacity, now, 0
+  function bucket.covers(s, p, cost)
+    return s.credit >= cost * p[2]
   end
-  local credit, stamp, unit, returned = struct.unpack('<dddd', raw)
-  if unit ~= price then
-    credit = math.floor(credit / unit * price)
-    returned = math.floor(returned / unit * price)
-  end
-  if now > stamp then
-    credit = credit + (now - stamp) * accrual
-    stamp = now
-  elseif stamp - now > CLOCK_BACK_MAX_US then
-    stamp = now
-  end
-  if credit > capacity then
-    credit = capacity
-  end
-  return credit, stamp, returned
-end
 
-local function wait_ms(credit, stamp, accrual, price, now)
-  if credit >= price then
-    return 0
+  function bucket.charge(s, p, cost)
+    local room = math.min(math.floor((p[3] - s.credit) / p[1]), FAR_US)
+    s.credit = s.credit - cost * p[2]
+    return room, s.returned
   end
-  return math.ceil((stamp - now + math.ceil((price - credit) / accrual)) / 1000)
-end
 
-local function full_ms(credit, stamp, accrual, capacity, now)
-  return math.ceil((stamp - now + math.min(math.ceil((capacity - credit) / accrual), FAR_US)) / 1000)
-end
+  local function full_ms(s, p, now)
+    return math.ceil((s.stamp - now + math.min(math.ceil((p[3] - s.credit) / p[1]), FAR_US)) / 1000)
+  end
 
-local function keep(key, credit, stamp, returned, accrual, price, capacity, now)
-  local ttl = full_ms(credit, stamp, accrual, capacity, now) + TTL_MARGIN_MS
-  redis.call('SET', key, struct.pack('<dddd', credit, stamp, price, returned), 'PX', string.format('%.0f', ttl))
+  function bucket.level(s, p, cost, now)
+    local price, wait = cost * p[2], 0
+    if price > p[3] then
+      wait = NEVER_MS
+    elseif s.credit < price then
+      wait = math.ceil((s.stamp - now + math.ceil((price - s.credit) / p[1])) / 1000)
+    end
+    return math.floor(s.credit / p[2]), wait, full_ms(s, p, now)
+  end
+
+  -- A bucket ends with at most what it would hold if the charge had never been made; see refund in bucket.rs.
+  function bucket.refund(s, p, mark)
+    local granted = 0
+    if s.stamp >= mark.at and s.returned >= mark[2] then
+      local room = (mark[1] - (s.stamp - mark.at)) * p[1] - (s.returned - mark[2])
+      granted = math.min(math.max(mark.paid + room, 0), mark.paid)
+    end
+    s.credit = math.min(s.credit + granted, p[3])
+    s.returned = s.returned + granted
+  end
+
+  function bucket.keep(key, s, p, now)
+    write(key, struct.pack('<dddd', s.credit, s.stamp, p[2], s.returned), full_ms(s, p, now))
+  end
+
+  return bucket
 end

@@ -10,7 +10,8 @@ use std::time::Duration;
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 
-use super::bucket::{Level, Shape};
+use super::algorithm::Level;
+use super::bucket::Shape;
 use crate::config::Limit;
 
 /// `RateLimit-Policy`.

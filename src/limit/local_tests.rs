@@ -2,17 +2,18 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::limit::bucket;
 use crate::syntax::rate::Rate;
 
 const HOUR_US: Micros = 3.6e9;
 
 /// `burst` requests, and one more an hour.
 fn hourly(burst: u32) -> Shape {
-    Shape::new(Rate { amount: 1, period_ms: 3_600_000 }, burst)
+    Shape::TokenBucket(bucket::Shape::new(Rate { amount: 1, period_ms: 3_600_000 }, burst))
 }
 
 fn ask(name: LocalName, shape: Shape) -> Ask<'static> {
-    Ask { name, scope: "limit", shape, enforced: true }
+    Ask { name, scope: "limit", shape, enforced: true, joined: false, cost: 1.0 }
 }
 
 /// Names that share the first shard.
@@ -92,7 +93,7 @@ fn who_leaves_the_overflow_takes_its_level_along() {
     }
     // The first bucket is full and makes room; the newcomer has had its burst, and one hour's request since.
     assert!(admits(&local, &[late], HOUR_US));
-    assert!(local.bucket(late.name).is_some());
+    assert!(local.state(late.name).is_some());
     assert!(!admits(&local, &[late], HOUR_US));
 }
 

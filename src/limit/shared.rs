@@ -1,16 +1,21 @@
 //! Buckets in Redis: what the scripts are told and what they answer.
 
-use super::bucket::{Level, Mark, Shape};
+use super::algorithm::{Level, Mark, PARAMETERS, Shape};
 use super::local::{Few, Reading};
 use crate::kv::{Reply, Script};
 
+/// A script that stands on the algorithms.
+macro_rules! on_algorithms {
+    ($script:literal) => {
+        concat!(include_str!("algorithm.lua"), include_str!("bucket.lua"), include_str!($script))
+    };
+}
+
 /// Takes from all buckets of a stage or from none; see `take.lua`.
-pub static TAKE: Script =
-    Script { name: "limit_take", source: concat!(include_str!("bucket.lua"), include_str!("take.lua")) };
+pub static TAKE: Script = Script { name: "limit_take", source: on_algorithms!("take.lua") };
 
 /// Gives earlier stages' charges back; see `refund.lua`.
-pub static REFUND: Script =
-    Script { name: "limit_refund", source: concat!(include_str!("bucket.lua"), include_str!("refund.lua")) };
+pub static REFUND: Script = Script { name: "limit_refund", source: on_algorithms!("refund.lua") };
 
 /// Integers that `take.lua` answers before those of the first limit.
 const TAKEN_HEAD: usize = 1;
@@ -20,12 +25,13 @@ const TAKEN_EACH: usize = 6;
 
 /// A shape as the scripts take it; written once, when a route is built.
 #[derive(Debug, Clone)]
-pub struct ShapeArgs([Box<[u8]>; 3]);
+pub struct ShapeArgs([Box<[u8]>; 1 + PARAMETERS]);
 
 impl ShapeArgs {
     /// Exact: what Lua reads back is the same double.
     pub fn new(shape: &Shape) -> Self {
-        Self([shape.accrual, shape.price, shape.capacity].map(|number| number.to_string().into_bytes().into()))
+        let [a, b, c] = shape.parameters();
+        Self([f64::from(shape.code()), a, b, c].map(|number| number.to_string().into_bytes().into()))
     }
 
     /// The arguments.
@@ -34,18 +40,39 @@ impl ShapeArgs {
     }
 }
 
-/// `take.lua`'s arguments for limits and whether each denies, on Redis' time.
-pub fn take_args<'a>(limits: impl Iterator<Item = (&'a ShapeArgs, bool)>) -> Vec<&'a [u8]> {
-    let mut args: Vec<&[u8]> = vec![b""];
-    for (shape, enforced) in limits {
+/// What a limit does with a request that it has no room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Denies it.
+    Enforced,
+    /// Counts it.
+    Counting,
+    /// Counts it, as one with the limit before.
+    Joined,
+}
+
+impl Mode {
+    fn arg(self) -> &'static [u8] {
+        match self {
+            Self::Counting => b"0",
+            Self::Enforced => b"1",
+            Self::Joined => b"2",
+        }
+    }
+}
+
+/// `take.lua`'s arguments for limits, each with what the request costs, on Redis' time.
+pub fn take_args<'a>(id: &'a [u8], limits: impl Iterator<Item = (&'a ShapeArgs, &'a [u8], Mode)>) -> Vec<&'a [u8]> {
+    let mut args: Vec<&[u8]> = vec![b"", id];
+    for (shape, cost, mode) in limits {
         args.extend(shape.iter());
-        args.push(if enforced { b"1" } else { b"0" });
+        args.extend([cost, mode.arg()]);
     }
     args
 }
 
-/// `take.lua`'s reply for `limits` limits of these prices; `None` if it is not one.
-pub fn taken(reply: &Reply, limits: usize, price: impl Fn(usize) -> f64) -> Option<Few<Reading>> {
+/// `take.lua`'s reply to limits of these shapes for these costs; `None` if it is not one.
+pub fn taken(reply: &Reply, limits: usize, asked: impl Fn(usize) -> (Shape, f64)) -> Option<Few<Reading>> {
     let Reply::Array(items) = reply else { return None };
     if items.len() != TAKEN_HEAD + limits * TAKEN_EACH {
         return None;
@@ -59,19 +86,20 @@ pub fn taken(reply: &Reply, limits: usize, price: impl Fn(usize) -> f64) -> Opti
     for limit in 0..limits {
         let at = TAKEN_HEAD + limit * TAKEN_EACH;
         let level = Level { remaining: number(at + 1)?, wait_ms: number(at + 2)?, full_ms: number(at + 3)? };
-        let (room, returned) = (number(at + 4)? as f64, number(at + 5)? as f64);
-        let mark = (number(at)? == 1).then(|| Mark { at: now, room, paid: price(limit), returned });
+        let said = [number(at + 4)? as f64, number(at + 5)? as f64];
+        let (shape, cost) = asked(limit);
+        let mark = (number(at)? == 1).then(|| shape.mark(cost, now, said));
         readings.push(Reading { mark, level });
     }
     Some(readings)
 }
 
 /// `refund.lua`'s arguments for charges that `take.lua` made, on Redis' time.
-pub fn refund_args<'a>(charges: impl Iterator<Item = (&'a ShapeArgs, &'a Mark)>) -> Vec<Vec<u8>> {
-    let mut args = vec![Vec::new()];
+pub fn refund_args<'a>(id: &[u8], charges: impl Iterator<Item = (&'a ShapeArgs, &'a Mark)>) -> Vec<Vec<u8>> {
+    let mut args = vec![Vec::new(), id.to_vec()];
     for (shape, mark) in charges {
         args.extend(shape.iter().map(<[u8]>::to_vec));
-        args.extend([mark.at, mark.room, mark.returned].map(|number| number.to_string().into_bytes()));
+        args.extend(mark.parameters().map(|number| number.to_string().into_bytes()));
     }
     args
 }

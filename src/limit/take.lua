@@ -1,47 +1,55 @@
--- Takes one request from every bucket of one stage, or from none.
+-- Takes one request from every limit of one stage, or from none.
 --
--- KEYS   one bucket a limit
--- ARGV   [1] '' (a test's time in microseconds); then four a limit: accrual, price, capacity (see bucket.rs), and
---        1 where the limit denies or 0 where it only counts (dry_run)
--- Reply  now in microseconds; then six a limit: 1 charged or 0 not; whole requests left; milliseconds until one is
---        there; milliseconds until full; and for refund.lua microseconds after which the bucket would have been full
---        without this charge, and what it had been given back so far
+-- KEYS   one state a limit
+-- ARGV   [1] '' (a test's time in microseconds); [2] the request's own eight bytes, or ''; then six a limit: the
+--        algorithm's code and its three parameters (see algorithm.rs), the request's cost, and 1 where the limit denies,
+--        0 where it only counts (dry_run), 2 where it only counts and is one with the limit before
+-- Reply  now in microseconds; then six a limit: 1 charged or 0 not; whole requests left; milliseconds until as much is
+--        there; milliseconds until all is; and for refund.lua the two numbers of the charge
 --
--- Denied: nothing is written. A counting limit without a token is not charged and denies nobody.
+-- Denied: nothing is written, but that the clock was set back. A counting limit that is short is not charged and denies
+-- nobody.
+
+local EACH = 6
 
 local now = clock(ARGV[1])
 local admitted = true
 local limits = {}
+local one
 
 for i = 1, #KEYS do
-  local at = i * 4 - 2
-  local limit = {
-    accrual = tonumber(ARGV[at]),
-    price = tonumber(ARGV[at + 1]),
-    capacity = tonumber(ARGV[at + 2]),
-  }
-  limit.credit, limit.stamp, limit.returned = refilled(KEYS[i], limit.accrual, limit.price, limit.capacity, now)
-  if ARGV[at + 3] == '1' and limit.credit < limit.price then
+  local at = i * EACH - 3
+  local p = { tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]) }
+  local limit = { p = p, cost = tonumber(ARGV[at + 4]), does = algorithm(ARGV[at]) }
+  limit.state = limit.does.read(KEYS[i], p, now)
+  local covered = limit.does.covers(limit.state, p, limit.cost)
+  if ARGV[at + 5] == '1' and not covered then
     admitted = false
   end
+  -- Several rates of one limit are charged together or not at all.
+  if ARGV[at + 5] ~= '2' then
+    one = { covered = true }
+  end
+  one.covered = one.covered and covered
+  limit.one = one
   limits[i] = limit
 end
 
 local reply = { now }
 for i, limit in ipairs(limits) do
-  local charged, room = 0, 0
-  if admitted and limit.credit >= limit.price then
+  local does, state, p = limit.does, limit.state, limit.p
+  local charged, first, second = 0, 0, 0
+  if admitted and limit.one.covered then
     charged = 1
-    room = math.min(math.floor((limit.capacity - limit.credit) / limit.accrual), FAR_US)
-    limit.credit = limit.credit - limit.price
-    keep(KEYS[i], limit.credit, limit.stamp, limit.returned, limit.accrual, limit.price, limit.capacity, now)
+    first, second = does.charge(state, p, limit.cost, now, ARGV[2])
+  end
+  if charged == 1 or state.rewound then
+    does.keep(KEYS[i], state, p, now)
   end
   local at = #reply
   reply[at + 1] = charged
-  reply[at + 2] = math.floor(limit.credit / limit.price)
-  reply[at + 3] = wait_ms(limit.credit, limit.stamp, limit.accrual, limit.price, now)
-  reply[at + 4] = full_ms(limit.credit, limit.stamp, limit.accrual, limit.capacity, now)
-  reply[at + 5] = room
-  reply[at + 6] = limit.returned
+  reply[at + 2], reply[at + 3], reply[at + 4] = does.level(state, p, limit.cost, now)
+  reply[at + 5] = first
+  reply[at + 6] = second
 end
 return reply

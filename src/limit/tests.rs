@@ -1,13 +1,17 @@
 use std::net::IpAddr;
+use std::time::Duration;
 
-use http::Method;
 use http::header::RETRY_AFTER;
+use http::{HeaderMap, Method};
 use prometheus::Registry;
 
+use super::bounds::STAGES;
 use super::*;
+use crate::config;
 use crate::config::IdentityPart;
 use crate::kv::Reply;
 use crate::kv::tests::Server;
+use crate::metrics::{Decision, Metrics};
 use crate::syntax::rate::Rate;
 
 /// A process, and a request that comes to it.
