@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::clock::Clock;
 use crate::config::{RedisDown, Secret, Stage};
@@ -16,19 +16,27 @@ use crate::metrics::Source;
 pub mod algorithm;
 pub mod bounds;
 pub mod bucket;
+pub mod concurrency;
 pub mod fields;
+pub mod fixed_window;
+pub mod held;
 pub mod identity;
 pub mod local;
 pub mod shared;
+pub mod sliding_log;
+pub mod sliding_window;
 pub mod verdict;
+pub mod window;
 
-use algorithm::Micros;
-use bounds::Bound;
+use algorithm::Shape;
 pub use bounds::RouteLimits;
+use bounds::{Bound, CostText};
+pub use held::{RENEWAL, Slots};
+use held::{Shelf, Slot};
 pub use identity::Facts;
 use identity::{LocalName, LocalNames, Pseudonym};
-use local::{Ask, Few, Local, Reading};
-use verdict::{Answer, Charge, count, denial};
+use local::{Ask, Few, Reading};
+use verdict::{Answer, count, denial};
 pub use verdict::{Charged, Denial, Verdict};
 
 /// Scratch space above this is given back after use, in bytes: a long field must not stay.
@@ -50,24 +58,40 @@ pub struct Settings {
 
 /// The process's limits: one for all workers, kept over reloads.
 pub struct Limiter {
-    clock: Clock,
-    local: Local,
+    shelf: Arc<Shelf>,
     names: LocalNames,
     pseudonym: Pseudonym,
     replicas: AtomicU32,
+    /// The next request's, from a random one on: no two requests of the fleet share one.
+    ids: AtomicU64,
 }
 
+/// A limit's state that is to be asked for one request.
+struct Named<T> {
+    name: LocalName,
+    cost: f64,
+    more: T,
+}
+
+/// What a script is told of it: key and cost.
+type InRedis = (Vec<u8>, CostText);
+
 impl Limiter {
-    /// No bucket yet.
+    /// No state yet.
     pub fn new(clock: Clock, settings: Settings) -> Self {
         let Settings { secret, replicas } = settings;
         Self {
-            clock,
-            local: Local::new(),
+            shelf: Arc::new(Shelf::new(clock)),
             names: LocalNames::default(),
             pseudonym: Pseudonym::new(&secret),
             replicas: replicas.into(),
+            ids: kv::random().into(),
         }
+    }
+
+    /// Renews what requests that run hold in Redis; to be called every [`RENEWAL`].
+    pub async fn renew(&self, redis: &kv::Redis) {
+        self.shelf.renew(redis).await;
     }
 
     /// So many pods share the limits from now on, should Redis go away.
@@ -78,7 +102,8 @@ impl Limiter {
     /// Takes one request from every limit of `stage`, or from none.
     ///
     /// What was charged is noted in `charged`. A denial gives back what earlier stages noted there, except what
-    /// [`Charged::keep`] made final. Without `redis` this never yields.
+    /// [`Charged::keep`] made final. What the request holds of limits on requests in flight it holds until `charged` is
+    /// dropped, or what [`Charged::take_slots`] gave. Without `redis` this never yields.
     pub async fn take(
         &self,
         redis: Option<&kv::Redis>,
@@ -92,46 +117,52 @@ impl Limiter {
         if stage.bounds.is_empty() {
             return Verdict::Allow;
         }
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let answers = match redis {
-            None => self.take_local(&stage.bounds, facts),
+            None => self.take_local(&stage.bounds, facts, id),
             // Boxed: the way without Redis keeps its small future.
-            Some(redis) => Box::pin(self.take_shared(redis, &stage.bounds, facts, budget)).await,
+            Some(redis) => Box::pin(self.take_shared(redis, &stage.bounds, facts, id, budget)).await,
         };
         let denial = denial(stage, &answers);
         count(&stage.bounds, &answers, denial.is_none());
         let Some(denial) = denial else {
-            charged.note(stage, answers);
+            charged.note(stage, answers, |charge| Slot::new(&self.shelf, redis, charge));
             return Verdict::Allow;
         };
         // Before the denial is answered, so that a client which retries at once finds its tokens.
-        self.refund(redis, std::mem::take(&mut charged.charges), budget).await;
+        self.refund(redis, charged, budget).await;
         Verdict::Deny(denial)
     }
 
-    /// Names of the request's buckets in memory, and what `each` makes of the canonical identities.
+    /// Names of the request's states in memory, what it costs there, and what `each` makes of the canonical identities.
     fn names<T>(
         &self,
         bounds: &[Arc<Bound>],
         facts: &Facts<'_>,
-        each: impl Fn(&Bound, &[u8]) -> T,
-    ) -> Few<(LocalName, T)> {
+        each: impl Fn(&Bound, &[u8], CostText) -> T,
+    ) -> Few<Named<T>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut named = |bound: &Arc<Bound>| {
                 scratch.clear();
                 identity::canonical(&bound.limit.key, facts, scratch);
-                let names = (self.names.of(&bound.limit.scope, scratch), each(bound, scratch));
+                let (cost, text) = bound.cost(facts);
+                let name = self.names.of(&bound.scope, scratch);
+                let named = Named { name, cost, more: each(bound, scratch, text) };
                 scratch.shrink_to(SCRATCH_MAX);
-                names
+                named
             };
             bounds.iter().map(&mut named).collect()
         })
     }
 
-    fn take_local(&self, bounds: &[Arc<Bound>], facts: &Facts<'_>) -> Few<Answer> {
-        let names = self.names(bounds, facts, |_, _| ());
-        let asks: Few<Ask<'_>> =
-            bounds.iter().zip(&names).map(|(bound, (name, ()))| bound.ask(*name, bound.shape)).collect();
-        let readings = self.local.take(&asks, self.steady());
+    fn take_local(&self, bounds: &[Arc<Bound>], facts: &Facts<'_>, id: u64) -> Few<Answer> {
+        let names = self.names(bounds, facts, |_, _, _| ());
+        let asks: Few<Ask<'_>> = bounds
+            .iter()
+            .zip(&names)
+            .map(|(bound, named)| bound.ask(named.name, bound.shape.divided(1), named.cost, id))
+            .collect();
+        let readings = self.shelf.local.take(&asks, self.shelf.steady());
         asks.iter().zip(readings).map(|(ask, reading)| Answer::here(ask, &reading, Source::Local)).collect()
     }
 
@@ -140,44 +171,56 @@ impl Limiter {
         redis: &kv::Redis,
         bounds: &[Arc<Bound>],
         facts: &Facts<'_>,
+        id: u64,
         budget: &mut Budget,
     ) -> Few<Answer> {
-        let names = self.names(bounds, facts, |bound, identity| {
-            redis.shared().keys.bucket(&bound.limit.scope, &self.pseudonym.of(identity))
+        let names = self.names(bounds, facts, |bound, identity, cost| {
+            (redis.shared().keys.bucket(&bound.scope, &self.pseudonym.of(identity)), cost)
         });
-        let keys: Vec<&[u8]> = names.iter().map(|(_, key)| key.as_slice()).collect();
-        let args = shared::take_args(b"", bounds.iter().map(|bound| (&bound.args, &b"1"[..], bound.mode())));
+        let keys: Vec<&[u8]> = names.iter().map(|named| named.more.0.as_slice()).collect();
+        let costs = names.iter().map(|named| named.more.1.as_slice());
+        let own = id.to_le_bytes();
+        let args =
+            shared::take_args(&own, bounds.iter().zip(costs).map(|(bound, cost)| (&bound.args, cost, bound.mode())));
         let reply = redis.run(&shared::TAKE, &keys, &args, budget).await;
-        let taken = reply.ok().and_then(|reply| shared::taken(&reply, bounds.len(), |i| (bounds[i].shape, 1.0)));
-        match taken {
-            Some(readings) => self.shadowed(bounds, names, readings),
-            None => self.fall_back(bounds, &names),
+        let asked = |nth: usize| (bounds[nth].shape, names[nth].cost);
+        match reply.ok().and_then(|reply| shared::taken(&reply, id, bounds.len(), asked)) {
+            Some(readings) => self.shadowed(bounds, names, readings, id),
+            None => self.fall_back(bounds, &names, id),
         }
     }
 
-    /// What Redis said, with the local buckets charged alike: should Redis go, they take over where it was.
-    fn shadowed(&self, bounds: &[Arc<Bound>], names: Few<(LocalName, Vec<u8>)>, readings: Few<Reading>) -> Few<Answer> {
-        let now = self.steady();
+    /// What Redis said, with the local states charged alike: should Redis go, they take over where it was.
+    fn shadowed(
+        &self,
+        bounds: &[Arc<Bound>],
+        names: Few<Named<InRedis>>,
+        readings: Few<Reading>,
+        id: u64,
+    ) -> Few<Answer> {
+        let now = self.shelf.steady();
         let mut answers = Few::new();
-        for ((bound, (name, key)), reading) in bounds.iter().zip(names).zip(readings) {
-            let shape = bound.shape.divided(self.replicas.load(Ordering::Relaxed));
+        for ((bound, named), reading) in bounds.iter().zip(names).zip(readings) {
+            let (name, cost, shape) = (named.name, named.cost, self.part(bound));
             let shadows = reading.mark.is_some() && bound.limit.redis_down == RedisDown::Local;
             answers.push(Answer {
                 name,
+                cost,
                 source: Source::Redis,
                 short: reading.is_short(),
                 level: Some(reading.level),
-                local: shadows.then(|| (shape, self.local.shadow(&bound.ask(name, shape), now))),
-                redis: reading.mark.map(|mark| (key, mark)),
+                local: shadows.then(|| (shape, self.shelf.local.shadow(&bound.ask(name, shape, cost, id), now))),
+                redis: reading.mark.map(|mark| (named.more.0, mark)),
             });
         }
         answers
     }
 
     /// What `redis_down` says, all or nothing as ever.
-    fn fall_back(&self, bounds: &[Arc<Bound>], names: &Few<(LocalName, Vec<u8>)>) -> Few<Answer> {
-        let unchecked = |name: LocalName, short: bool| Answer {
-            name,
+    fn fall_back(&self, bounds: &[Arc<Bound>], names: &Few<Named<InRedis>>, id: u64) -> Few<Answer> {
+        let unchecked = |named: &Named<InRedis>, short: bool| Answer {
+            name: named.name,
+            cost: named.cost,
             source: Source::Fallback,
             short,
             level: None,
@@ -190,41 +233,31 @@ impl Limiter {
             .iter()
             .zip(names)
             .filter(|(bound, _)| asked(bound))
-            .map(|(bound, (name, _))| bound.ask(*name, bound.shape.divided(self.replicas.load(Ordering::Relaxed))))
+            .map(|(bound, named)| bound.ask(named.name, self.part(bound), named.cost, id))
             .collect();
-        let readings = self.local.take(&asks, self.steady());
+        let readings = self.shelf.local.take(&asks, self.shelf.steady());
         let mut taken = asks.iter().zip(&readings);
-        let answer = |(bound, (name, _)): (&Arc<Bound>, &(LocalName, Vec<u8>))| match if asked(bound) {
-            taken.next()
-        } else {
-            None
-        } {
-            Some((ask, reading)) => Answer::here(ask, reading, Source::Fallback),
-            None => unchecked(*name, bound.limit.redis_down == RedisDown::Deny),
-        };
+        let answer =
+            |(bound, named): (&Arc<Bound>, &Named<InRedis>)| match if asked(bound) { taken.next() } else { None } {
+                Some((ask, reading)) => Answer::here(ask, reading, Source::Fallback),
+                None => unchecked(named, bound.limit.redis_down == RedisDown::Deny),
+            };
         bounds.iter().zip(names).map(answer).collect()
     }
 
-    /// Gives charges back, those in Redis by one script within the budget; what fails stays charged.
-    async fn refund(&self, redis: Option<&kv::Redis>, charges: Vec<Charge>, budget: &mut Budget) {
-        let now = self.steady();
-        for charge in &charges {
-            if let Some((shape, mark)) = &charge.local {
-                self.local.refund(&charge.bound.ask(charge.name, *shape), mark, now);
-            }
+    /// Gives back what earlier stages charged, but what is kept.
+    async fn refund(&self, redis: Option<&kv::Redis>, charged: &mut Charged, budget: &mut Budget) {
+        let mut charges = std::mem::take(&mut charged.charges);
+        charges.extend(charged.slots.drain(charged.kept..).filter_map(Slot::into_charge));
+        charges.iter().for_each(|charge| self.shelf.refund(charge));
+        if let Some(redis) = redis {
+            shared::refund(redis, &charges, budget).await;
         }
-        let shared =
-            || charges.iter().filter_map(|charge| charge.redis.as_ref().map(|(key, mark)| (charge, key, mark)));
-        let keys: Vec<&[u8]> = shared().map(|(_, key, _)| key.as_slice()).collect();
-        let Some(redis) = redis.filter(|_| !keys.is_empty()) else { return };
-        let args = shared::refund_args(b"", shared().map(|(charge, _, mark)| (&charge.bound.args, mark)));
-        let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-        // Unanswered, it may have been done: a second try could mint tokens.
-        let _ = Box::pin(redis.run(&shared::REFUND, &keys, &args, budget)).await;
     }
 
-    fn steady(&self) -> Micros {
-        self.clock.steady() as f64 * 1000.0
+    /// This pod's part of a limit while Redis is away.
+    fn part(&self, bound: &Bound) -> Shape {
+        bound.shape.divided(self.replicas.load(Ordering::Relaxed))
     }
 }
 

@@ -251,21 +251,75 @@ pub(super) struct Limit {
     /// What is counted together.
     #[schemars(required)]
     pub(super) key: Maybe<Vec<At<Text<IdentityPart>>>>,
-    /// Sustained rate.
-    #[schemars(required)]
+    /// Sustained rate, or requests a period.
     pub(super) rate: MaybeText<Rate>,
-    /// Requests that may come at once; by default those of one second.
+    /// Several of them, with different periods, in place of `rate`.
+    pub(super) rates: Texts<Rate>,
+    /// Requests that may come at once; by default those of one second. For "token_bucket".
     pub(super) burst: Maybe<i64>,
+    /// Requests in flight at once. For "concurrency".
+    pub(super) max: Maybe<i64>,
+    /// What a request costs.
+    pub(super) cost: Maybe<Cost>,
     /// Which requests are counted.
     pub(super) on: Maybe<Stage>,
     /// Count, never deny.
     pub(super) dry_run: Maybe<bool>,
     /// While Redis does not answer.
     pub(super) redis_down: Maybe<RedisDown>,
-    /// How requests are counted; only "token_bucket" is available in this version.
+    /// How requests are counted.
     pub(super) algorithm: Maybe<Algorithm>,
     /// Not available in this version.
     pub(super) after_loss: Maybe<AfterLoss>,
+}
+
+/// `cost` of a limit.
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Cost {
+    /// The same for all requests.
+    Fixed(i64),
+    /// What the request says.
+    Said(CostField),
+}
+
+/// `cost` of a limit that a request field says.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CostField {
+    /// The field, a whole number.
+    #[schemars(required)]
+    pub(super) header: MaybeText<HeaderName>,
+    /// What more counts as.
+    #[schemars(required)]
+    pub(super) max: Maybe<i64>,
+    /// What a request costs that does not say it, or no number.
+    pub(super) default: Maybe<i64>,
+}
+
+impl<'de> Deserialize<'de> for Cost {
+    /// By hand, because serde's own untagged enums read into a buffer that has no places.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = Cost;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number, or where it stands")
+            }
+
+            fn visit_i64<E>(self, cost: i64) -> Result<Cost, E> {
+                Ok(Cost::Fixed(cost))
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Cost, M::Error> {
+                CostField::deserialize(MapAccessDeserializer::new(map)).map(Cost::Said)
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
 }
 
 /// `algorithm` of a limit.
@@ -274,13 +328,13 @@ pub(super) struct Limit {
 pub(super) enum Algorithm {
     /// At most burst + rate * w in every window w.
     TokenBucket,
-    /// Not available in this version.
+    /// At most amount * (1 + w / period) in every window w.
     SlidingWindow,
-    /// Not available in this version.
+    /// At most the amount in every window of a period, exactly.
     SlidingLog,
-    /// Not available in this version.
+    /// At most the amount from one multiple of the period to the next.
     FixedWindow,
-    /// Not available in this version.
+    /// At most max in flight.
     Concurrency,
 }
 

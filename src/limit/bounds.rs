@@ -3,25 +3,36 @@
 use std::sync::Arc;
 
 use http::HeaderValue;
+use smallvec::SmallVec;
 
+use super::Facts;
 use super::algorithm::Shape;
-use super::bucket;
 use super::fields;
 use super::identity::LocalName;
 use super::local::Ask;
 use super::shared::{Mode, ShapeArgs};
-use crate::config::{self, Stage};
+use crate::config::{self, Cost, Quota, Stage};
 use crate::metrics::{LimitMetrics, Metrics};
 
-/// One limit on one route.
+/// One limit on one route; of one with several rates, one of them.
 pub(super) struct Bound {
     pub(super) limit: Arc<config::Limit>,
+    pub(super) quota: Quota,
+    /// Whether the limit's own bound before is one with it.
+    pub(super) follows: bool,
+    /// The name of its states.
+    pub(super) scope: Box<str>,
     pub(super) metrics: LimitMetrics,
     pub(super) shape: Shape,
     pub(super) args: ShapeArgs,
-    /// The limit's name in `RateLimit`.
+    /// What a request costs as a script reads it, where it is the same for all.
+    cost: Box<[u8]>,
+    /// Its name in `RateLimit`.
     pub(super) quoted: Box<str>,
 }
+
+/// A cost in decimal digits.
+pub(super) type CostText = SmallVec<[u8; 10]>;
 
 /// One stage of a route.
 #[derive(Default)]
@@ -49,11 +60,12 @@ impl RouteLimits {
             for limit in limits.iter().filter(|limit| limit.on == stage) {
                 let bounds = &mut stages[index].bounds;
                 if bounds.iter().all(|bound| bound.limit.scope != limit.scope) {
-                    bounds.push(Arc::new(Bound::new(metrics, route, limit)));
+                    let own = (0..limit.quotas.len()).map(|nth| Arc::new(Bound::new(metrics, route, limit, nth)));
+                    bounds.extend(own);
                 }
             }
             let told = stages[..=index].iter().flat_map(|stage| &stage.bounds);
-            let policy = fields::policy(told.map(|bound| &*bound.limit).filter(|limit| !limit.dry_run));
+            let policy = fields::policy(told.filter(|bound| !bound.limit.dry_run).map(|bound| &**bound));
             stages[index].policy = policy;
             stages[index].refundable = limits.iter().any(|limit| limit.on > stage);
         }
@@ -67,7 +79,8 @@ impl RouteLimits {
 
     /// Every limit, stage by stage, as it is taken.
     pub fn all(&self) -> impl Iterator<Item = &config::Limit> {
-        self.stages.iter().flat_map(|stage| &stage.bounds).map(|bound| &*bound.limit)
+        let bounds = self.stages.iter().flat_map(|stage| &stage.bounds);
+        bounds.filter(|bound| !bound.follows).map(|bound| &*bound.limit)
     }
 
     pub(super) fn stage(&self, stage: Stage) -> &StageLimits {
@@ -76,23 +89,73 @@ impl RouteLimits {
 }
 
 impl Bound {
-    fn new(metrics: &Metrics, route: &str, limit: &Arc<config::Limit>) -> Self {
-        let shape = Shape::TokenBucket(bucket::Shape::new(limit.rate, limit.burst));
+    fn new(metrics: &Metrics, route: &str, limit: &Arc<config::Limit>, nth: usize) -> Self {
+        let (quota, several) = (limit.quotas[nth], limit.quotas.len() > 1);
+        let shape = Shape::new(&quota);
+        let name = match quota.rate().filter(|_| several) {
+            Some(rate) => fields::quoted(&format!("{} {rate}", limit.name)),
+            None => fields::quoted(&limit.name),
+        };
+        let cost = match &limit.cost {
+            Cost::Fixed(cost) => cost.to_string(),
+            Cost::Header { .. } => String::new(),
+        };
         Self {
             limit: Arc::clone(limit),
+            quota,
+            follows: nth > 0,
+            scope: scope(&limit.scope, &quota, several),
             metrics: metrics.limit(route, &limit.name),
             shape,
             args: ShapeArgs::new(&shape),
-            quoted: fields::quoted(&limit.name),
+            cost: cost.into_bytes().into(),
+            quoted: name,
         }
     }
 
-    pub(super) fn ask(&self, name: LocalName, shape: Shape) -> Ask<'_> {
-        let enforced = !self.limit.dry_run;
-        Ask { name, scope: &self.limit.scope, shape, enforced, joined: false, cost: 1.0 }
+    /// What the request costs, and that as a script reads it.
+    pub(super) fn cost(&self, facts: &Facts<'_>) -> (f64, CostText) {
+        match &self.limit.cost {
+            Cost::Fixed(cost) => (f64::from(*cost), CostText::from_slice(&self.cost)),
+            Cost::Header { name, max, default } => {
+                let cost = facts.headers.get(name).and_then(|value| said(value.as_bytes())).unwrap_or(*default);
+                let cost = cost.clamp(1, *max);
+                (f64::from(cost), CostText::from_slice(itoa::Buffer::new().format(cost).as_bytes()))
+            }
+        }
+    }
+
+    /// Asks a state in memory. A pod's part may be less than one request costs: then that takes all of it.
+    pub(super) fn ask(&self, name: LocalName, shape: Shape, cost: f64, id: u64) -> Ask<'_> {
+        let cost = if cost <= self.shape.capacity() { cost.min(shape.capacity()) } else { cost };
+        let joined = self.follows && self.limit.dry_run;
+        Ask { name, scope: &self.scope, shape, enforced: !self.limit.dry_run, joined, cost, id }
     }
 
     pub(super) fn mode(&self) -> Mode {
-        if self.limit.dry_run { Mode::Counting } else { Mode::Enforced }
+        match (self.limit.dry_run, self.follows) {
+            (false, _) => Mode::Enforced,
+            (true, false) => Mode::Counting,
+            (true, true) => Mode::Joined,
+        }
+    }
+}
+
+/// The whole number that a field says, however large.
+fn said(value: &[u8]) -> Option<u32> {
+    let digits = value.trim_ascii();
+    let is_whole = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    is_whole.then(|| std::str::from_utf8(digits).ok()?.parse().ok()).map(|cost| cost.unwrap_or(u32::MAX))
+}
+
+/// The name of a limit's states. That of a token bucket with one rate is the limit's own; the others say what they are,
+/// so that a limit that changes its algorithm or its period never reads what another wrote.
+fn scope(limit: &str, quota: &Quota, several: bool) -> Box<str> {
+    let period = quota.rate().map(|rate| rate.unit()).unwrap_or_default();
+    match quota {
+        Quota::TokenBucket { .. } if several => format!("{limit}:{period}").into(),
+        Quota::TokenBucket { .. } => limit.into(),
+        Quota::Concurrency { .. } => format!("{limit}:{}", quota.algorithm()).into(),
+        _ => format!("{limit}:{}:{period}", quota.algorithm()).into(),
     }
 }

@@ -13,14 +13,20 @@ use smallvec::SmallVec;
 use super::algorithm::{Level, Mark, Micros, Shape, State};
 use super::identity::LocalName;
 
-/// Buckets in all shards together: about 6.5 MiB of them.
-pub const BUCKETS_MAX: usize = 100_000;
+/// States in all shards together: about 6.5 MiB of them.
+pub const STATES_MAX: usize = 100_000;
 
-/// Locks that the buckets are spread over.
+/// Entries that logs may have in all shards together: 16 bytes each, and as much again while a log grows.
+pub const ENTRIES_MAX: usize = 2_000_000;
+
+/// Locks that the states are spread over.
 const SHARDS: usize = 64;
 
-/// Buckets in one shard.
-const SHARD_MAX: usize = BUCKETS_MAX / SHARDS;
+/// States in one shard.
+const SHARD_MAX: usize = STATES_MAX / SHARDS;
+
+/// Entries in one shard.
+const SHARD_ENTRIES_MAX: usize = ENTRIES_MAX / SHARDS;
 
 /// Limits of one stage that are taken without an allocation.
 pub const LIMITS_INLINE: usize = 4;
@@ -43,6 +49,8 @@ pub struct Ask<'a> {
     pub joined: bool,
     /// What the request costs.
     pub cost: f64,
+    /// Which request it is.
+    pub id: u64,
 }
 
 /// What one bucket answered.
@@ -174,7 +182,7 @@ struct Kept {
 
 impl Kept {
     fn charge(&mut self, ask: &Ask<'_>, now: Micros) -> Mark {
-        let mark = self.state.charge(&ask.shape, ask.cost, now);
+        let mark = self.state.charge(&ask.shape, ask.cost, now, ask.id);
         self.idle_at = self.state.idle_at(&ask.shape);
         mark
     }
@@ -185,13 +193,15 @@ struct Shard {
     states: HashMap<LocalName, Kept, BuildHasherDefault<Spread>>,
     /// By limit; as many as there are limits.
     overflow: HashMap<Box<str>, Kept>,
+    /// What logs have set aside.
+    entries: usize,
     /// Nothing is idle before this, so that a flood of newcomers does not scan the shard for each of them.
     sweep_at: Micros,
 }
 
 impl Shard {
     fn new(max: usize) -> Self {
-        Self { max, states: HashMap::default(), overflow: HashMap::new(), sweep_at: 0.0 }
+        Self { max, states: HashMap::default(), overflow: HashMap::new(), entries: 0, sweep_at: 0.0 }
     }
 
     /// The identity's own state or, for a newcomer, the limit's overflow.
@@ -203,7 +213,7 @@ impl Shard {
     }
 
     fn covers(&mut self, ask: &Ask<'_>, now: Micros) -> bool {
-        let Some(kept) = self.kept(ask) else { return ask.shape.can_grant(ask.cost) };
+        let Some(kept) = self.kept(ask) else { return ask.cost <= ask.shape.capacity() };
         if kept.state.rewind(&ask.shape, now) {
             kept.idle_at = kept.state.idle_at(&ask.shape);
         }
@@ -219,29 +229,40 @@ impl Shard {
 
     fn charge(&mut self, ask: &Ask<'_>, now: Micros) -> Mark {
         if let Some(kept) = self.states.get_mut(&ask.name) {
+            self.entries += kept.state.reserve(&ask.shape);
             return kept.charge(ask, now);
         }
-        let mut kept = match self.overflow.get(ask.scope) {
+        // Whoever shares a set of slots gives his own back to it: nobody takes them along.
+        let shared = if ask.shape.is_held() { None } else { self.overflow.get(ask.scope) };
+        let mut kept = match shared {
             Some(shared) => Kept { state: shared.state.clone(), idle_at: shared.idle_at },
             None => Kept { state: State::new(&ask.shape, now), idle_at: now },
         };
-        let mark = kept.charge(ask, now);
-        if self.states.len() >= self.max {
+        if !self.has_room(ask) {
             self.sweep(now);
         }
-        if self.states.len() < self.max {
+        if self.has_room(ask) {
+            let mark = kept.charge(ask, now);
+            self.entries += kept.state.reserve(&ask.shape);
             self.sweep_at = self.sweep_at.min(kept.idle_at);
             self.states.insert(ask.name, kept);
+            mark
         } else {
-            self.overflow.insert(ask.scope.into(), kept);
+            self.overflow.entry(ask.scope.into()).or_insert(kept).charge(ask, now)
         }
-        mark
+    }
+
+    fn has_room(&self, ask: &Ask<'_>) -> bool {
+        self.states.len() < self.max && self.entries + ask.shape.entries() <= SHARD_ENTRIES_MAX
     }
 
     fn refund(&mut self, ask: &Ask<'_>, mark: &Mark, now: Micros) {
-        let Some(kept) = self.kept(ask) else { return };
-        kept.state.refund(&ask.shape, mark, now);
+        // Its own or, if it was made before the identity had one, what it shared.
+        let states = self.states.get_mut(&ask.name).into_iter().chain(self.overflow.get_mut(ask.scope));
+        let refunded = |kept: &mut &mut Kept| kept.state.refund(&ask.shape, mark, now);
+        let Some(kept) = states.into_iter().find_map(|mut kept| refunded(&mut kept).then_some(kept)) else { return };
         kept.idle_at = kept.state.idle_at(&ask.shape);
+        self.sweep_at = self.sweep_at.min(kept.idle_at);
     }
 
     /// Forgets what is idle.
@@ -251,6 +272,7 @@ impl Shard {
         }
         self.states.retain(|_, kept| kept.idle_at > now);
         self.overflow.retain(|_, kept| kept.idle_at > now);
+        self.entries = self.states.values().map(|kept| kept.state.reserved()).sum();
         self.sweep_at = self.states.values().map(|kept| kept.idle_at).fold(f64::INFINITY, f64::min);
     }
 }

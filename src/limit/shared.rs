@@ -2,12 +2,21 @@
 
 use super::algorithm::{Level, Mark, PARAMETERS, Shape};
 use super::local::{Few, Reading};
-use crate::kv::{Reply, Script};
+use super::verdict::Charge;
+use crate::kv::{self, Budget, Reply, Script};
 
 /// A script that stands on the algorithms.
 macro_rules! on_algorithms {
     ($script:literal) => {
-        concat!(include_str!("algorithm.lua"), include_str!("bucket.lua"), include_str!($script))
+        concat!(
+            include_str!("algorithm.lua"),
+            include_str!("bucket.lua"),
+            include_str!("fixed_window.lua"),
+            include_str!("sliding_window.lua"),
+            include_str!("sliding_log.lua"),
+            include_str!("concurrency.lua"),
+            include_str!($script)
+        )
     };
 }
 
@@ -16,6 +25,10 @@ pub static TAKE: Script = Script { name: "limit_take", source: on_algorithms!("t
 
 /// Gives earlier stages' charges back; see `refund.lua`.
 pub static REFUND: Script = Script { name: "limit_refund", source: on_algorithms!("refund.lua") };
+
+/// Renews what running requests hold; see `renew.lua`.
+pub static RENEW: Script =
+    Script { name: "limit_renew", source: concat!(include_str!("algorithm.lua"), include_str!("renew.lua")) };
 
 /// Integers that `take.lua` answers before those of the first limit.
 const TAKEN_HEAD: usize = 1;
@@ -61,7 +74,7 @@ impl Mode {
     }
 }
 
-/// `take.lua`'s arguments for limits, each with what the request costs, on Redis' time.
+/// `take.lua`'s arguments for the request `id` and limits, each with what it costs there, on Redis' time.
 pub fn take_args<'a>(id: &'a [u8], limits: impl Iterator<Item = (&'a ShapeArgs, &'a [u8], Mode)>) -> Vec<&'a [u8]> {
     let mut args: Vec<&[u8]> = vec![b"", id];
     for (shape, cost, mode) in limits {
@@ -71,8 +84,8 @@ pub fn take_args<'a>(id: &'a [u8], limits: impl Iterator<Item = (&'a ShapeArgs, 
     args
 }
 
-/// `take.lua`'s reply to limits of these shapes for these costs; `None` if it is not one.
-pub fn taken(reply: &Reply, limits: usize, asked: impl Fn(usize) -> (Shape, f64)) -> Option<Few<Reading>> {
+/// `take.lua`'s reply to the request `id` and limits of these shapes for these costs; `None` if it is not one.
+pub fn taken(reply: &Reply, id: u64, limits: usize, asked: impl Fn(usize) -> (Shape, f64)) -> Option<Few<Reading>> {
     let Reply::Array(items) = reply else { return None };
     if items.len() != TAKEN_HEAD + limits * TAKEN_EACH {
         return None;
@@ -88,22 +101,41 @@ pub fn taken(reply: &Reply, limits: usize, asked: impl Fn(usize) -> (Shape, f64)
         let level = Level { remaining: number(at + 1)?, wait_ms: number(at + 2)?, full_ms: number(at + 3)? };
         let said = [number(at + 4)? as f64, number(at + 5)? as f64];
         let (shape, cost) = asked(limit);
-        let mark = (number(at)? == 1).then(|| shape.mark(cost, now, said));
+        let mark = (number(at)? == 1).then(|| shape.mark(cost, id, now, said));
         readings.push(Reading { mark, level });
     }
     Some(readings)
 }
 
 /// `refund.lua`'s arguments for charges that `take.lua` made, on Redis' time.
-pub fn refund_args<'a>(id: &[u8], charges: impl Iterator<Item = (&'a ShapeArgs, &'a Mark)>) -> Vec<Vec<u8>> {
-    let mut args = vec![Vec::new(), id.to_vec()];
+pub fn refund_args<'a>(charges: impl Iterator<Item = (&'a ShapeArgs, &'a Mark)>) -> Vec<Vec<u8>> {
+    let mut args = vec![Vec::new()];
     for (shape, mark) in charges {
+        let (numbers, id) = mark.parameters();
         args.extend(shape.iter().map(<[u8]>::to_vec));
-        args.extend(mark.parameters().map(|number| number.to_string().into_bytes()));
+        args.extend(numbers.map(|number| number.to_string().into_bytes()));
+        args.push(id.to_le_bytes().into());
     }
     args
+}
+
+/// Gives back what charges took in Redis, by one script within the budget; what fails stays charged.
+pub(super) async fn refund(redis: &kv::Redis, charges: &[Charge], budget: &mut Budget) {
+    let shared = || charges.iter().filter_map(|charge| charge.redis.as_ref().map(|(key, mark)| (charge, key, mark)));
+    let keys: Vec<&[u8]> = shared().map(|(_, key, _)| key.as_slice()).collect();
+    if keys.is_empty() {
+        return;
+    }
+    let args = refund_args(shared().map(|(charge, _, mark)| (&charge.bound.args, mark)));
+    let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+    // Unanswered, it may have been done: a second try could mint tokens.
+    let _ = Box::pin(redis.run(&REFUND, &keys, &args, budget)).await;
 }
 
 #[cfg(test)]
 #[path = "shared_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "agree_tests.rs"]
+mod agree;

@@ -1,7 +1,7 @@
 -- Takes one request from every limit of one stage, or from none.
 --
 -- KEYS   one state a limit
--- ARGV   [1] '' (a test's time in microseconds); [2] the request's own eight bytes, or ''; then six a limit: the
+-- ARGV   [1] '' (a test's time in microseconds); [2] eight bytes that are this request's alone; then six a limit: the
 --        algorithm's code and its three parameters (see algorithm.rs), the request's cost, and 1 where the limit denies,
 --        0 where it only counts (dry_run), 2 where it only counts and is one with the limit before
 -- Reply  now in microseconds; then six a limit: 1 charged or 0 not; whole requests left; milliseconds until as much is

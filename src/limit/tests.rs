@@ -8,7 +8,7 @@ use prometheus::Registry;
 use super::bounds::STAGES;
 use super::*;
 use crate::config;
-use crate::config::IdentityPart;
+use crate::config::{Cost, IdentityPart, Quota};
 use crate::kv::Reply;
 use crate::kv::tests::Server;
 use crate::metrics::{Decision, Metrics};
@@ -28,8 +28,8 @@ fn limit(name: &str, rate: (u32, u32), burst: u32, on: Stage) -> config::Limit {
         name: name.to_owned(),
         scope: name.to_owned(),
         key: vec![IdentityPart::Ip],
-        rate: Rate { amount: rate.0, period_ms: rate.1 },
-        burst,
+        quotas: vec![Quota::TokenBucket { rate: Rate { amount: rate.0, period_ms: rate.1 }, burst }],
+        cost: Cost::Fixed(1),
         on,
         dry_run: false,
         redis_down: RedisDown::Local,
@@ -59,9 +59,11 @@ impl Pod {
     }
 
     async fn take_as(&self, ip: IpAddr, stage: Stage, charged: &mut Charged) -> Verdict {
-        let headers = HeaderMap::new();
-        let facts =
-            Facts { ip, headers: &headers, query: None, route: "catalog", host: "shop.example", method: &Method::GET };
+        self.take_with(ip, &HeaderMap::new(), stage, charged).await
+    }
+
+    async fn take_with(&self, ip: IpAddr, headers: &HeaderMap, stage: Stage, charged: &mut Charged) -> Verdict {
+        let facts = Facts { ip, headers, query: None, route: "catalog", host: "shop.example", method: &Method::GET };
         let mut budget = Budget::new(Duration::from_secs(5));
         self.limiter.take(self.redis.as_ref(), &self.limits, stage, &facts, charged, &mut budget).await
     }
@@ -137,7 +139,7 @@ async fn the_limits_of_a_stage_are_taken_together_and_the_longest_wait_is_told()
         assert_eq!(pod.admitted(7, Stage::Request).await, 2);
         let denial = pod.denied(Stage::Request).await.unwrap();
         assert_eq!((denial.limit.name.as_str(), denial.source), ("b", source));
-        assert!((59_000..=60_000).contains(&denial.retry_after.as_millis()), "{:?}", denial.retry_after);
+        assert!((59_000..=60_000).contains(&denial.retry_after.unwrap().as_millis()), "{:?}", denial.retry_after);
         assert_eq!(pod.counted("a", Decision::Allowed, source), 2);
         assert_eq!(pod.counted("a", Decision::Denied, source), 0);
     })
@@ -164,8 +166,8 @@ async fn the_wait_that_is_told_is_true() {
     let pod = Pod::new(vec![limit("a", (3, 1000), 2, Stage::Request)]);
     assert_eq!(pod.admitted(2, Stage::Request).await, 2);
     let denial = pod.denied(Stage::Request).await.unwrap();
-    assert_eq!(denial.retry_after, Duration::from_millis(334));
-    pod.clock.advance(denial.retry_after - Duration::from_millis(1));
+    assert_eq!(denial.retry_after, Some(Duration::from_millis(334)));
+    pod.clock.advance(denial.retry_after.unwrap() - Duration::from_millis(1));
     assert!(pod.denied(Stage::Request).await.is_some());
     pod.clock.advance(Duration::from_millis(1));
     assert!(pod.denied(Stage::Request).await.is_none());
@@ -239,7 +241,7 @@ async fn redis_down_may_let_all_or_nothing_through() {
 
     let shut = with(RedisDown::Deny);
     assert_eq!(shut.admitted(9, Stage::Request).await, 0);
-    assert!(shut.limiter.local.is_empty(), "a denied request charges nothing");
+    assert!(shut.limiter.shelf.local.is_empty(), "a denied request charges nothing");
     let denial = shut.denied(Stage::Request).await.unwrap();
     let mut fields = HeaderMap::new();
     denial.append_fields(&mut fields);
@@ -257,3 +259,6 @@ async fn each_identity_has_its_own_bucket_and_a_limit_named_twice_counts_once() 
     assert!(matches!(pod.take_as([192, 0, 2, 2].into(), Stage::Request, &mut charged).await, Verdict::Allow));
     assert!(charged.charges.is_empty(), "no later stage can deny: nothing to remember");
 }
+
+#[path = "quota_tests.rs"]
+mod quotas;
