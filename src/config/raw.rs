@@ -3,33 +3,29 @@
 //! These types are also where the known keys come from: `schema` turns them into a JSON Schema, and `check::shape` holds
 //! the document against that before it is read into them.
 
+mod limit;
 mod server;
 mod tls;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+pub(super) use self::limit::{Algorithm, Cost, Limit, LimitUse};
 pub(super) use self::server::{Http2, Server, ServerLimits};
 pub(super) use self::tls::{CertificateFiles, ClientAuthMode, Tls, UpstreamTls};
 
 use super::report::Span;
 use super::text::{Host, Name, Namespace, Text};
-use super::{
-    ClientDirectives, Cookies, Credentials, CutOff, IdentityPart, LogFormat, Protocol, RedisDown, Stage, UpstreamTtl,
-};
+use super::{ClientDirectives, Cookies, Credentials, CutOff, LogFormat, Protocol, RedisDown, Stage, UpstreamTtl};
 use crate::syntax::glob::Glob;
 use crate::syntax::pattern::Pattern;
-use crate::syntax::rate::Rate;
 use crate::syntax::template::Template;
 
 /// A value and where it stands.
@@ -241,113 +237,6 @@ pub(super) struct Cache {
     pub(super) preload_wait: MaybeText<Duration>,
 }
 
-/// `[[limit]]`, or a limit inside a route.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Limit {
-    /// Label in metrics and answers.
-    #[schemars(required)]
-    pub(super) name: MaybeText<Name>,
-    /// What is counted together.
-    #[schemars(required)]
-    pub(super) key: Maybe<Vec<At<Text<IdentityPart>>>>,
-    /// Sustained rate, or requests a period.
-    pub(super) rate: MaybeText<Rate>,
-    /// Several of them, with different periods, in place of `rate`.
-    pub(super) rates: Texts<Rate>,
-    /// Requests that may come at once; by default those of one second. For "token_bucket".
-    pub(super) burst: Maybe<i64>,
-    /// Requests in flight at once. For "concurrency".
-    pub(super) max: Maybe<i64>,
-    /// What a request costs.
-    pub(super) cost: Maybe<Cost>,
-    /// Which requests are counted.
-    pub(super) on: Maybe<Stage>,
-    /// Count, never deny.
-    pub(super) dry_run: Maybe<bool>,
-    /// While Redis does not answer.
-    pub(super) redis_down: Maybe<RedisDown>,
-    /// How requests are counted.
-    pub(super) algorithm: Maybe<Algorithm>,
-    /// Not available in this version.
-    pub(super) after_loss: Maybe<AfterLoss>,
-}
-
-/// `cost` of a limit.
-#[derive(Debug, JsonSchema)]
-#[serde(untagged)]
-pub(super) enum Cost {
-    /// The same for all requests.
-    Fixed(i64),
-    /// What the request says.
-    Said(CostField),
-}
-
-/// `cost` of a limit that a request field says.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct CostField {
-    /// The field, a whole number.
-    #[schemars(required)]
-    pub(super) header: MaybeText<HeaderName>,
-    /// What more counts as.
-    #[schemars(required)]
-    pub(super) max: Maybe<i64>,
-    /// What a request costs that does not say it, or no number.
-    pub(super) default: Maybe<i64>,
-}
-
-impl<'de> Deserialize<'de> for Cost {
-    /// By hand, because serde's own untagged enums read into a buffer that has no places.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-
-        impl<'de> Visitor<'de> for Either {
-            type Value = Cost;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number, or where it stands")
-            }
-
-            fn visit_i64<E>(self, cost: i64) -> Result<Cost, E> {
-                Ok(Cost::Fixed(cost))
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Cost, M::Error> {
-                CostField::deserialize(MapAccessDeserializer::new(map)).map(Cost::Said)
-            }
-        }
-
-        deserializer.deserialize_any(Either)
-    }
-}
-
-/// `algorithm` of a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Algorithm {
-    /// At most burst + rate * w in every window w.
-    TokenBucket,
-    /// At most amount * (1 + w / period) in every window w.
-    SlidingWindow,
-    /// At most the amount in every window of a period, exactly.
-    SlidingLog,
-    /// At most the amount from one multiple of the period to the next.
-    FixedWindow,
-    /// At most max in flight.
-    Concurrency,
-}
-
-/// `after_loss` of a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum AfterLoss {
-    /// Not available in this version.
-    Empty,
-    /// Not available in this version.
-    Full,
-}
-
 /// `[[route]]`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -394,41 +283,6 @@ pub(super) enum FieldMatch {
     Present(bool),
     /// This value.
     Value(Text<HeaderValue>),
-}
-
-/// An entry of a route's `limits`.
-#[derive(Debug, JsonSchema)]
-#[serde(untagged)]
-pub(super) enum LimitUse {
-    /// A shared limit, by name.
-    Shared(String),
-    /// This route's own.
-    Own(Box<Limit>),
-}
-
-impl<'de> Deserialize<'de> for LimitUse {
-    /// By hand, because serde's own untagged enums read into a buffer that has no places.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-
-        impl<'de> Visitor<'de> for Either {
-            type Value = LimitUse;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the name of a limit, or a limit")
-            }
-
-            fn visit_str<E>(self, name: &str) -> Result<LimitUse, E> {
-                Ok(LimitUse::Shared(name.to_owned()))
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<LimitUse, M::Error> {
-                Limit::deserialize(MapAccessDeserializer::new(map)).map(|limit| LimitUse::Own(Box::new(limit)))
-            }
-        }
-
-        deserializer.deserialize_any(Either)
-    }
 }
 
 /// `invalidates` of a route.

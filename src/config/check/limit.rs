@@ -95,7 +95,7 @@ impl Check<'_, '_> {
         }
         let on = raw.on.as_ref().map_or(Stage::Request, |at| at.value);
         let name = name?;
-        let (Some(key), Some(quotas), Some(cost)) = (key, quotas, cost) else { return Some((name, None)) };
+        let (Some(key), Some(quotas)) = (key, quotas) else { return Some((name, None)) };
         if key.contains(&IdentityPart::Ip) && self.proxies_unsaid {
             let key_span = raw.key.as_ref().map_or_else(|| span.clone(), At::span);
             let text =

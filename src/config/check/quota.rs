@@ -14,17 +14,12 @@ const MOST_LOGGED: u32 = 10_000;
 const MOST_IN_FLIGHT: u32 = 10_000;
 
 impl Check<'_, '_> {
-    /// One quota a rate; `None` if something of them is wrong.
+    /// One quota a rate; `None` if there is none that can be read.
     pub(super) fn quotas(&mut self, raw: &raw::Limit, span: &Span) -> Option<Vec<Quota>> {
         let algorithm = raw.algorithm.as_ref().map_or(Algorithm::TokenBucket, |at| at.value);
         let max = self.max(raw, algorithm, span);
         let burst = self.burst(raw, algorithm);
         let rates = self.rates(raw, algorithm, span);
-        if algorithm == Algorithm::Concurrency {
-            let (max, ()) = (max?, burst.ok().map(drop)?);
-            return rates.map(|_| vec![Quota::Concurrency { max }]);
-        }
-        let (rates, burst) = (rates?, burst.ok()?);
         let several = raw.rates.is_some();
         let quota = |rate: Rate| match algorithm {
             // Of several, each is what its period may have.
@@ -32,106 +27,109 @@ impl Check<'_, '_> {
             Algorithm::TokenBucket => Quota::TokenBucket { rate, burst: burst.unwrap_or_else(|| default_burst(rate)) },
             Algorithm::FixedWindow => Quota::FixedWindow(rate),
             Algorithm::SlidingWindow => Quota::SlidingWindow(rate),
-            Algorithm::SlidingLog | Algorithm::Concurrency => Quota::SlidingLog(rate),
+            Algorithm::SlidingLog => Quota::SlidingLog(rate),
+            Algorithm::Concurrency => Quota::Concurrency { max },
         };
-        Some(rates.into_iter().map(quota).collect())
+        Some(rates?.into_iter().map(quota).collect())
     }
 
-    /// `max`, for requests in flight.
-    fn max(&mut self, raw: &raw::Limit, algorithm: Algorithm, span: &Span) -> Option<u32> {
+    /// `max`, for requests in flight; what is wrong is 1.
+    fn max(&mut self, raw: &raw::Limit, algorithm: Algorithm, span: &Span) -> u32 {
         match (&raw.max, algorithm) {
-            (None, Algorithm::Concurrency) => {
+            (None, Algorithm::Concurrency) if !self.was_misread(&["max"]) => {
                 let text = "`algorithm = \"concurrency\"` has no `max`";
                 self.error(span, text, "write max = 20 for at most 20 requests in flight");
-                None
             }
             (Some(at), Algorithm::Concurrency) if at.value == 0 => {
                 self.error(&at.span(), "a max of 0 lets nothing through", "write at least 1");
-                None
             }
-            (_, Algorithm::Concurrency) => self.count(&raw.max, 1..=MOST_IN_FLIGHT),
+            (Some(_), Algorithm::Concurrency) => return self.count(&raw.max, 1..=MOST_IN_FLIGHT).unwrap_or(1),
             (Some(at), _) => {
                 let remedy = "write `rate`, or algorithm = \"concurrency\"";
                 self.error(&at.span(), "`max` is for requests in flight", remedy);
-                None
             }
-            (None, _) => None,
+            (None, _) => {}
         }
+        1
+    }
+
+    /// Whether one of these keys of a limit had a value of a type that says nothing.
+    fn was_misread(&self, keys: &[&str]) -> bool {
+        let misread = |text: &str| {
+            let key = text.strip_prefix("`limit.").or_else(|| text.strip_prefix("`route.limits."));
+            key.and_then(|rest| rest.split_once("` is ")).is_some_and(|(key, _)| keys.contains(&key))
+        };
+        self.problems.iter().any(|problem| misread(&problem.text))
     }
 
     /// `burst`, for a token bucket with one rate.
-    fn burst(&mut self, raw: &raw::Limit, algorithm: Algorithm) -> Result<Option<u32>, ()> {
-        let Some(at) = &raw.burst else { return Ok(None) };
+    fn burst(&mut self, raw: &raw::Limit, algorithm: Algorithm) -> Option<u32> {
+        let at = raw.burst.as_ref()?;
         let (text, remedy) = match algorithm {
             Algorithm::TokenBucket if raw.rates.is_some() => {
                 ("`burst` does not go with `rates`: each admits what its period may have at once", "remove `burst`")
             }
             Algorithm::TokenBucket if at.value == 0 => ("a burst of 0 lets nothing through", "write at least 1"),
-            Algorithm::TokenBucket => return self.count(&raw.burst, 1..=MOST_BURST).map(Some).ok_or(()),
-            Algorithm::Concurrency => ("`burst` does not go with requests in flight", "write `max`"),
-            _ => ("`burst` does not go with a window: its rate is what it admits", "remove `burst`, or `algorithm`"),
+            Algorithm::TokenBucket => return self.count(&raw.burst, 1..=MOST_BURST),
+            Algorithm::Concurrency => ("`burst` does not go with requests in flight", "write `max` alone"),
+            _ => ("`burst` does not go with a window: its rate is what it admits", "remove `burst`"),
         };
         self.error(&at.span(), text, remedy);
-        Err(())
+        None
     }
 
-    /// `rate`, or `rates`: no more than there are periods.
+    /// `rate`, or `rates`: no more than there are periods. Requests in flight have one that says nothing.
     fn rates(&mut self, raw: &raw::Limit, algorithm: Algorithm, span: &Span) -> Option<Vec<Rate>> {
         let written = raw.rate.iter().chain(raw.rates.iter().flatten());
         if algorithm == Algorithm::Concurrency {
-            let wrong: Vec<Span> = written.map(At::span).collect();
-            wrong.iter().for_each(|at| self.error(at, "requests in flight have no rate", "write `max` alone"));
-            return wrong.is_empty().then(Vec::new);
+            for text in written {
+                self.error(&text.span(), "requests in flight have no rate", "write `max` alone");
+            }
+            return Some(vec![Rate { amount: 1, period_ms: 1000 }]);
         }
         if let (Some(_), Some(several)) = (&raw.rate, raw.rates.as_ref().and_then(|rates| rates.first())) {
             self.error(&several.span(), "this limit has `rate` and `rates`", "write all of them in `rates`");
-            return None;
         }
         let mut rates: Vec<Rate> = Vec::new();
-        let mut sound = true;
+        let mut found = false;
         for text in written {
-            let Some(rate) = self.read_at(text) else {
-                sound = false;
-                continue;
-            };
+            found = true;
+            let Some(rate) = self.read_at(text) else { continue };
             if rates.iter().any(|other| other.period_ms == rate.period_ms) {
                 let problem = format!("there is another rate by \"/{}\"", rate.unit());
                 self.error(&text.span(), problem, "keep the smaller one");
-                sound = false;
             }
             if algorithm == Algorithm::SlidingLog && rate.amount > MOST_LOGGED {
                 let problem = format!("a log of {} requests is too long", rate.amount);
                 let remedy = format!("write at most {MOST_LOGGED}, or algorithm = \"token_bucket\"");
                 self.error(&text.span(), problem, remedy);
-                sound = false;
             }
             rates.push(rate);
         }
-        if rates.is_empty() && sound {
+        // One that is no text has been taken out, and said so.
+        if !found && !self.was_misread(&["rate", "rates"]) {
             self.error(span, "this limit has no `rate`", "write rate = \"100/s\"");
-            return None;
         }
-        sound.then_some(rates)
+        (!rates.is_empty()).then_some(rates)
     }
 
-    /// What requests cost; more than there ever is, can never be admitted.
-    pub(super) fn cost(&mut self, raw: Option<&At<raw::Cost>>, quotas: Option<&[Quota]>) -> Option<Cost> {
-        let Some(at) = raw else { return Some(Cost::Fixed(1)) };
+    /// What requests cost; more than there ever is can never be admitted. What is wrong is 1.
+    pub(super) fn cost(&mut self, raw: Option<&At<raw::Cost>>, quotas: Option<&[Quota]>) -> Cost {
+        let Some(at) = raw else { return Cost::Fixed(1) };
         if quotas.is_some_and(|quotas| quotas.iter().any(|quota| matches!(quota, Quota::Concurrency { .. }))) {
             self.error(&at.span(), "a request in flight counts as one", "remove `cost`");
-            return None;
+            return Cost::Fixed(1);
         }
         let capacity = quotas.and_then(|quotas| quotas.iter().map(Quota::capacity).min());
         match &at.value {
-            raw::Cost::Fixed(cost) => self.whole(*cost, &at.span(), capacity).map(Cost::Fixed),
+            raw::Cost::Fixed(cost) => Cost::Fixed(self.whole(*cost, &at.span(), capacity).unwrap_or(1)),
             raw::Cost::Said(field) => {
                 let name = self.read(&field.header);
                 let max = field.max.as_ref().and_then(|max| self.whole(max.value, &max.span(), None));
-                let default = match &field.default {
-                    None => Some(1),
-                    Some(default) => self.whole(default.value, &default.span(), max.into_iter().chain(capacity).min()),
-                };
-                Some(Cost::Header { name: name?, max: max?, default: default? })
+                let most = max.into_iter().chain(capacity).min();
+                let default = field.default.as_ref().and_then(|at| self.whole(at.value, &at.span(), most));
+                let default = default.unwrap_or(1);
+                name.zip(max).map_or(Cost::Fixed(1), |(name, max)| Cost::Header { name, max, default })
             }
         }
     }
