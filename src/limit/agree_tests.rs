@@ -176,7 +176,9 @@ fn shape(algorithm: &str, dice: &mut Dice, like: Option<&Shape>) -> Shape {
     if let Some(Shape::FixedWindow(window) | Shape::SlidingWindow(window) | Shape::SlidingLog(window)) = like {
         period_ms = (window.period / 1000.0) as u32;
     }
-    let rate = Rate { amount, period_ms };
+    // Beyond what doubles count exactly, both still round alike.
+    let vast = dice.roll(8) == 0 && algorithm != "sliding_log";
+    let rate = Rate { amount: if vast { u32::MAX - dice.roll(1000) as u32 } else { amount }, period_ms };
     match algorithm {
         "token_bucket" => {
             let burst = 1 + dice.roll(if few { 6 } else { 100_000 }) as u32;
@@ -233,6 +235,8 @@ impl History {
         self.now += match self.dice.roll(10) {
             0 => -(self.dice.roll(900_000) as i64),
             1 => -(1_000_000 + self.dice.roll(4_000_000_000) as i64),
+            // Edges are met exactly.
+            2 => self.dice.of(&[period_us, period_us - 1.0, period_us / 2.0]) as i64,
             _ => by,
         };
     }
@@ -254,6 +258,7 @@ impl History {
             let cost = match self.dice.roll(8) {
                 _ if shape.is_held() => 1,
                 0 => 1 + self.dice.roll(shape.capacity() as u64 + 2),
+                1 if shape.capacity() > 1e6 => shape.capacity() as u64 / (1 + self.dice.roll(7)),
                 1 => 1 + self.dice.roll(4),
                 _ => 1,
             };
