@@ -75,8 +75,12 @@ fn the_example_loads_and_says_what_it_says() {
     assert_eq!(catalog.status_ttl[&StatusCode::NOT_FOUND], Duration::from_secs(5));
     assert_eq!(catalog.max_staleness, Duration::from_secs(10));
     let limits: Vec<(&str, Stage)> = config.routes[1].limits.iter().map(|l| (l.scope.as_str(), l.on)).collect();
-    let expected =
-        [("per-client", Stage::Request), ("catalog/per-token", Stage::Request), ("catalog/origin", Stage::Origin)];
+    let expected = [
+        ("per-client", Stage::Request),
+        ("catalog/per-token", Stage::Request),
+        ("catalog/origin", Stage::Origin),
+        ("catalog/at-once", Stage::Origin),
+    ];
     assert_eq!(limits, expected);
     assert!(Arc::ptr_eq(&config.routes[0].limits[0], &config.routes[1].limits[0]));
     assert!(config.routes[2].cache.is_none() && config.routes[2].invalidates.is_some());

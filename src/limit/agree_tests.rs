@@ -92,7 +92,7 @@ impl Wire {
 
 /// What the twin says that a reply is.
 enum Expected {
-    Taken(u64, Vec<(Shape, f64)>, Few<Reading>),
+    Taken(u64, Vec<(Shape, f64)>, Vec<Reading>),
     State(State),
     Gone,
     Anything,
@@ -125,7 +125,7 @@ impl Fleet {
             let same = match &expected {
                 Expected::Taken(id, asked, readings) => {
                     let said = taken(&reply, *id, asked.len(), |nth| asked[nth]);
-                    assert_eq!(said.as_ref(), Some(readings), "step {step} of WEIR_SEED={seed}: {reply:?}");
+                    assert_eq!(said.as_deref(), Some(&**readings), "step {step} of WEIR_SEED={seed}: {reply:?}");
                     true
                 }
                 Expected::State(state) => is_same(state, &reply),
@@ -280,7 +280,7 @@ impl History {
         self.admitted.push(charges.collect());
         let script = fleet.take.clone();
         self.script(fleet, &script, &keys, &args);
-        fleet.expected.push((self.seed, step, Expected::Taken(id, asked, readings)));
+        fleet.expected.push((self.seed, step, Expected::Taken(id, asked, readings.to_vec())));
     }
 
     fn refund(&mut self, fleet: &mut Fleet, step: u64) {
