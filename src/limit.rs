@@ -30,7 +30,7 @@ pub mod window;
 
 use algorithm::Shape;
 pub use bounds::RouteLimits;
-use bounds::{Bound, CostText};
+use bounds::{Bound, CostText, StageLimits};
 pub use held::{RENEWAL, Slots};
 use held::{Shelf, Slot};
 pub use identity::Facts;
@@ -121,7 +121,7 @@ impl Limiter {
         let answers = match redis {
             None => self.take_local(&stage.bounds, facts, id),
             // Boxed: the way without Redis keeps its small future.
-            Some(redis) => Box::pin(self.take_shared(redis, &stage.bounds, facts, id, budget)).await,
+            Some(redis) => Box::pin(self.take_shared(redis, stage, facts, id, budget)).await,
         };
         let denial = denial(stage, &answers);
         count(&stage.bounds, &answers, denial.is_none());
@@ -169,11 +169,12 @@ impl Limiter {
     async fn take_shared(
         &self,
         redis: &kv::Redis,
-        bounds: &[Arc<Bound>],
+        stage: &StageLimits,
         facts: &Facts<'_>,
         id: u64,
         budget: &mut Budget,
     ) -> Few<Answer> {
+        let bounds = &stage.bounds;
         let names = self.names(bounds, facts, |bound, identity, cost| {
             (redis.shared().keys.bucket(&bound.scope, &self.pseudonym.of(identity)), cost)
         });
@@ -182,7 +183,7 @@ impl Limiter {
         let own = id.to_le_bytes();
         let args =
             shared::take_args(&own, bounds.iter().zip(costs).map(|(bound, cost)| (&bound.args, cost, bound.mode())));
-        let reply = redis.run(&shared::TAKE, &keys, &args, budget).await;
+        let reply = redis.run(stage.script, &keys, &args, budget).await;
         let asked = |nth: usize| (bounds[nth].shape, names[nth].cost);
         match reply.ok().and_then(|reply| shared::taken(&reply, id, bounds.len(), asked)) {
             Some(readings) => self.shadowed(bounds, names, readings, id),

@@ -170,6 +170,15 @@ fn is_same(state: &State, reply: &Reply) -> bool {
 
 /// One of an algorithm's shapes; with `like`, one that the same limit may have after a reload.
 fn shape(algorithm: &str, dice: &mut Dice, like: Option<&Shape>) -> Shape {
+    let algorithm = match (algorithm, like) {
+        ("mixed", Some(Shape::TokenBucket(_))) => "token_bucket",
+        ("mixed", Some(Shape::FixedWindow(_))) => "fixed_window",
+        ("mixed", Some(Shape::SlidingWindow(_))) => "sliding_window",
+        ("mixed", Some(Shape::SlidingLog(_))) => "sliding_log",
+        ("mixed", Some(Shape::Concurrency(_))) => "concurrency",
+        ("mixed", None) => dice.of(&["token_bucket", "fixed_window", "sliding_window", "sliding_log", "concurrency"]),
+        (one, _) => one,
+    };
     let few = dice.roll(4) > 0;
     let amount = 1 + dice.roll(if few { 6 } else { 200 }) as u32;
     let mut period_ms = dice.of(&[1000, 60_000, 3_600_000, 86_400_000]);
@@ -334,7 +343,8 @@ fn agree(algorithm: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let server = runtime.block_on(Server::up());
     let mut wire = Wire::open(&server.socket());
-    let (take, refund) = (wire.load(&TAKE), wire.load(&REFUND));
+    let script = if algorithm == "token_bucket" { &TAKE_TOKENS } else { &TAKE_ANY };
+    let (take, refund) = (wire.load(script), wire.load(&REFUND));
     let mut fleet = Fleet { wire, take, refund, expected: Vec::new() };
     let (steps, seed) = (number("WEIR_STEPS", 3000), number("WEIR_SEED", kv::random() >> 16));
     let histories = steps.div_ceil(STEPS);
@@ -373,4 +383,9 @@ fn sliding_logs_agree_on_every_step() {
 #[test]
 fn slots_agree_on_every_step() {
     agree("concurrency");
+}
+
+#[test]
+fn limits_by_several_algorithms_agree_on_every_step() {
+    agree("mixed");
 }

@@ -16,8 +16,6 @@ local CLOCK_BACK_MAX_US = 1000000
 local FAR_US = 9007199254740992
 local NEVER_MS = 9007199254740
 local TTL_MARGIN_MS = 1000
--- Arguments that one command is given at once: Lua's stack is short.
-local ARGUMENTS = 1000
 
 local algorithms = {}
 local made = {}
@@ -46,25 +44,5 @@ local function write(key, value, ttl_ms)
     redis.call('SET', key, value, 'PX', string.format('%.0f', ttl_ms + TTL_MARGIN_MS))
   else
     redis.call('SET', key, value)
-  end
-end
-
--- The same for one that is not.
-local function expire(key, ttl_ms)
-  if ARGV[1] == '' then
-    redis.call('PEXPIRE', key, string.format('%.0f', ttl_ms + TTL_MARGIN_MS))
-  end
-end
-
--- A time as Redis is to read it, to the microsecond.
-local function whole(number)
-  return string.format('%.0f', number)
-end
-
--- Takes a sorted set of times along with a clock that was set back.
-local function shift(key, by)
-  local all = redis.call('ZRANGEBYSCORE', key, '-inf', '+inf', 'WITHSCORES')
-  for i = 1, #all, 2 do
-    redis.call('ZADD', key, whole(tonumber(all[i + 1]) - by), all[i])
   end
 end

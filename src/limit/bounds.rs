@@ -10,8 +10,9 @@ use super::algorithm::Shape;
 use super::fields;
 use super::identity::LocalName;
 use super::local::Ask;
-use super::shared::{Mode, ShapeArgs};
+use super::shared::{Mode, ShapeArgs, TAKE_ANY, TAKE_TOKENS};
 use crate::config::{self, Cost, Quota, Stage};
+use crate::kv::Script;
 use crate::metrics::{LimitMetrics, Metrics};
 
 /// One limit on one route; of one with several rates, one of them.
@@ -35,11 +36,12 @@ pub(super) struct Bound {
 pub(super) type CostText = SmallVec<[u8; 10]>;
 
 /// One stage of a route.
-#[derive(Default)]
 pub(super) struct StageLimits {
     pub(super) bounds: Vec<Arc<Bound>>,
     /// `RateLimit-Policy` of a request that came this far.
     pub(super) policy: Option<HeaderValue>,
+    /// The script that takes them.
+    pub(super) script: &'static Script,
     /// Whether a later stage may deny, so that charges must be remembered.
     pub(super) refundable: bool,
 }
@@ -55,7 +57,8 @@ pub(super) const STAGES: [Stage; 3] = [Stage::Request, Stage::Miss, Stage::Origi
 impl RouteLimits {
     /// The limits of the route called `route`. One that is named twice counts once.
     pub fn new(metrics: &Metrics, route: &str, limits: &[Arc<config::Limit>]) -> Self {
-        let mut stages: [StageLimits; STAGES.len()] = Default::default();
+        let none = || StageLimits { bounds: Vec::new(), policy: None, script: &TAKE_TOKENS, refundable: false };
+        let mut stages: [StageLimits; STAGES.len()] = std::array::from_fn(|_| none());
         for (index, stage) in STAGES.into_iter().enumerate() {
             for limit in limits.iter().filter(|limit| limit.on == stage) {
                 let bounds = &mut stages[index].bounds;
@@ -67,6 +70,9 @@ impl RouteLimits {
             let told = stages[..=index].iter().flat_map(|stage| &stage.bounds);
             let policy = fields::policy(told.filter(|bound| !bound.limit.dry_run).map(|bound| &**bound));
             stages[index].policy = policy;
+            if stages[index].bounds.iter().any(|bound| !matches!(bound.shape, Shape::TokenBucket(_))) {
+                stages[index].script = &TAKE_ANY;
+            }
             stages[index].refundable = limits.iter().any(|limit| limit.on > stage);
         }
         Self { stages }

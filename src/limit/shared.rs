@@ -5,7 +5,7 @@ use super::local::{Few, Reading};
 use super::verdict::Charge;
 use crate::kv::{self, Budget, Reply, Script};
 
-/// A script that stands on the algorithms.
+/// A script that stands on all algorithms.
 macro_rules! on_algorithms {
     ($script:literal) => {
         concat!(
@@ -13,6 +13,7 @@ macro_rules! on_algorithms {
             include_str!("bucket.lua"),
             include_str!("fixed_window.lua"),
             include_str!("sliding_window.lua"),
+            include_str!("sets.lua"),
             include_str!("sliding_log.lua"),
             include_str!("concurrency.lua"),
             include_str!($script)
@@ -20,15 +21,24 @@ macro_rules! on_algorithms {
     };
 }
 
-/// Takes from all buckets of a stage or from none; see `take.lua`.
-pub static TAKE: Script = Script { name: "limit_take", source: on_algorithms!("take.lua") };
+/// Takes from all limits of a stage or from none; see `take.lua`. This one knows token buckets only: what a script
+/// defines, it defines anew each time that it runs.
+pub static TAKE_TOKENS: Script = Script {
+    name: "limit_take",
+    source: concat!(include_str!("algorithm.lua"), include_str!("bucket.lua"), include_str!("take.lua")),
+};
+
+/// The same for stages in which any algorithm is.
+pub static TAKE_ANY: Script = Script { name: "limit_take_any", source: on_algorithms!("take.lua") };
 
 /// Gives earlier stages' charges back; see `refund.lua`.
 pub static REFUND: Script = Script { name: "limit_refund", source: on_algorithms!("refund.lua") };
 
 /// Renews what running requests hold; see `renew.lua`.
-pub static RENEW: Script =
-    Script { name: "limit_renew", source: concat!(include_str!("algorithm.lua"), include_str!("renew.lua")) };
+pub static RENEW: Script = Script {
+    name: "limit_renew",
+    source: concat!(include_str!("algorithm.lua"), include_str!("sets.lua"), include_str!("renew.lua")),
+};
 
 /// Integers that `take.lua` answers before those of the first limit.
 const TAKEN_HEAD: usize = 1;

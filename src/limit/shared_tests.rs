@@ -14,7 +14,7 @@ async fn a_bucket_in_redis_has_a_ttl_of_its_time_to_full() {
     let server = Server::up().await;
     let shape = ShapeArgs::new(&Shape::TokenBucket(bucket::Shape::new(Rate { amount: 1, period_ms: 60_000 }, 5)));
     let mut redis = Dedicated::open(&server.shared()).await.unwrap();
-    let mut parts: Vec<&[u8]> = vec![b"EVAL", TAKE.source.as_bytes(), b"1", b"key"];
+    let mut parts: Vec<&[u8]> = vec![b"EVAL", TAKE_TOKENS.source.as_bytes(), b"1", b"key"];
     parts.extend(take_args(b"", [(&shape, &b"1"[..], Mode::Enforced)].into_iter()));
     for charged in 1..=7 {
         redis.command(&parts, Duration::from_secs(5)).await.unwrap();
@@ -55,7 +55,7 @@ async fn a_clock_set_back_denies_nobody_until_it_is_where_it_was() {
         let now = at_us.to_string();
         let mut args = take_args(b"", [(&shape, &b"1"[..], Mode::Enforced)].into_iter());
         args[0] = now.as_bytes();
-        let mut parts: Vec<&[u8]> = vec![b"EVAL", TAKE.source.as_bytes(), b"1", b"key"];
+        let mut parts: Vec<&[u8]> = vec![b"EVAL", TAKE_TOKENS.source.as_bytes(), b"1", b"key"];
         parts.extend(args);
         let Reply::Array(items) = redis.command(&parts, Duration::from_secs(5)).await.unwrap() else { panic!("list") };
         items[1] == Reply::Int(1)

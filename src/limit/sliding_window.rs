@@ -70,7 +70,9 @@ impl SlidingWindow {
 
     /// Counts so much, or what there is room for.
     pub fn charge(&mut self, shape: &Window, cost: f64) -> Mark {
-        let paid = cost.min((self.room(shape) / shape.period).floor().max(0.0));
+        let room = (self.room(shape) / shape.period).floor().max(0.0);
+        // What is covered is taken whole, however the quotient was rounded.
+        let paid = if self.covers(shape, cost) { cost } else { cost.min(room) };
         self.current += paid;
         Mark { start: self.start, paid }
     }

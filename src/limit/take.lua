@@ -15,7 +15,7 @@ local EACH = 6
 local now = clock(ARGV[1])
 local admitted = true
 local limits = {}
-local one
+local first
 
 for i = 1, #KEYS do
   local at = i * EACH - 3
@@ -26,22 +26,24 @@ for i = 1, #KEYS do
   if ARGV[at + 5] == '1' and not covered then
     admitted = false
   end
-  -- Several rates of one limit are charged together or not at all.
-  if ARGV[at + 5] ~= '2' then
-    one = { covered = true }
+  -- Several rates of one limit are charged together or not at all: as the first of them.
+  if ARGV[at + 5] == '2' then
+    first.covered = first.covered and covered
+  else
+    first = limit
+    first.covered = covered
   end
-  one.covered = one.covered and covered
-  limit.one = one
+  limit.first = first
   limits[i] = limit
 end
 
 local reply = { now }
 for i, limit in ipairs(limits) do
   local does, state, p = limit.does, limit.state, limit.p
-  local charged, first, second = 0, 0, 0
-  if admitted and limit.one.covered then
+  local charged, one, two = 0, 0, 0
+  if admitted and limit.first.covered then
     charged = 1
-    first, second = does.charge(state, p, limit.cost, now, ARGV[2])
+    one, two = does.charge(state, p, limit.cost, now, ARGV[2])
   end
   if charged == 1 or state.rewound then
     does.keep(KEYS[i], state, p, now)
@@ -49,7 +51,7 @@ for i, limit in ipairs(limits) do
   local at = #reply
   reply[at + 1] = charged
   reply[at + 2], reply[at + 3], reply[at + 4] = does.level(state, p, limit.cost, now)
-  reply[at + 5] = first
-  reply[at + 6] = second
+  reply[at + 5] = one
+  reply[at + 6] = two
 end
 return reply
