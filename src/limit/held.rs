@@ -1,6 +1,6 @@
 //! What requests hold while they run: slots of limits on requests in flight, given back when they are dropped.
 //!
-//! In Redis a slot is a lease. [`Shelf::renew`] renews those of this process; what is not given back, because the process
+//! In Redis a slot is a lease. `Shelf::renew` renews those of this process; what is not given back, because the process
 //! died or Redis did not answer, leaves with its lease.
 
 use std::collections::HashMap;
