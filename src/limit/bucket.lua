@@ -22,6 +22,7 @@ algorithms['1'] = function()
       stamp = now
     elseif stamp - now > CLOCK_BACK_MAX_US then
       stamp = now
+      returned = returned + p[3]
       rewound = true
     end
     if credit > p[3] then

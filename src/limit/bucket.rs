@@ -90,6 +90,8 @@ impl Bucket {
             self.stamp = now;
         } else if self.is_ahead(now) {
             self.stamp = now;
+            // Charges from before are not given back any more: by their time, what they spilled cannot be told.
+            self.returned += shape.capacity;
         }
         if self.credit > shape.capacity {
             self.credit = shape.capacity;

@@ -68,6 +68,21 @@ fn a_refund_of_what_would_have_spilled_is_none() {
     assert!(!bucket.covers(&shape, 1.0), "two requests within one second");
 }
 
+/// The clock is where it was again, and the bucket has been full meanwhile.
+#[test]
+fn what_was_charged_before_the_clock_was_set_back_stays_charged() {
+    let shape = shape(1, 1000, 3);
+    let mut bucket = Bucket::full(&shape, 1e9);
+    let mark = bucket.charge(&shape, 1.0, 1e9);
+    bucket.refill(&shape, 1e9 - 5e6);
+    bucket.refill(&shape, 1e9);
+    for _ in 0..3 {
+        bucket.charge(&shape, 1.0, 1e9);
+    }
+    bucket.refund(&shape, &mark);
+    assert!(!bucket.covers(&shape, 1.0));
+}
+
 /// What happens next: time passes, a request comes, the `n`th last admitted one is given back.
 #[derive(Debug, Clone)]
 enum Step {
