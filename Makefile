@@ -58,6 +58,10 @@ model: ## A million histories of a fleet under a seeded scheduler (WEIR_MODEL_SE
 	WEIR_MODEL_SEEDS=$${WEIR_MODEL_SEEDS:-1000000} \
 		cargo test --locked --release --lib -- invalidation::model::tests::ten_thousand --nocapture
 
+.PHONY: limits-agree
+limits-agree: redis ## The limits' scripts and their twin in memory: a million random steps an algorithm (WEIR_STEPS=1000000, WEIR_SEED=7)
+	WEIR_STEPS=$${WEIR_STEPS:-1000000} cargo test --locked --release --lib -- limit::shared::agree --nocapture
+
 .PHONY: flood
 flood: redis ## Invalidations in very large numbers: a tag of a million entries, then 5,000 a second for a minute by eight Weirs
 	WEIR_ENTRIES=1000000 WEIR_PODS=8 WEIR_RATE=5000 WEIR_SECONDS=60 \

@@ -258,6 +258,9 @@ impl Parts {
                 replicas: config.redis.as_ref().map_or(1, |redis| redis.replicas),
             },
         ));
+        if let Some(kv) = &kv {
+            runtime.spawn(renew(Arc::clone(&limiter), Arc::clone(kv)));
+        }
         let fleet = config.redis.as_ref().map(|redis| Fleet::new(Arc::clone(&invalidation), redis.replicas));
         let workers = config.server.workers.get();
         Ok(Self {
@@ -376,6 +379,9 @@ impl Parts {
             () = again.recv() => tracing::info!("asked twice: the lame duck's time is cut short"),
         }
         let drained = running.drain(config.server.drain).await;
+        if let Some(kv) = &self.kv {
+            self.shared.limiter.leave(&kv::Redis::control(Arc::clone(kv))).await;
+        }
         self.shared.invalidation.leave().await;
         tracing::info!(cut = drained.cut, "ended");
     }
@@ -399,6 +405,17 @@ async fn unblock(invalidation: Arc<Invalidation>, item: admin::readiness::Blocke
         tracing::warn!(?wait, "Redis did not answer in time; serving without it until it does");
     }
     drop(item);
+}
+
+/// Renews what running requests hold of limits, for as long as the process runs.
+async fn renew(limiter: Arc<Limiter>, kv: Arc<kv::Shared>) {
+    let redis = kv::Redis::control(kv);
+    let mut tick = interval(limit::RENEWAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        limiter.renew(&redis).await;
+    }
 }
 
 /// What an operator says to the process.

@@ -180,6 +180,8 @@ impl Proxy {
             respond::name_key(&mut answer, name);
         }
         journey.charged.append_fields(&mut answer.fields);
+        // Until the last byte of the answer it is in flight.
+        journey.exchange.slots = journey.charged.take_slots();
         forward::edit(&mut answer, &route.rule.response);
         body::settle(answer, journey.exchange, idle)
     }

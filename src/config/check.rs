@@ -7,6 +7,7 @@
 mod cache;
 mod limit;
 mod process;
+mod quota;
 mod redis;
 mod route;
 mod secret;

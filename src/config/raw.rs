@@ -3,34 +3,29 @@
 //! These types are also where the known keys come from: `schema` turns them into a JSON Schema, and `check::shape` holds
 //! the document against that before it is read into them.
 
+mod limit;
 mod server;
 mod tls;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+pub(super) use self::limit::{Algorithm, Cost, Limit, LimitUse};
 pub(super) use self::server::{Http2, Server, ServerLimits};
 pub(super) use self::tls::{CertificateFiles, ClientAuthMode, Tls, UpstreamTls};
 
 use super::report::Span;
 use super::text::{Host, Name, Namespace, Text};
-use super::{
-    Bus, ClientDirectives, Cookies, Credentials, CutOff, IdentityPart, LogFormat, Protocol, RedisDown, Stage,
-    UpstreamTtl,
-};
+use super::{Bus, ClientDirectives, Cookies, Credentials, CutOff, LogFormat, Protocol, RedisDown, Stage, UpstreamTtl};
 use crate::syntax::glob::Glob;
 use crate::syntax::pattern::Pattern;
-use crate::syntax::rate::Rate;
 use crate::syntax::template::Template;
 
 /// A value and where it stands.
@@ -244,59 +239,6 @@ pub(super) struct Cache {
     pub(super) preload_wait: MaybeText<Duration>,
 }
 
-/// `[[limit]]`, or a limit inside a route.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Limit {
-    /// Label in metrics and answers.
-    #[schemars(required)]
-    pub(super) name: MaybeText<Name>,
-    /// What is counted together.
-    #[schemars(required)]
-    pub(super) key: Maybe<Vec<At<Text<IdentityPart>>>>,
-    /// Sustained rate.
-    #[schemars(required)]
-    pub(super) rate: MaybeText<Rate>,
-    /// Requests that may come at once; by default those of one second.
-    pub(super) burst: Maybe<i64>,
-    /// Which requests are counted.
-    pub(super) on: Maybe<Stage>,
-    /// Count, never deny.
-    pub(super) dry_run: Maybe<bool>,
-    /// While Redis does not answer.
-    pub(super) redis_down: Maybe<RedisDown>,
-    /// How requests are counted; only "token_bucket" is available in this version.
-    pub(super) algorithm: Maybe<Algorithm>,
-    /// Not available in this version.
-    pub(super) after_loss: Maybe<AfterLoss>,
-}
-
-/// `algorithm` of a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Algorithm {
-    /// At most burst + rate * w in every window w.
-    TokenBucket,
-    /// Not available in this version.
-    SlidingWindow,
-    /// Not available in this version.
-    SlidingLog,
-    /// Not available in this version.
-    FixedWindow,
-    /// Not available in this version.
-    Concurrency,
-}
-
-/// `after_loss` of a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum AfterLoss {
-    /// Not available in this version.
-    Empty,
-    /// Not available in this version.
-    Full,
-}
-
 /// `[[route]]`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -343,41 +285,6 @@ pub(super) enum FieldMatch {
     Present(bool),
     /// This value.
     Value(Text<HeaderValue>),
-}
-
-/// An entry of a route's `limits`.
-#[derive(Debug, JsonSchema)]
-#[serde(untagged)]
-pub(super) enum LimitUse {
-    /// A shared limit, by name.
-    Shared(String),
-    /// This route's own.
-    Own(Box<Limit>),
-}
-
-impl<'de> Deserialize<'de> for LimitUse {
-    /// By hand, because serde's own untagged enums read into a buffer that has no places.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-
-        impl<'de> Visitor<'de> for Either {
-            type Value = LimitUse;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the name of a limit, or a limit")
-            }
-
-            fn visit_str<E>(self, name: &str) -> Result<LimitUse, E> {
-                Ok(LimitUse::Shared(name.to_owned()))
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<LimitUse, M::Error> {
-                Limit::deserialize(MapAccessDeserializer::new(map)).map(|limit| LimitUse::Own(Box::new(limit)))
-            }
-        }
-
-        deserializer.deserialize_any(Either)
-    }
 }
 
 /// `invalidates` of a route.

@@ -5,6 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use super::*;
+use crate::syntax::rate::Rate;
 
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 const DOCUMENTATION: &str = include_str!("../../docs/configuration.md");
@@ -74,8 +75,12 @@ fn the_example_loads_and_says_what_it_says() {
     assert_eq!(catalog.status_ttl[&StatusCode::NOT_FOUND], Duration::from_secs(5));
     assert_eq!(catalog.max_staleness, Duration::from_secs(10));
     let limits: Vec<(&str, Stage)> = config.routes[1].limits.iter().map(|l| (l.scope.as_str(), l.on)).collect();
-    let expected =
-        [("per-client", Stage::Request), ("catalog/per-token", Stage::Request), ("catalog/origin", Stage::Origin)];
+    let expected = [
+        ("per-client", Stage::Request),
+        ("catalog/per-token", Stage::Request),
+        ("catalog/origin", Stage::Origin),
+        ("catalog/at-once", Stage::Origin),
+    ];
     assert_eq!(limits, expected);
     assert!(Arc::ptr_eq(&config.routes[0].limits[0], &config.routes[1].limits[0]));
     assert!(config.routes[2].cache.is_none() && config.routes[2].invalidates.is_some());
@@ -202,14 +207,42 @@ fn cache_keys_make_a_cache() {
 fn what_comes_later_is_refused_by_name() {
     let problems = refused(
         "protocol = \"h2\"\n[redis]\nurl = \"rediss://h\"\nmode = \"cluster\"\nnodes = [\"a\"]\nnamespace = \"a\"\n\
-         [[limit]]\nname = \"l\"\nkey = [\"claim:sub\"]\nrate = \"1/s\"\nalgorithm = \"sliding_log\"\nafter_loss = \"full\"\n\
+         [[limit]]\nname = \"l\"\nkey = [\"claim:sub\"]\nrate = \"1/s\"\nafter_loss = \"full\"\n\
          [[route]]\nname = \"r\"\npath = \"/\"\n",
     );
-    for what in ["rediss://", "mode = \"cluster\"", "redis.nodes", "claim:", "algorithm", "after_loss"] {
+    for what in ["rediss://", "mode = \"cluster\"", "redis.nodes", "claim:", "after_loss"] {
         let named = problems.iter().any(|p| p.contains(what) && p.contains("not available in this version"));
         assert!(named, "{what} in {problems:#?}");
     }
-    assert_eq!(problems.len(), 6, "{problems:#?}");
+    assert_eq!(problems.len(), 5, "{problems:#?}");
+}
+
+#[test]
+fn a_limit_counts_by_what_it_says() {
+    let limit = |rest: &str| {
+        let text = format!(
+            "[[limit]]\nname = \"l\"\nkey = [\"route\"]\n{rest}\n\
+             [[route]]\nname = \"a\"\npath = \"/\"\nlimits = [\"l\"]\n"
+        );
+        config(&text).routes[0].limits[0].clone()
+    };
+    let rate = |amount, period_ms| Rate { amount, period_ms };
+    let quotas = |rest: &str| limit(rest).quotas.clone();
+    let bucket = |rate, burst| Quota::TokenBucket { rate, burst };
+    assert_eq!(quotas("rate = \"50/s\"\nburst = 7"), [bucket(rate(50, 1000), 7)]);
+    assert_eq!(quotas("rate = \"120/m\""), [bucket(rate(120, 60_000), 2)]);
+    let several = [bucket(rate(10, 1000), 10), bucket(rate(1000, 3_600_000), 1000)];
+    assert_eq!(quotas("rates = [\"10/s\", \"1000/h\"]"), several);
+    assert_eq!(quotas("rate = \"9/m\"\nalgorithm = \"fixed_window\""), [Quota::FixedWindow(rate(9, 60_000))]);
+    assert_eq!(quotas("rate = \"9/m\"\nalgorithm = \"sliding_window\""), [Quota::SlidingWindow(rate(9, 60_000))]);
+    assert_eq!(quotas("rate = \"9/m\"\nalgorithm = \"sliding_log\""), [Quota::SlidingLog(rate(9, 60_000))]);
+    assert_eq!(quotas("max = 20\nalgorithm = \"concurrency\""), [Quota::Concurrency { max: 20 }]);
+
+    assert_eq!(limit("rate = \"5/s\"").cost, Cost::Fixed(1));
+    assert_eq!(limit("rate = \"5/s\"\ncost = 5").cost, Cost::Fixed(5));
+    let name = http::HeaderName::from_static("x-cost");
+    let said = Cost::Header { name, max: 100, default: 2 };
+    assert_eq!(limit("rate = \"5/s\"\ncost = { header = \"x-cost\", max = 100, default = 2 }").cost, said);
 }
 
 #[test]
@@ -266,6 +299,8 @@ fn every_key_is_documented_and_nothing_else_is() {
     // What a limit is made of is documented once.
     known.retain(|key| !key.starts_with("route.limits."));
     known.push("route.limits".to_owned());
+    // What may be a table or a number.
+    known.push("limit.cost".to_owned());
     known.sort();
     let mut documented = Vec::new();
     for row in DOCUMENTATION.lines().filter(|line| line.starts_with("| `")) {

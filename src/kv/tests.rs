@@ -27,7 +27,7 @@ impl Server {
         server
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.join("redis.sock")
     }
 
@@ -87,8 +87,12 @@ impl Server {
     /// Sends a command as a foreign program would.
     pub(crate) async fn command(&self, parts: &[&str]) -> Reply {
         let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
+        self.command_bytes(&parts).await
+    }
+
+    pub(crate) async fn command_bytes(&self, parts: &[&[u8]]) -> Reply {
         let mut connection = Dedicated::open(&self.shared()).await.unwrap();
-        connection.command(&parts, Duration::from_secs(5)).await.unwrap()
+        connection.command(parts, Duration::from_secs(5)).await.unwrap()
     }
 }
 

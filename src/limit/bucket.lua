@@ -1,59 +1,141 @@
--- The token bucket, the twin of bucket.rs: the same operations in the same order on the same doubles. Prepended to
--- take.lua and refund.lua.
+-- The token bucket, the twin of bucket.rs. Parameters: accrual, price, capacity.
 --
 -- A bucket is a string of four little-endian doubles: credit, the time in microseconds at which it was true, the price
--- in whose units it counts, and what it was given back so far. No value is a full bucket: the TTL is the time until it is full, and a margin.
+-- in whose units it counts, and what it was given back so far. No value is a full bucket. Behind them four doubles for
+-- each loan (see loans.rs): who borrowed, the number of his last question, the units that he may still hold, and when
+-- that is forgotten. Invariant: credit and loans together never exceed the capacity, and what is forgotten is never
+-- credited.
 
-local CLOCK_BACK_MAX_US = 1000000
-local FAR_US = 9007199254740992
-local TTL_MARGIN_MS = 1000
+-- How long a loan counts; LIFE in loans.rs.
+local LOAN_US = 2000000
+-- Borrowers at once.
+local LOANS_AT_MOST = 64
 
--- Redis' own time, never a pod's; `given` is a test's.
-local function clock(given)
-  if given ~= '' then
-    return tonumber(given)
-  end
-  local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000000 + tonumber(time[2])
-end
+algorithms['1'] = function()
+  local bucket = {}
 
--- Credit, stamp and what was given back of the bucket at `key`, brought to `now`; and whether the clock was set back,
--- which is to be kept: from a stamp that has not come yet, nothing comes in.
-local function refilled(key, accrual, price, capacity, now)
-  local raw = redis.call('GET', key)
-  if not raw or #raw ~= 32 then
-    return capacity, now, 0, false
+  -- Units that it holds at most.
+  local function capacity(s, p)
+    return math.max(p[3] - s.lent, 0)
   end
-  local credit, stamp, unit, returned = struct.unpack('<dddd', raw)
-  local set_back = false
-  if unit ~= price then
-    credit = math.floor(credit / unit * price)
-    returned = math.floor(returned / unit * price)
-  end
-  if now > stamp then
-    credit = credit + (now - stamp) * accrual
-    stamp = now
-  elseif stamp - now > CLOCK_BACK_MAX_US then
-    stamp, set_back = now, true
-  end
-  if credit > capacity then
-    credit = capacity
-  end
-  return credit, stamp, returned, set_back
-end
 
-local function wait_ms(credit, stamp, accrual, price, now)
-  if credit >= price then
-    return 0
+  function bucket.read(key, p, now)
+    local raw = redis.call('GET', key)
+    if not raw or #raw < 32 or #raw % 32 ~= 0 then
+      return { credit = p[3], stamp = now, returned = 0, lent = 0, loans = {} }
+    end
+    local credit, stamp, unit, returned = struct.unpack('<dddd', raw)
+    local rewound = false
+    local s = { lent = 0, loans = {} }
+    local lent = 0
+    for at = 33, #raw, 32 do
+      local who, number, units, ends = struct.unpack('<dddd', raw, at)
+      units = math.floor(units / unit * p[2])
+      lent = lent + units
+      -- A clock that was set back makes no loan last longer.
+      ends = math.min(ends, now + LOAN_US)
+      if ends > now then
+        s.lent = s.lent + units
+        s.loans[#s.loans + 1] = { who = who, number = number, units = units, ends = ends }
+      end
+    end
+    if unit ~= p[2] then
+      credit = math.floor(credit / unit * p[2])
+      returned = math.floor(returned / unit * p[2])
+    end
+    if now > stamp then
+      credit = credit + (now - stamp) * p[1]
+      stamp = now
+    elseif stamp - now > CLOCK_BACK_MAX_US then
+      stamp = now
+      returned = returned + p[3]
+      rewound = true
+    end
+    -- What is forgotten now made no room before.
+    s.credit = math.min(credit, math.max(p[3] - lent, 0))
+    s.stamp, s.returned, s.rewound = stamp, returned, rewound
+    return s
   end
-  return math.ceil((stamp - now + math.ceil((price - credit) / accrual)) / 1000)
-end
 
-local function full_ms(credit, stamp, accrual, capacity, now)
-  return math.ceil((stamp - now + math.min(math.ceil((capacity - credit) / accrual), FAR_US)) / 1000)
-end
+  function bucket.covers(s, p, cost)
+    return s.credit >= cost * p[2]
+  end
 
-local function keep(key, credit, stamp, returned, accrual, price, capacity, now)
-  local ttl = full_ms(credit, stamp, accrual, capacity, now) + TTL_MARGIN_MS
-  redis.call('SET', key, struct.pack('<dddd', credit, stamp, price, returned), 'PX', string.format('%.0f', ttl))
+  function bucket.charge(s, p, cost)
+    local room = math.min(math.floor((capacity(s, p) - s.credit) / p[1]), FAR_US)
+    s.credit = s.credit - cost * p[2]
+    return room, s.returned
+  end
+
+  local function full_ms(s, p, now)
+    return math.ceil((s.stamp - now + math.min(math.ceil((capacity(s, p) - s.credit) / p[1]), FAR_US)) / 1000)
+  end
+
+  -- What `who` spent while Redis was away.
+  function bucket.debit(s, p, units)
+    s.credit = math.max(s.credit - units, 0)
+  end
+
+  -- Takes a loan back, of which `held` units were not spent, unless it was renewed by a later question. Whether it was not,
+  -- and how much came back: nothing of what was forgotten.
+  function bucket.repay(s, p, who, number, held)
+    for at, loan in ipairs(s.loans) do
+      if loan.who == who then
+        if loan.number >= number then
+          return false, 0
+        end
+        s.lent = s.lent - loan.units
+        table.remove(s.loans, at)
+        local repaid = math.max(math.min(held, loan.units, capacity(s, p) - s.credit), 0)
+        s.credit = s.credit + repaid
+        return true, repaid
+      end
+    end
+    return true, 0
+  end
+
+  -- Lends as many units as are wanted, or whole requests' as there are.
+  function bucket.lend(s, p, who, number, wanted, now)
+    local units = math.min(wanted, math.floor(s.credit / p[2]) * p[2])
+    if units <= 0 or #s.loans >= LOANS_AT_MOST then
+      return 0
+    end
+    s.credit = s.credit - units
+    s.lent = s.lent + units
+    s.loans[#s.loans + 1] = { who = who, number = number, units = units, ends = now + LOAN_US }
+    return units
+  end
+
+  function bucket.level(s, p, cost, now)
+    local price, wait = cost * p[2], 0
+    if price > p[3] then
+      wait = NEVER_MS
+    elseif s.credit < price then
+      wait = math.ceil((s.stamp - now + math.ceil((price - s.credit) / p[1])) / 1000)
+    end
+    return math.floor(s.credit / p[2]), wait, full_ms(s, p, now)
+  end
+
+  -- A bucket ends with at most what it would hold if the charge had never been made; see refund in bucket.rs.
+  function bucket.refund(s, p, mark)
+    local granted = 0
+    if s.stamp >= mark.at and s.returned >= mark[2] then
+      local room = (mark[1] - (s.stamp - mark.at)) * p[1] - (s.returned - mark[2])
+      granted = math.min(math.max(mark.paid + room, 0), mark.paid)
+    end
+    s.credit = math.min(s.credit + granted, capacity(s, p))
+    s.returned = s.returned + granted
+  end
+
+  function bucket.keep(key, s, p, now)
+    local parts = { struct.pack('<dddd', s.credit, s.stamp, p[2], s.returned) }
+    local ttl = full_ms(s, p, now)
+    for _, loan in ipairs(s.loans) do
+      parts[#parts + 1] = struct.pack('<dddd', loan.who, loan.number, loan.units, loan.ends)
+      ttl = math.max(ttl, math.ceil((loan.ends - now) / 1000))
+    end
+    write(key, table.concat(parts), ttl)
+  end
+
+  return bucket
 end

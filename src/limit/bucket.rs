@@ -7,17 +7,8 @@
 //!
 //! In every window `w`: admitted <= burst + rate * w, refunds and clock steps included.
 
+use super::algorithm::{CLOCK_BACK_MAX_US, FAR_US, Level, Micros, NEVER_MS};
 use crate::syntax::rate::Rate;
-
-/// Microseconds on the clock that a bucket lives by: Redis' own, or the steady clock in memory.
-pub type Micros = f64;
-
-/// A clock that goes back by at most this is waited for (concurrent readers, a slewed clock); by more, it has been
-/// set, and the bucket starts again from it without gaining anything.
-const CLOCK_BACK_MAX_US: Micros = 1_000_000.0;
-
-/// Largest time that is reported: what an `f64` counts exactly.
-const FAR_US: Micros = 9_007_199_254_740_992.0;
 
 /// What a limit makes of its buckets.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,17 +59,6 @@ pub struct Bucket {
     returned: f64,
 }
 
-/// What a bucket says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Level {
-    /// Whole requests left.
-    pub remaining: u64,
-    /// Milliseconds until one request is there, rounded up; 0 if one is.
-    pub wait_ms: u64,
-    /// Milliseconds until it is full, rounded up.
-    pub full_ms: u64,
-}
-
 /// What must be known of a charge to give it back.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mark {
@@ -98,9 +78,8 @@ impl Bucket {
         Self { credit: shape.capacity, stamp: now, unit: shape.price, returned: 0.0 }
     }
 
-    /// Brings it to `now`; whether the clock was set back.
-    pub fn refill(&mut self, shape: &Shape, now: Micros) -> bool {
-        let is_set_back = self.stamp - now > CLOCK_BACK_MAX_US;
+    /// Brings it to `now`.
+    pub fn refill(&mut self, shape: &Shape, now: Micros) {
         if self.unit != shape.price {
             self.credit = (self.credit / self.unit * shape.price).floor();
             self.returned = (self.returned / self.unit * shape.price).floor();
@@ -109,23 +88,35 @@ impl Bucket {
         if now > self.stamp {
             self.credit += (now - self.stamp) * shape.accrual;
             self.stamp = now;
-        } else if is_set_back {
+        } else if self.is_ahead(now) {
             self.stamp = now;
+            // Charges from before are not given back any more: by their time, what they spilled cannot be told.
+            self.returned += shape.capacity;
         }
         if self.credit > shape.capacity {
             self.credit = shape.capacity;
         }
-        is_set_back
     }
 
-    /// Whether one request is in it. Only true to `now` after [`Bucket::refill`], like all below.
-    pub fn covers(&self, shape: &Shape) -> bool {
-        self.credit >= shape.price
+    /// As it is at `now`.
+    pub fn at(mut self, shape: &Shape, now: Micros) -> Self {
+        self.refill(shape, now);
+        self
     }
 
-    /// Takes one request, or what there is of it.
-    pub fn charge(&mut self, shape: &Shape, now: Micros) -> Mark {
-        let paid = self.credit.min(shape.price);
+    /// Whether the clock was set back.
+    pub fn is_ahead(&self, now: Micros) -> bool {
+        self.stamp - now > CLOCK_BACK_MAX_US
+    }
+
+    /// Whether a request that costs so much is in it. Only true to `now` after [`Bucket::refill`], like all below.
+    pub fn covers(&self, shape: &Shape, cost: f64) -> bool {
+        self.credit >= cost * shape.price
+    }
+
+    /// Takes such a request, or what there is of it.
+    pub fn charge(&mut self, shape: &Shape, cost: f64, now: Micros) -> Mark {
+        let paid = self.credit.min(cost * shape.price);
         let room = ((shape.capacity - self.credit) / shape.accrual).floor().min(FAR_US);
         self.credit -= paid;
         Mark { at: now, room, paid, returned: self.returned }
@@ -148,11 +139,14 @@ impl Bucket {
         self.returned += granted;
     }
 
-    /// What it says of itself at `now`.
-    pub fn level(&self, shape: &Shape, now: Micros) -> Level {
+    /// What it says of itself at `now`, to a request that costs so much.
+    pub fn level(&self, shape: &Shape, cost: f64, now: Micros) -> Level {
+        let price = cost * shape.price;
         let mut wait_ms = 0.0;
-        if self.credit < shape.price {
-            wait_ms = ((self.stamp - now + ((shape.price - self.credit) / shape.accrual).ceil()) / 1000.0).ceil();
+        if price > shape.capacity {
+            wait_ms = NEVER_MS as f64;
+        } else if self.credit < price {
+            wait_ms = ((self.stamp - now + ((price - self.credit) / shape.accrual).ceil()) / 1000.0).ceil();
         }
         Level {
             remaining: (self.credit / shape.price).floor() as u64,

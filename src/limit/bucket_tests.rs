@@ -30,20 +30,20 @@ fn a_pods_part_has_room_for_one_request_at_least() {
 fn a_clock_that_goes_back_gains_nothing_and_starves_nobody() {
     let shape = shape(1, 1000, 2);
     let mut bucket = Bucket::full(&shape, 1e9);
-    bucket.charge(&shape, 1e9);
-    bucket.charge(&shape, 1e9);
+    bucket.charge(&shape, 1.0, 1e9);
+    bucket.charge(&shape, 1.0, 1e9);
     // Readers that are a little late: the stamp stays, and the same second is not gained twice.
     bucket.refill(&shape, 1e9 - 400_000.0);
     bucket.refill(&shape, 1e9 + 500_000.0);
-    assert!(!bucket.covers(&shape));
-    assert_eq!(bucket.level(&shape, 1e9 + 500_000.0).wait_ms, 500);
+    assert!(!bucket.covers(&shape, 1.0));
+    assert_eq!(bucket.level(&shape, 1.0, 1e9 + 500_000.0).wait_ms, 500);
     // Seen from before its stamp, the wait is the longer.
-    assert_eq!(bucket.level(&shape, 1e9).wait_ms, 1000);
+    assert_eq!(bucket.level(&shape, 1.0, 1e9).wait_ms, 1000);
     // Set back by an hour: it goes on from there.
     bucket.refill(&shape, 1e9 - 3.6e9);
-    assert_eq!(bucket.level(&shape, 1e9 - 3.6e9).wait_ms, 500);
+    assert_eq!(bucket.level(&shape, 1.0, 1e9 - 3.6e9).wait_ms, 500);
     bucket.refill(&shape, 1e9 - 3.6e9 + 500_000.0);
-    assert!(bucket.covers(&shape));
+    assert!(bucket.covers(&shape, 1.0));
 }
 
 #[test]
@@ -51,21 +51,36 @@ fn another_rate_keeps_the_tokens() {
     let (old, new) = (shape(10, 1000, 10), shape(300, 60_000, 8));
     let mut bucket = Bucket::full(&old, 0.0);
     for _ in 0..7 {
-        bucket.charge(&old, 0.0);
+        bucket.charge(&old, 1.0, 0.0);
     }
     bucket.refill(&new, 0.0);
-    assert_eq!(bucket.level(&new, 0.0).remaining, 3);
+    assert_eq!(bucket.level(&new, 1.0, 0.0).remaining, 3);
 }
 
 #[test]
 fn a_refund_of_what_would_have_spilled_is_none() {
     let shape = shape(1, 1000, 1);
     let mut bucket = Bucket::full(&shape, 0.0);
-    let mark = bucket.charge(&shape, 0.0);
+    let mark = bucket.charge(&shape, 1.0, 0.0);
     bucket.refill(&shape, 1e6);
-    bucket.charge(&shape, 1e6);
+    bucket.charge(&shape, 1.0, 1e6);
     bucket.refund(&shape, &mark);
-    assert!(!bucket.covers(&shape), "two requests within one second");
+    assert!(!bucket.covers(&shape, 1.0), "two requests within one second");
+}
+
+/// The clock is where it was again, and the bucket has been full meanwhile.
+#[test]
+fn what_was_charged_before_the_clock_was_set_back_stays_charged() {
+    let shape = shape(1, 1000, 3);
+    let mut bucket = Bucket::full(&shape, 1e9);
+    let mark = bucket.charge(&shape, 1.0, 1e9);
+    bucket.refill(&shape, 1e9 - 5e6);
+    bucket.refill(&shape, 1e9);
+    for _ in 0..3 {
+        bucket.charge(&shape, 1.0, 1e9);
+    }
+    bucket.refund(&shape, &mark);
+    assert!(!bucket.covers(&shape, 1.0));
 }
 
 /// What happens next: time passes, a request comes, the `n`th last admitted one is given back.
@@ -91,7 +106,7 @@ proptest! {
             bucket.refill(&shape, now);
             match step {
                 Step::Pass(us) => now += f64::from(us),
-                Step::Come if bucket.covers(&shape) => admitted.push(bucket.charge(&shape, now)),
+                Step::Come if bucket.covers(&shape, 1.0) => admitted.push(bucket.charge(&shape, 1.0, now)),
                 Step::Come => {}
                 Step::Back(n) => {
                     if let Some(index) = admitted.len().checked_sub(n + 1) {
@@ -114,15 +129,15 @@ proptest! {
         for age in ages {
             now += f64::from(age);
             bucket.refill(&shape, now);
-            while bucket.covers(&shape) {
-                bucket.charge(&shape, now);
+            while bucket.covers(&shape, 1.0) {
+                bucket.charge(&shape, 1.0, now);
             }
-            let wait_us = bucket.level(&shape, now).wait_ms as f64 * 1000.0;
+            let wait_us = bucket.level(&shape, 1.0, now).wait_ms as f64 * 1000.0;
             let (mut before, mut at) = (bucket, bucket);
             before.refill(&shape, now + wait_us - 1000.0);
             at.refill(&shape, now + wait_us);
-            prop_assert!(!before.covers(&shape));
-            prop_assert!(at.covers(&shape));
+            prop_assert!(!before.covers(&shape, 1.0));
+            prop_assert!(at.covers(&shape, 1.0));
         }
     }
 
@@ -130,11 +145,11 @@ proptest! {
     fn a_refund_leaves_no_trace(shape in shapes(), used in 0..20u32, passed in 0..5_000_000u32) {
         let mut bucket = Bucket::full(&shape, 0.0);
         for _ in 0..used {
-            bucket.charge(&shape, 0.0);
+            bucket.charge(&shape, 1.0, 0.0);
         }
         bucket.refill(&shape, 1000.0);
         let mut untouched = bucket;
-        let mark = bucket.charge(&shape, 1000.0);
+        let mark = bucket.charge(&shape, 1.0, 1000.0);
         untouched.refill(&shape, 1000.0 + f64::from(passed));
         bucket.refill(&shape, 1000.0 + f64::from(passed));
         bucket.refund(&shape, &mark);

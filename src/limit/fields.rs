@@ -1,8 +1,9 @@
 //! `RateLimit-Policy`, `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10) and `Retry-After` (RFC 9110 section 10.2.3).
 //!
-//! A token bucket in the draft's terms: the quota `q` is the burst, the window `w` the time that refills it. `RateLimit`
-//! tells of the tightest limit only: `r` requests left, and `t` seconds until the quota is whole again or, where `r` is
-//! 0, until the next request is there, so that `t` never lies beyond `Retry-After`.
+//! In the draft's terms, a token bucket's quota `q` is the burst and its window `w` the time that refills it; a window's
+//! are the amount and the period; requests in flight have a unit of quota, and no window. `RateLimit` tells of the
+//! tightest limit only: `r` requests left, and `t` seconds until the quota is whole again or, where it is too short for
+//! another request of the same cost, until that is there, so that `t` never lies beyond `Retry-After`.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -10,8 +11,8 @@ use std::time::Duration;
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 
-use super::bucket::{Level, Shape};
-use crate::config::Limit;
+use super::algorithm::{Level, NEVER_MS, Shape};
+use super::bounds::Bound;
 
 /// `RateLimit-Policy`.
 pub const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -35,24 +36,34 @@ pub fn quoted(name: &str) -> Box<str> {
 }
 
 /// The value of `RateLimit-Policy` for these limits; `None` for none, or if they do not fit a field.
-pub fn policy<'a>(limits: impl Iterator<Item = &'a Limit>) -> Option<HeaderValue> {
+pub(super) fn policy<'a>(bounds: impl Iterator<Item = &'a Bound>) -> Option<HeaderValue> {
     let mut text = String::new();
-    for limit in limits {
+    for bound in bounds {
         let comma = if text.is_empty() { "" } else { ", " };
-        let window = Shape::new(limit.rate, limit.burst).window_secs().max(1);
-        let _ = write!(text, "{comma}{};q={};w={window}", quoted(&limit.name), limit.burst);
+        let _ = write!(text, "{comma}{};q={}", bound.quoted, bound.shape.capacity());
+        let _ = match bound.shape {
+            Shape::TokenBucket(shape) => write!(text, ";w={}", shape.window_secs().max(1)),
+            Shape::FixedWindow(window) | Shape::SlidingWindow(window) | Shape::SlidingLog(window) => {
+                write!(text, ";w={}", (window.period / 1e6).ceil())
+            }
+            Shape::Concurrency(_) => text.write_str(";qu=\"concurrent-requests\""),
+        };
     }
     if text.is_empty() { None } else { HeaderValue::try_from(text).ok() }
 }
 
 /// Adds both fields beside what the upstream may say of limits of its own: they are lists.
-pub fn append(policy: Option<&HeaderValue>, tightest: Option<(&str, &Level)>, fields: &mut HeaderMap) {
+pub fn append(policy: Option<&HeaderValue>, tightest: Option<(&str, &Shape, &Level)>, fields: &mut HeaderMap) {
     if let Some(policy) = policy {
         fields.append(RATELIMIT_POLICY, policy.clone());
     }
-    let Some((quoted, level)) = tightest else { return };
-    let reset_ms = if level.remaining == 0 { level.wait_ms } else { level.full_ms };
-    let text = format!("{quoted};r={};t={}", level.remaining, reset_ms.div_ceil(1000));
+    let Some((quoted, shape, level)) = tightest else { return };
+    let mut text = format!("{quoted};r={}", level.remaining);
+    // Nobody knows when a request ends, and no time makes a request cheaper.
+    if !shape.is_held() && level.wait_ms != NEVER_MS {
+        let reset_ms = if level.wait_ms > 0 { level.wait_ms } else { level.full_ms };
+        let _ = write!(text, ";t={}", reset_ms.div_ceil(1000));
+    }
     if let Ok(value) = HeaderValue::try_from(text) {
         fields.append(RATELIMIT, value);
     }
@@ -71,6 +82,8 @@ pub fn seconds(wait: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limit::concurrency::Slots;
+    use crate::limit::window::Window;
 
     #[test]
     fn names_become_strings_that_a_field_can_hold() {
@@ -81,10 +94,20 @@ mod tests {
     #[test]
     fn an_empty_bucket_tells_when_the_next_request_is_there_and_another_when_it_is_full() {
         let mut fields = HeaderMap::new();
-        append(None, Some(("\"a\"", &Level { remaining: 42, wait_ms: 0, full_ms: 1160 })), &mut fields);
-        append(None, Some(("\"b\"", &Level { remaining: 0, wait_ms: 20, full_ms: 2000 })), &mut fields);
+        let window = Shape::FixedWindow(Window { amount: 50.0, period: 1e6 });
+        let slots = Shape::Concurrency(Slots::new(20));
+        let levels = [
+            ("\"a\"", &window, Level { remaining: 42, wait_ms: 0, full_ms: 1160 }),
+            ("\"b\"", &window, Level { remaining: 0, wait_ms: 20, full_ms: 2000 }),
+            ("\"c\"", &window, Level { remaining: 3, wait_ms: 1020, full_ms: 3000 }),
+            ("\"d\"", &window, Level { remaining: 3, wait_ms: NEVER_MS, full_ms: 3000 }),
+            ("\"e\"", &slots, Level { remaining: 0, wait_ms: 1000, full_ms: 0 }),
+        ];
+        for (name, shape, level) in &levels {
+            append(None, Some((name, shape, level)), &mut fields);
+        }
         let values: Vec<_> = fields.get_all(RATELIMIT).iter().collect();
-        assert_eq!(values, [r#""a";r=42;t=2"#, r#""b";r=0;t=1"#]);
+        assert_eq!(values, [r#""a";r=42;t=2"#, r#""b";r=0;t=1"#, r#""c";r=3;t=2"#, r#""d";r=3"#, r#""e";r=0"#]);
         assert!(!fields.contains_key(RATELIMIT_POLICY));
     }
 

@@ -1,4 +1,4 @@
-//! Buckets in this process' memory: all there is without Redis, and the shadow that takes over while Redis is away.
+//! States in this process' memory: all there is without Redis, and the shadow that takes over while Redis is away.
 //!
 //! Bounded without handing out fresh bursts: only full buckets leave, because a new one is full as well. A shard that
 //! has none to give up charges newcomers to one overflow bucket a limit, which they share; when there is room again, a
@@ -10,17 +10,23 @@ use std::sync::{Mutex, MutexGuard};
 
 use smallvec::SmallVec;
 
-use super::bucket::{Bucket, Level, Mark, Micros, Shape};
+use super::algorithm::{Level, Mark, Micros, Shape, State};
 use super::identity::LocalName;
 
-/// Buckets in all shards together: about 6.5 MiB of them.
-pub const BUCKETS_MAX: usize = 100_000;
+/// States in all shards together: about 6.5 MiB of them.
+pub const STATES_MAX: usize = 100_000;
 
-/// Locks that the buckets are spread over.
+/// Entries that logs may have in all shards together: 16 bytes each, and as much again while a log grows.
+pub const ENTRIES_MAX: usize = 2_000_000;
+
+/// Locks that the states are spread over.
 const SHARDS: usize = 64;
 
-/// Buckets in one shard.
-const SHARD_MAX: usize = BUCKETS_MAX / SHARDS;
+/// States in one shard.
+const SHARD_MAX: usize = STATES_MAX / SHARDS;
+
+/// Entries in one shard.
+const SHARD_ENTRIES_MAX: usize = ENTRIES_MAX / SHARDS;
 
 /// Limits of one stage that are taken without an allocation.
 pub const LIMITS_INLINE: usize = 4;
@@ -39,6 +45,12 @@ pub struct Ask<'a> {
     pub shape: Shape,
     /// Whether it denies, or only counts.
     pub enforced: bool,
+    /// Whether it is one with the ask before, if both only count: charged together or not at all.
+    pub joined: bool,
+    /// What the request costs.
+    pub cost: f64,
+    /// Which request it is.
+    pub id: u64,
 }
 
 /// What one bucket answered.
@@ -48,6 +60,8 @@ pub struct Reading {
     pub mark: Option<Mark>,
     /// What the bucket says of itself afterwards.
     pub level: Level,
+    /// Units that a borrower may hold now; memory lends nothing.
+    pub lent: f64,
 }
 
 impl Reading {
@@ -77,48 +91,36 @@ impl Local {
     /// One that is not enforced is charged if it can be, and denies nobody. No bucket may be asked twice.
     pub fn take(&self, asks: &[Ask<'_>], now: Micros) -> Few<Reading> {
         let mut shards = self.lock(asks);
-        let mut buckets: Few<Bucket> = SmallVec::new();
-        for ask in asks {
-            buckets.push(shards.of(ask.name).peek(ask, now));
-        }
-        let admitted = asks.iter().zip(&buckets).all(|(ask, bucket)| !ask.enforced || bucket.covers(&ask.shape));
+        let mut covered: Few<bool> = asks.iter().map(|ask| shards.of(ask.name).covers(ask, now)).collect();
+        let admitted = asks.iter().zip(&covered).all(|(ask, covered)| !ask.enforced || *covered);
+        join(asks, &mut covered);
         let mut readings: Few<Reading> = SmallVec::new();
-        for (ask, bucket) in asks.iter().zip(&mut buckets) {
-            let mut mark = None;
-            if admitted && bucket.covers(&ask.shape) {
-                mark = Some(bucket.charge(&ask.shape, now));
-                shards.of(ask.name).store(ask, *bucket, now);
-            }
-            readings.push(Reading { mark, level: bucket.level(&ask.shape, now) });
+        for (ask, covered) in asks.iter().zip(covered) {
+            let shard = shards.of(ask.name);
+            let mark = (admitted && covered).then(|| shard.charge(ask, now));
+            readings.push(Reading { mark, level: shard.level(ask, now), lent: 0.0 });
         }
         readings
     }
 
     /// Charges a bucket for what somebody else let through, as far as it goes.
     pub fn shadow(&self, ask: &Ask<'_>, now: Micros) -> Mark {
-        let mut shard = self.shard(ask.name);
-        let mut bucket = shard.peek(ask, now);
-        let mark = bucket.charge(&ask.shape, now);
-        shard.store(ask, bucket, now);
-        mark
+        self.shard(ask.name).charge(ask, now)
     }
 
-    /// Gives a charge back.
+    /// Gives a charge back; one whose bucket is gone was as good as given back.
     pub fn refund(&self, ask: &Ask<'_>, mark: &Mark, now: Micros) {
-        let mut shard = self.shard(ask.name);
-        let mut bucket = shard.peek(ask, now);
-        bucket.refund(&ask.shape, mark);
-        shard.store(ask, bucket, now);
+        self.shard(ask.name).refund(ask, mark, now);
     }
 
     #[cfg(test)]
-    pub(crate) fn bucket(&self, name: LocalName) -> Option<Bucket> {
-        self.shard(name).buckets.get(&name).map(|kept| kept.bucket)
+    pub(crate) fn state(&self, name: LocalName) -> Option<State> {
+        self.shard(name).states.get(&name).map(|kept| kept.state.clone())
     }
 
     /// How many buckets there are, overflow left out.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| locked(shard).buckets.len()).sum()
+        self.shards.iter().map(|shard| locked(shard).states.len()).sum()
     }
 
     /// Whether there are none.
@@ -145,6 +147,17 @@ impl Default for Local {
     }
 }
 
+/// Of asks that are one, none is covered unless all are.
+fn join(asks: &[Ask<'_>], covered: &mut [bool]) {
+    for last in 1..asks.len() {
+        if asks[last].joined {
+            let first = asks[..last].iter().rposition(|ask| !ask.joined).unwrap_or(0);
+            let all = covered[first] && covered[last];
+            covered[first..=last].fill(all);
+        }
+    }
+}
+
 fn index(name: LocalName) -> usize {
     (name >> 96) as usize % SHARDS
 }
@@ -163,74 +176,112 @@ impl Locked<'_> {
     }
 }
 
-/// A bucket, and when it may be forgotten.
+/// A state, and when it may be forgotten.
 struct Kept {
-    bucket: Bucket,
-    full_at: Micros,
+    state: State,
+    idle_at: Micros,
+}
+
+impl Kept {
+    fn charge(&mut self, ask: &Ask<'_>, now: Micros) -> Mark {
+        let mark = self.state.charge(&ask.shape, ask.cost, now, ask.id);
+        self.idle_at = self.state.idle_at(&ask.shape);
+        mark
+    }
 }
 
 struct Shard {
     max: usize,
-    buckets: HashMap<LocalName, Kept, BuildHasherDefault<Spread>>,
+    states: HashMap<LocalName, Kept, BuildHasherDefault<Spread>>,
     /// By limit; as many as there are limits.
     overflow: HashMap<Box<str>, Kept>,
-    /// Nothing is full before this, so that a flood of newcomers does not scan the shard for each of them.
+    /// What logs have set aside.
+    entries: usize,
+    /// Nothing is idle before this, so that a flood of newcomers does not scan the shard for each of them.
     sweep_at: Micros,
 }
 
 impl Shard {
     fn new(max: usize) -> Self {
-        Self { max, buckets: HashMap::default(), overflow: HashMap::new(), sweep_at: 0.0 }
+        Self { max, states: HashMap::default(), overflow: HashMap::new(), entries: 0, sweep_at: 0.0 }
     }
 
-    /// The bucket as it is at `now`; a newcomer's is the limit's overflow, or full.
-    fn peek(&mut self, ask: &Ask<'_>, now: Micros) -> Bucket {
-        let kept = match self.buckets.get_mut(&ask.name) {
+    /// The identity's own state or, for a newcomer, the limit's overflow.
+    fn kept(&mut self, ask: &Ask<'_>) -> Option<&mut Kept> {
+        match self.states.get_mut(&ask.name) {
             None if !self.overflow.is_empty() => self.overflow.get_mut(ask.scope),
             kept => kept,
-        };
-        let Some(kept) = kept else { return Bucket::full(&ask.shape, now) };
-        let mut bucket = kept.bucket;
-        // That the clock was set back is kept, though the request be denied: from a stamp that has not come yet, nothing
-        // comes in.
-        if bucket.refill(&ask.shape, now) {
-            *kept = Kept { bucket, full_at: bucket.full_at(&ask.shape) };
         }
-        bucket
     }
 
-    /// Keeps what became of a peeked bucket.
-    fn store(&mut self, ask: &Ask<'_>, bucket: Bucket, now: Micros) {
-        let kept = Kept { bucket, full_at: bucket.full_at(&ask.shape) };
-        if let Some(known) = self.buckets.get_mut(&ask.name) {
-            *known = kept;
-            return;
+    fn covers(&mut self, ask: &Ask<'_>, now: Micros) -> bool {
+        let Some(kept) = self.kept(ask) else { return ask.cost <= ask.shape.capacity() };
+        if kept.state.rewind(&ask.shape, now) {
+            kept.idle_at = kept.state.idle_at(&ask.shape);
         }
-        if self.buckets.len() >= self.max {
+        kept.state.covers(&ask.shape, ask.cost, now)
+    }
+
+    fn level(&mut self, ask: &Ask<'_>, now: Micros) -> Level {
+        match self.kept(ask) {
+            Some(kept) => kept.state.level(&ask.shape, ask.cost, now),
+            None => State::new(&ask.shape, now).level(&ask.shape, ask.cost, now),
+        }
+    }
+
+    fn charge(&mut self, ask: &Ask<'_>, now: Micros) -> Mark {
+        if let Some(kept) = self.states.get_mut(&ask.name) {
+            self.entries += kept.state.reserve(&ask.shape);
+            return kept.charge(ask, now);
+        }
+        // Whoever shares a set of slots gives his own back to it: nobody takes them along.
+        let shared = if ask.shape.is_held() { None } else { self.overflow.get(ask.scope) };
+        let mut kept = match shared {
+            Some(shared) => Kept { state: shared.state.clone(), idle_at: shared.idle_at },
+            None => Kept { state: State::new(&ask.shape, now), idle_at: now },
+        };
+        if !self.has_room(ask) {
             self.sweep(now);
         }
-        if self.buckets.len() < self.max {
-            self.sweep_at = self.sweep_at.min(kept.full_at);
-            self.buckets.insert(ask.name, kept);
+        if self.has_room(ask) {
+            let mark = kept.charge(ask, now);
+            self.entries += kept.state.reserve(&ask.shape);
+            self.sweep_at = self.sweep_at.min(kept.idle_at);
+            self.states.insert(ask.name, kept);
+            mark
         } else {
-            self.overflow.insert(ask.scope.into(), kept);
+            self.overflow.entry(ask.scope.into()).or_insert(kept).charge(ask, now)
         }
     }
 
-    /// Forgets what is full.
+    fn has_room(&self, ask: &Ask<'_>) -> bool {
+        self.states.len() < self.max && self.entries + ask.shape.entries() <= SHARD_ENTRIES_MAX
+    }
+
+    fn refund(&mut self, ask: &Ask<'_>, mark: &Mark, now: Micros) {
+        // Its own or, if it was made before the identity had one, what it shared.
+        let states = self.states.get_mut(&ask.name).into_iter().chain(self.overflow.get_mut(ask.scope));
+        let refunded = |kept: &mut &mut Kept| kept.state.refund(&ask.shape, mark, now);
+        let Some(kept) = states.into_iter().find_map(|mut kept| refunded(&mut kept).then_some(kept)) else { return };
+        kept.idle_at = kept.state.idle_at(&ask.shape);
+        self.sweep_at = self.sweep_at.min(kept.idle_at);
+    }
+
+    /// Forgets what is idle.
     fn sweep(&mut self, now: Micros) {
         if now < self.sweep_at {
             return;
         }
-        self.buckets.retain(|_, kept| kept.full_at > now);
-        self.overflow.retain(|_, kept| kept.full_at > now);
-        self.sweep_at = self.buckets.values().map(|kept| kept.full_at).fold(f64::INFINITY, f64::min);
+        self.states.retain(|_, kept| kept.idle_at > now);
+        self.overflow.retain(|_, kept| kept.idle_at > now);
+        self.entries = self.states.values().map(|kept| kept.state.reserved()).sum();
+        self.sweep_at = self.states.values().map(|kept| kept.idle_at).fold(f64::INFINITY, f64::min);
     }
 }
 
 /// A name is a hash already.
 #[derive(Default)]
-struct Spread(u64);
+pub(super) struct Spread(u64);
 
 impl Hasher for Spread {
     fn finish(&self) -> u64 {

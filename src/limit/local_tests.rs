@@ -2,17 +2,20 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::limit::bucket;
+use crate::limit::concurrency::Slots;
+use crate::limit::window::Window;
 use crate::syntax::rate::Rate;
 
 const HOUR_US: Micros = 3.6e9;
 
 /// `burst` requests, and one more an hour.
 fn hourly(burst: u32) -> Shape {
-    Shape::new(Rate { amount: 1, period_ms: 3_600_000 }, burst)
+    Shape::TokenBucket(bucket::Shape::new(Rate { amount: 1, period_ms: 3_600_000 }, burst))
 }
 
 fn ask(name: LocalName, shape: Shape) -> Ask<'static> {
-    Ask { name, scope: "limit", shape, enforced: true }
+    Ask { name, scope: "limit", shape, enforced: true, joined: false, cost: 1.0, id: 0 }
 }
 
 /// Names that share the first shard.
@@ -92,7 +95,7 @@ fn who_leaves_the_overflow_takes_its_level_along() {
     }
     // The first bucket is full and makes room; the newcomer has had its burst, and one hour's request since.
     assert!(admits(&local, &[late], HOUR_US));
-    assert!(local.bucket(late.name).is_some());
+    assert!(local.state(late.name).is_some());
     assert!(!admits(&local, &[late], HOUR_US));
 }
 
@@ -105,4 +108,62 @@ fn full_buckets_make_room() {
         }
     }
     assert_eq!(local.len(), 2);
+}
+
+#[test]
+fn what_only_counts_and_is_one_is_charged_together_or_not_at_all() {
+    let local = Local::new();
+    let counting = |name, burst| Ask { enforced: false, ..ask(name, hourly(burst)) };
+    let asks = [counting(1, 9), Ask { joined: true, ..counting(2, 1) }, counting(3, 9)];
+    let charged = || local.take(&asks, 0.0).iter().map(|reading| reading.mark.is_some()).collect::<Vec<_>>();
+    assert_eq!(charged(), [true; 3]);
+    assert_eq!(charged(), [false, false, true]);
+    let readings = local.take(&asks, 0.0);
+    assert_eq!(readings.iter().map(Reading::is_short).collect::<Vec<_>>(), [false, true, false]);
+}
+
+/// `amount` requests an hour, by their times.
+fn log(amount: u32) -> Shape {
+    Shape::SlidingLog(Window::new(Rate { amount, period_ms: 3_600_000 }))
+}
+
+#[test]
+fn logs_take_no_more_memory_than_they_may() {
+    let local = Local::new();
+    // Each may come to ten thousand times: so many, and no more, have room in one shard.
+    let room = SHARD_ENTRIES_MAX / 10_000;
+    for number in 0..100 {
+        assert!(admits(&local, &[ask(newcomer(number), log(10_000))], 0.0));
+    }
+    assert_eq!(local.len(), room);
+    // Small ones still have.
+    let small = Ask { scope: "another", ..ask(newcomer(200), log(1)) };
+    assert!(admits(&local, &[small], 0.0) && !admits(&local, &[small], 0.0));
+    assert_eq!(local.len(), room + 1);
+    // An hour later the first are forgotten, and the others get logs of their own.
+    assert!(admits(&local, &[ask(newcomer(300), log(10_000))], HOUR_US));
+    assert!(local.state(newcomer(300)).is_some());
+}
+
+#[test]
+fn a_slot_that_strangers_share_is_given_back_to_them() {
+    let local = Local::with_shard_max(1);
+    let slots = |name, id| Ask { id, ..ask(name, Shape::Concurrency(Slots::new(2).divided(1))) };
+    assert!(admits(&local, &[ask(newcomer(0), hourly(1))], 0.0));
+    let shared: Vec<_> = (1..=3).map(|id| (id, local.take(&[slots(newcomer(id as u128), id)], 0.0)[0].mark)).collect();
+    assert!(shared[0].1.is_some() && shared[1].1.is_some() && shared[2].1.is_none(), "two share what there is");
+    local.refund(&slots(newcomer(2), 2), &shared[1].1.unwrap(), HOUR_US);
+    // There is room for a state of its own by now; what was taken before stays where it is.
+    let own = slots(newcomer(1), 9);
+    let mark = local.take(&[own], HOUR_US)[0].mark.unwrap();
+    assert_eq!(local.state(newcomer(1)).map(|state| state.level(&own.shape, 1.0, HOUR_US).remaining), Some(1));
+    local.refund(&slots(newcomer(1), 1), &shared[0].1.unwrap(), HOUR_US);
+    local.refund(&own, &mark, HOUR_US);
+    assert_eq!(local.state(newcomer(1)).map(|state| state.idle_at(&own.shape)), Some(0.0));
+    assert!(local.take(&[slots(newcomer(4), 4)], HOUR_US)[0].mark.is_some(), "nothing is held for ever");
+}
+
+#[test]
+fn a_kept_state_takes_64_bytes() {
+    assert_eq!(size_of::<(LocalName, Kept)>(), 64);
 }

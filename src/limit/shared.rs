@@ -1,16 +1,51 @@
 //! Buckets in Redis: what the scripts are told and what they answer.
 
-use super::bucket::{Level, Mark, Shape};
+use super::algorithm::{Level, Mark, PARAMETERS, Shape};
+use super::loans::{Question, Repayment};
 use super::local::{Few, Reading};
-use crate::kv::{Reply, Script};
+use super::verdict::Charge;
+use crate::kv::{self, Budget, Reply, Script};
 
-/// Takes from all buckets of a stage or from none; see `take.lua`.
-pub static TAKE: Script =
-    Script { name: "limit_take", source: concat!(include_str!("bucket.lua"), include_str!("take.lua")) };
+/// A script that stands on all algorithms.
+macro_rules! on_algorithms {
+    ($script:literal) => {
+        concat!(
+            include_str!("algorithm.lua"),
+            include_str!("bucket.lua"),
+            include_str!("fixed_window.lua"),
+            include_str!("sliding_window.lua"),
+            include_str!("sets.lua"),
+            include_str!("sliding_log.lua"),
+            include_str!("concurrency.lua"),
+            include_str!($script)
+        )
+    };
+}
+
+/// Takes from all limits of a stage or from none; see `take.lua`. This one knows token buckets only: what a script
+/// defines, it defines anew each time that it runs.
+pub static TAKE_TOKENS: Script = Script {
+    name: "limit_take",
+    source: concat!(include_str!("algorithm.lua"), include_str!("bucket.lua"), include_str!("take.lua")),
+};
+
+/// The same for stages in which any algorithm is.
+pub static TAKE_ANY: Script = Script { name: "limit_take_any", source: on_algorithms!("take.lua") };
 
 /// Gives earlier stages' charges back; see `refund.lua`.
-pub static REFUND: Script =
-    Script { name: "limit_refund", source: concat!(include_str!("bucket.lua"), include_str!("refund.lua")) };
+pub static REFUND: Script = Script { name: "limit_refund", source: on_algorithms!("refund.lua") };
+
+/// Takes loans back; see `repay.lua`.
+pub static REPAY: Script = Script {
+    name: "limit_repay",
+    source: concat!(include_str!("algorithm.lua"), include_str!("bucket.lua"), include_str!("repay.lua")),
+};
+
+/// Renews what running requests hold; see `renew.lua`.
+pub static RENEW: Script = Script {
+    name: "limit_renew",
+    source: concat!(include_str!("algorithm.lua"), include_str!("sets.lua"), include_str!("renew.lua")),
+};
 
 /// Integers that `take.lua` answers before those of the first limit.
 const TAKEN_HEAD: usize = 1;
@@ -18,14 +53,18 @@ const TAKEN_HEAD: usize = 1;
 /// Integers that `take.lua` answers for each limit.
 const TAKEN_EACH: usize = 6;
 
+/// And behind all of them.
+const TAKEN_LENT: usize = 1;
+
 /// A shape as the scripts take it; written once, when a route is built.
 #[derive(Debug, Clone)]
-pub struct ShapeArgs([Box<[u8]>; 3]);
+pub struct ShapeArgs([Box<[u8]>; 1 + PARAMETERS]);
 
 impl ShapeArgs {
     /// Exact: what Lua reads back is the same double.
     pub fn new(shape: &Shape) -> Self {
-        Self([shape.accrual, shape.price, shape.capacity].map(|number| number.to_string().into_bytes().into()))
+        let [a, b, c] = shape.parameters();
+        Self([f64::from(shape.code()), a, b, c].map(|number| number.to_string().into_bytes().into()))
     }
 
     /// The arguments.
@@ -34,20 +73,50 @@ impl ShapeArgs {
     }
 }
 
-/// `take.lua`'s arguments for limits and whether each denies, on Redis' time.
-pub fn take_args<'a>(limits: impl Iterator<Item = (&'a ShapeArgs, bool)>) -> Vec<&'a [u8]> {
-    let mut args: Vec<&[u8]> = vec![b""];
-    for (shape, enforced) in limits {
+/// What a limit does with a request that it has no room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Denies it.
+    Enforced,
+    /// Counts it.
+    Counting,
+    /// Counts it, as one with the limit before.
+    Joined,
+}
+
+impl Mode {
+    fn arg(self) -> &'static [u8] {
+        match self {
+            Self::Counting => b"0",
+            Self::Enforced => b"1",
+            Self::Joined => b"2",
+        }
+    }
+}
+
+/// `take.lua`'s arguments for the request `id` and limits, each with what it costs there, on Redis' time.
+pub fn take_args<'a>(id: &'a [u8], limits: impl Iterator<Item = (&'a ShapeArgs, &'a [u8], Mode)>) -> Vec<&'a [u8]> {
+    let mut args: Vec<&[u8]> = vec![b"", id];
+    for (shape, cost, mode) in limits {
         args.extend(shape.iter());
-        args.push(if enforced { b"1" } else { b"0" });
+        args.extend([cost, mode.arg()]);
     }
     args
 }
 
-/// `take.lua`'s reply for `limits` limits of these prices; `None` if it is not one.
-pub fn taken(reply: &Reply, limits: usize, price: impl Fn(usize) -> f64) -> Option<Few<Reading>> {
+/// A question of the loans of this process, which is called `who` among the borrowers, as `take.lua` takes it.
+pub fn loan_arg(who: f64, question: &Question) -> Vec<u8> {
+    if *question == Question::default() {
+        return Vec::new();
+    }
+    let Question { serial, held, wanted, debit } = *question;
+    [who, serial as f64, held, wanted, debit].iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// `take.lua`'s reply to the request `id` and limits of these shapes for these costs; `None` if it is not one.
+pub fn taken(reply: &Reply, id: u64, limits: usize, asked: impl Fn(usize) -> (Shape, f64)) -> Option<Few<Reading>> {
     let Reply::Array(items) = reply else { return None };
-    if items.len() != TAKEN_HEAD + limits * TAKEN_EACH {
+    if items.len() != TAKEN_HEAD + limits * (TAKEN_EACH + TAKEN_LENT) {
         return None;
     }
     let number = |at: usize| match items[at] {
@@ -59,9 +128,11 @@ pub fn taken(reply: &Reply, limits: usize, price: impl Fn(usize) -> f64) -> Opti
     for limit in 0..limits {
         let at = TAKEN_HEAD + limit * TAKEN_EACH;
         let level = Level { remaining: number(at + 1)?, wait_ms: number(at + 2)?, full_ms: number(at + 3)? };
-        let (room, returned) = (number(at + 4)? as f64, number(at + 5)? as f64);
-        let mark = (number(at)? == 1).then(|| Mark { at: now, room, paid: price(limit), returned });
-        readings.push(Reading { mark, level });
+        let said = [number(at + 4)? as f64, number(at + 5)? as f64];
+        let (shape, cost) = asked(limit);
+        let mark = (number(at)? == 1).then(|| shape.mark(cost, id, now, said));
+        let lent = number(TAKEN_HEAD + limits * TAKEN_EACH + limit)? as f64;
+        readings.push(Reading { mark, level, lent });
     }
     Some(readings)
 }
@@ -70,12 +141,43 @@ pub fn taken(reply: &Reply, limits: usize, price: impl Fn(usize) -> f64) -> Opti
 pub fn refund_args<'a>(charges: impl Iterator<Item = (&'a ShapeArgs, &'a Mark)>) -> Vec<Vec<u8>> {
     let mut args = vec![Vec::new()];
     for (shape, mark) in charges {
+        let (numbers, id) = mark.parameters();
         args.extend(shape.iter().map(<[u8]>::to_vec));
-        args.extend([mark.at, mark.room, mark.returned].map(|number| number.to_string().into_bytes()));
+        args.extend(numbers.map(|number| number.to_string().into_bytes()));
+        args.push(id.to_le_bytes().into());
     }
     args
+}
+
+/// Gives back what charges took in Redis, by one script within the budget; what fails stays charged.
+pub(super) async fn refund(redis: &kv::Redis, charges: &[Charge], budget: &mut Budget) {
+    let shared = || charges.iter().filter_map(|charge| charge.redis.as_ref().map(|(key, mark)| (charge, key, mark)));
+    let keys: Vec<&[u8]> = shared().map(|(_, key, _)| key.as_slice()).collect();
+    if keys.is_empty() {
+        return;
+    }
+    let args = refund_args(shared().map(|(charge, _, mark)| (&charge.bound.args, mark)));
+    let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+    // Unanswered, it may have been done: a second try could mint tokens.
+    let _ = Box::pin(redis.run(&REFUND, &keys, &args, budget)).await;
+}
+
+/// Gives loans of `who` back, by one script within the budget; what fails is forgotten in its time.
+pub(super) async fn repay(redis: &kv::Redis, who: f64, loans: &[Repayment], budget: &mut Budget) {
+    let keys: Vec<&[u8]> = loans.iter().map(|one| &*one.key).collect();
+    let mut args = vec![Vec::new()];
+    for Repayment { shape, serial, held, .. } in loans {
+        args.extend(ShapeArgs::new(&Shape::TokenBucket(*shape)).iter().map(<[u8]>::to_vec));
+        args.extend([who, *serial as f64, *held].map(|number| number.to_string().into_bytes()));
+    }
+    let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+    let _ = redis.run(&REPAY, &keys, &args, budget).await;
 }
 
 #[cfg(test)]
 #[path = "shared_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "agree_tests.rs"]
+mod agree;

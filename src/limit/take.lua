@@ -1,50 +1,78 @@
--- Takes one request from every bucket of one stage, or from none.
+-- Takes one request from every limit of one stage, or from none.
 --
--- KEYS   one bucket a limit
--- ARGV   [1] '' (a test's time in microseconds); then four a limit: accrual, price, capacity (see bucket.rs), and
---        1 where the limit denies or 0 where it only counts (dry_run)
--- Reply  now in microseconds; then six a limit: 1 charged or 0 not; whole requests left; milliseconds until one is
---        there; milliseconds until full; and for refund.lua microseconds after which the bucket would have been full
---        without this charge, and what it had been given back so far
+-- KEYS   one state a limit
+-- ARGV   [1] '' (a test's time in microseconds); [2] eight bytes that are this request's alone; then six a limit: the
+--        algorithm's code and its three parameters (see algorithm.rs), the request's cost, and 1 where the limit denies,
+--        0 where it only counts (dry_run), 2 where it only counts and is one with the limit before; then one a limit, or
+--        none at all: '', or of a token bucket that lends five little-endian doubles: who borrows, the number of his
+--        question, the units that he has left, those that he wants to have, and those that he spent while Redis was away
+-- Reply  now in microseconds; then six a limit: 1 charged or 0 not; whole requests left, those that are lent included;
+--        milliseconds until as much is there; milliseconds until all is; and for refund.lua the two numbers of the
+--        charge; then one a limit: the units that the borrower has now
 --
--- Denied: nothing is written, but that the clock was set back. A counting limit without a token is not charged and denies nobody.
+-- Denied: nothing is written, but what was spent while Redis was away, and that the clock was set back. A counting limit
+-- that is short is not charged and denies nobody.
+
+local EACH = 6
 
 local now = clock(ARGV[1])
 local admitted = true
 local limits = {}
+local first
 
 for i = 1, #KEYS do
-  local at = i * 4 - 2
-  local limit = {
-    accrual = tonumber(ARGV[at]),
-    price = tonumber(ARGV[at + 1]),
-    capacity = tonumber(ARGV[at + 2]),
-  }
-  limit.credit, limit.stamp, limit.returned, limit.set_back =
-    refilled(KEYS[i], limit.accrual, limit.price, limit.capacity, now)
-  if ARGV[at + 3] == '1' and limit.credit < limit.price then
+  local at = i * EACH - 3
+  local p = { tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]) }
+  local limit = { p = p, cost = tonumber(ARGV[at + 4]), does = algorithm(ARGV[at]) }
+  limit.state = limit.does.read(KEYS[i], p, now)
+  local loan = ARGV[#KEYS * EACH + 2 + i]
+  if loan and loan ~= '' then
+    local debit
+    limit.who, limit.number, limit.held, limit.wanted, debit = struct.unpack('<ddddd', loan)
+    if debit > 0 then
+      limit.does.debit(limit.state, p, debit)
+      limit.changed = true
+    end
+    limit.borrows, limit.held = limit.does.repay(limit.state, p, limit.who, limit.number, limit.held)
+  end
+  local covered = limit.does.covers(limit.state, p, limit.cost)
+  if ARGV[at + 5] == '1' and not covered then
     admitted = false
   end
+  -- Several rates of one limit are charged together or not at all: as the first of them.
+  if ARGV[at + 5] == '2' then
+    first.covered = first.covered and covered
+  else
+    first = limit
+    first.covered = covered
+  end
+  limit.first = first
   limits[i] = limit
 end
 
 local reply = { now }
+local lent = {}
 for i, limit in ipairs(limits) do
-  local charged, room = 0, 0
-  if admitted and limit.credit >= limit.price then
+  local does, state, p = limit.does, limit.state, limit.p
+  local charged, one, two = 0, 0, 0
+  if admitted and limit.first.covered then
     charged = 1
-    room = math.min(math.floor((limit.capacity - limit.credit) / limit.accrual), FAR_US)
-    limit.credit = limit.credit - limit.price
-  end
-  if charged == 1 or limit.set_back then
-    keep(KEYS[i], limit.credit, limit.stamp, limit.returned, limit.accrual, limit.price, limit.capacity, now)
+    one, two = does.charge(state, p, limit.cost, now, ARGV[2])
   end
   local at = #reply
   reply[at + 1] = charged
-  reply[at + 2] = math.floor(limit.credit / limit.price)
-  reply[at + 3] = wait_ms(limit.credit, limit.stamp, limit.accrual, limit.price, now)
-  reply[at + 4] = full_ms(limit.credit, limit.stamp, limit.accrual, limit.capacity, now)
-  reply[at + 5] = room
-  reply[at + 6] = limit.returned
+  reply[at + 2], reply[at + 3], reply[at + 4] = does.level(state, p, limit.cost, now)
+  if limit.borrows then
+    -- Whoever is denied keeps what he had.
+    lent[i] = does.lend(state, p, limit.who, limit.number, charged == 1 and limit.wanted or limit.held, now)
+  end
+  if charged == 1 or state.rewound or limit.changed then
+    does.keep(KEYS[i], state, p, now)
+  end
+  reply[at + 5] = one
+  reply[at + 6] = two
+end
+for i = 1, #KEYS do
+  reply[#reply + 1] = lent[i] or 0
 end
 return reply

@@ -1,13 +1,17 @@
 use std::net::IpAddr;
+use std::time::Duration;
 
-use http::Method;
 use http::header::RETRY_AFTER;
+use http::{HeaderMap, Method};
 use prometheus::Registry;
 
+use super::bounds::STAGES;
 use super::*;
-use crate::config::IdentityPart;
+use crate::config;
+use crate::config::{Cost, IdentityPart, Quota};
 use crate::kv::Reply;
 use crate::kv::tests::Server;
+use crate::metrics::{Decision, Metrics};
 use crate::syntax::rate::Rate;
 
 /// A process, and a request that comes to it.
@@ -24,11 +28,12 @@ fn limit(name: &str, rate: (u32, u32), burst: u32, on: Stage) -> config::Limit {
         name: name.to_owned(),
         scope: name.to_owned(),
         key: vec![IdentityPart::Ip],
-        rate: Rate { amount: rate.0, period_ms: rate.1 },
-        burst,
+        quotas: vec![Quota::TokenBucket { rate: Rate { amount: rate.0, period_ms: rate.1 }, burst }],
+        cost: Cost::Fixed(1),
         on,
         dry_run: false,
         redis_down: RedisDown::Local,
+        loans: true,
     }
 }
 
@@ -55,9 +60,11 @@ impl Pod {
     }
 
     async fn take_as(&self, ip: IpAddr, stage: Stage, charged: &mut Charged) -> Verdict {
-        let headers = HeaderMap::new();
-        let facts =
-            Facts { ip, headers: &headers, query: None, route: "catalog", host: "shop.example", method: &Method::GET };
+        self.take_with(ip, &HeaderMap::new(), stage, charged).await
+    }
+
+    async fn take_with(&self, ip: IpAddr, headers: &HeaderMap, stage: Stage, charged: &mut Charged) -> Verdict {
+        let facts = Facts { ip, headers, query: None, route: "catalog", host: "shop.example", method: &Method::GET };
         let mut budget = Budget::new(Duration::from_secs(5));
         self.limiter.take(self.redis.as_ref(), &self.limits, stage, &facts, charged, &mut budget).await
     }
@@ -81,13 +88,16 @@ impl Pod {
         None
     }
 
+    /// Decisions of this source; of Redis, those included that this pod made by what Redis had lent or told it.
     fn counted(&self, limit: &str, decision: Decision, source: Source) -> u64 {
+        let unasked = if source == Source::Redis { self.counted(limit, decision, Source::Loan) } else { 0 };
         let (decision, source) = (decision.as_str(), source.as_str());
         let labels = format!("{{decision=\"{decision}\",limit=\"{limit}\",route=\"catalog\",source=\"{source}\"}} ");
         let text = self.metrics.render(0);
         let line = text.lines().find(|line| line.starts_with("weir_limit_decisions_total") && line.contains(&labels));
         // A series appears with its first event.
-        line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().unwrap())
+        let count: u64 = line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().unwrap());
+        count + unasked
     }
 }
 
@@ -132,8 +142,9 @@ async fn the_limits_of_a_stage_are_taken_together_and_the_longest_wait_is_told()
     both(1, limits, async |pod, source| {
         assert_eq!(pod.admitted(7, Stage::Request).await, 2);
         let denial = pod.denied(Stage::Request).await.unwrap();
-        assert_eq!((denial.limit.name.as_str(), denial.source), ("b", source));
-        assert!((59_000..=60_000).contains(&denial.retry_after.as_millis()), "{:?}", denial.retry_after);
+        assert_eq!(denial.limit.name, "b");
+        assert_eq!(denial.source, if source == Source::Redis { Source::Loan } else { source }, "it was denied before");
+        assert!((59_000..=60_000).contains(&denial.retry_after.unwrap().as_millis()), "{:?}", denial.retry_after);
         assert_eq!(pod.counted("a", Decision::Allowed, source), 2);
         assert_eq!(pod.counted("a", Decision::Denied, source), 0);
     })
@@ -144,7 +155,7 @@ async fn the_limits_of_a_stage_are_taken_together_and_the_longest_wait_is_told()
 async fn a_dry_run_counts_and_denies_nobody() {
     let limits = || {
         let dry = config::Limit { dry_run: true, ..hourly("dry", 1, Stage::Request) };
-        vec![dry, hourly("real", 3, Stage::Request)]
+        vec![dry, config::Limit { loans: false, ..hourly("real", 3, Stage::Request) }]
     };
     both(1, limits, async |pod, source| {
         assert_eq!(pod.admitted(5, Stage::Request).await, 3);
@@ -160,8 +171,8 @@ async fn the_wait_that_is_told_is_true() {
     let pod = Pod::new(vec![limit("a", (3, 1000), 2, Stage::Request)]);
     assert_eq!(pod.admitted(2, Stage::Request).await, 2);
     let denial = pod.denied(Stage::Request).await.unwrap();
-    assert_eq!(denial.retry_after, Duration::from_millis(334));
-    pod.clock.advance(denial.retry_after - Duration::from_millis(1));
+    assert_eq!(denial.retry_after, Some(Duration::from_millis(334)));
+    pod.clock.advance(denial.retry_after.unwrap() - Duration::from_millis(1));
     assert!(pod.denied(Stage::Request).await.is_some());
     pod.clock.advance(Duration::from_millis(1));
     assert!(pod.denied(Stage::Request).await.is_none());
@@ -235,7 +246,7 @@ async fn redis_down_may_let_all_or_nothing_through() {
 
     let shut = with(RedisDown::Deny);
     assert_eq!(shut.admitted(9, Stage::Request).await, 0);
-    assert!(shut.limiter.local.is_empty(), "a denied request charges nothing");
+    assert!(shut.limiter.shelf.local.is_empty(), "a denied request charges nothing");
     let denial = shut.denied(Stage::Request).await.unwrap();
     let mut fields = HeaderMap::new();
     denial.append_fields(&mut fields);
@@ -253,3 +264,6 @@ async fn each_identity_has_its_own_bucket_and_a_limit_named_twice_counts_once() 
     assert!(matches!(pod.take_as([192, 0, 2, 2].into(), Stage::Request, &mut charged).await, Verdict::Allow));
     assert!(charged.charges.is_empty(), "no later stage can deny: nothing to remember");
 }
+
+#[path = "quota_tests.rs"]
+mod quotas;

@@ -146,6 +146,8 @@ labels! {
         Local = "local",
         /// The `redis_down` rule.
         Fallback = "fallback",
+        /// What this pod was lent, or was told before.
+        Loan = "loan",
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use http::{HeaderValue, Method, StatusCode, Uri};
 
 use crate::clock::{Clock, Stopwatch};
+use crate::limit::Slots;
 use crate::log::{Access, Sink};
 use crate::metrics::{Metrics, Outcome, RouteMetrics, Tier};
 
@@ -36,6 +37,8 @@ pub struct Exchange {
     line: Option<Box<Line>>,
     /// Bytes of the body that were handed to the client's connection.
     pub bytes: u64,
+    /// What the request holds of limits until its end.
+    pub slots: Slots,
 }
 
 /// What only the access line says.
@@ -61,6 +64,7 @@ impl Exchange {
             status: None,
             line: None,
             bytes: 0,
+            slots: Slots::new(),
         }
     }
 

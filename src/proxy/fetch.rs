@@ -30,7 +30,7 @@ use crate::cache::{Previous, conditional, key, parts};
 use crate::clock::{SteadyMs, Stopwatch, WallMs};
 use crate::config::Stage;
 use crate::kv::Budget;
-use crate::limit::{Charged, Facts, Verdict};
+use crate::limit::{Charged, Facts, Slots, Verdict};
 use crate::message::Body;
 use crate::metrics::Fill;
 
@@ -62,6 +62,8 @@ pub(crate) struct Fetch {
     pub(crate) previous: Option<Previous>,
     pub(crate) hand_over: oneshot::Sender<(Response<Body>, &'static str)>,
     pub(crate) report: oneshot::Sender<(Option<StatusCode>, Duration)>,
+    /// What it holds of limits on requests in flight.
+    pub(crate) slots: Slots,
 }
 
 /// A stored part, and the request for what it lacks of the whole.
@@ -114,12 +116,17 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
         }
     }
     let deadline = fetch.redis_deadline;
-    if is_denied(&worker, &fetch.route, &fetch.headers, &asker, deadline).await {
-        let lease = fetch.lease.take();
-        drop(fetch);
-        return release(&worker, lease, None, deadline).await;
+    match admitted(&worker, &fetch.route, &fetch.headers, &asker, deadline).await {
+        Some(slots) => {
+            fetch.slots = slots;
+            run(fetch).await;
+        }
+        None => {
+            let lease = fetch.lease.take();
+            drop(fetch);
+            release(&worker, lease, None, deadline).await;
+        }
     }
-    run(fetch).await;
 }
 
 /// Fetches, and ends the flight whatever happens. Meanwhile the lease is renewed, which the fetch does not wait for.
@@ -192,16 +199,17 @@ fn is_about_ranges(status: StatusCode) -> bool {
     matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE)
 }
 
-/// Takes the limits of what reaches the upstream; what they charge stays charged.
-async fn is_denied(
+/// Takes the limits of what reaches the upstream; what they charge stays charged. `None` if one denies, else what is held
+/// until the fetch ends.
+async fn admitted(
     worker: &Worker,
     route: &RouteState,
     headers: &HeaderMap,
     asker: &Asker,
     deadline: Duration,
-) -> bool {
+) -> Option<Slots> {
     if route.limits.is_empty(Stage::Origin) {
-        return false;
+        return Some(Slots::new());
     }
     let facts = Facts {
         ip: asker.ip,
@@ -214,7 +222,7 @@ async fn is_denied(
     let (mut charged, mut budget) = (Charged::default(), Budget::new(deadline));
     let (limiter, redis) = (&worker.shared.limiter, worker.redis.as_ref());
     let verdict = limiter.take(redis, &route.limits, Stage::Origin, &facts, &mut charged, &mut budget).await;
-    matches!(verdict, Verdict::Deny(_))
+    matches!(verdict, Verdict::Allow).then(|| charged.take_slots())
 }
 
 impl Fetch {

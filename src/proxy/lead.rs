@@ -21,7 +21,7 @@ use crate::cache::{Ask, Found, Look, Missing, Previous};
 use crate::config::Stage;
 use crate::invalidation::Verdict;
 use crate::kv::Budget;
-use crate::limit::Denial;
+use crate::limit::{Denial, Slots};
 use crate::message::Body;
 use crate::metrics::{Lookup, Outcome, Tier};
 
@@ -132,6 +132,7 @@ pub(crate) async fn lead(
     if excuse.is_some() {
         journey.charged.keep();
     }
+    let own = journey.charged.holds();
     if let Err(denial) = journey.limited(Stage::Origin, parts).await {
         return match excuse {
             Some(previous) => Led::Found(worker.shared.cache.found(&previous.slot, ask), Outcome::Stale),
@@ -139,7 +140,9 @@ pub(crate) async fn lead(
         };
     }
     let follower = permit.follower().leading();
-    let (fetch, direct, timing) = start(journey, ask, parts, permit, lease.arrive(), previous);
+    let (mut fetch, direct, timing) = start(journey, ask, parts, permit, lease.arrive(), previous);
+    // What of the upstream it takes up, it takes up until it ends, whoever still waits for it.
+    fetch.slots = journey.charged.take_slots_beyond(own);
     worker.behind.spawn(fetch::run(fetch));
     Led::Asked(Lead { follower, direct, timing })
 }
@@ -335,6 +338,7 @@ fn start(
         previous,
         hand_over,
         report,
+        slots: Slots::new(),
     };
     (fetch, direct, timing)
 }

@@ -15,13 +15,7 @@ pub struct Rate {
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = match self.period_ms {
-            1_000 => "s",
-            60_000 => "m",
-            3_600_000 => "h",
-            _ => "d",
-        };
-        write!(f, "{}/{unit}", self.amount)
+        write!(f, "{}/{}", self.amount, self.unit())
     }
 }
 
@@ -58,6 +52,16 @@ impl Rate {
                 format!("`{amount}` is no number of requests"),
                 format!("write a whole number from 1 to {}, such as \"100/s\"", u32::MAX),
             )),
+        }
+    }
+
+    /// The period as it is written: `s`, `m`, `h` or `d`.
+    pub fn unit(&self) -> &'static str {
+        match self.period_ms {
+            1_000 => "s",
+            60_000 => "m",
+            3_600_000 => "h",
+            _ => "d",
         }
     }
 

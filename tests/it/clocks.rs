@@ -177,11 +177,12 @@ async fn who_waits_for_a_slow_leader_keeps_its_own_deadline() {
     }
 }
 
+/// Redis is asked for every request: a pod that remembers a denial would not see the step.
 const LIMITED: &str = r#"
 [[route]]
 name = "all"
 path = "/{*path}"
-limits = [{ name = "all", key = ["route"], rate = "1/s", burst = 5 }]
+limits = [{ name = "all", key = ["route"], rate = "1/s", burst = 5, loans = false }]
 "#;
 
 /// Asks until it is denied; how often it was admitted.

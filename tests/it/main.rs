@@ -26,6 +26,7 @@ mod intents;
 mod invalidation;
 mod leases;
 mod life;
+mod limit_algorithms;
 mod limits;
 mod methods;
 mod once;

@@ -4,13 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Check, nearest};
-use crate::config::raw::{self, Algorithm, At, LimitUse};
+use crate::config::raw::{self, At, LimitUse};
 use crate::config::report::Span;
 use crate::config::{IdentityPart, Limit, RedisDown, Stage};
-use crate::syntax::rate::Rate;
 
-/// Largest bucket, in requests; the scripts count in doubles, which hold it exactly.
-const MOST_BURST: u32 = 1_000_000_000;
 /// Most parts of one identity.
 const MOST_PARTS: usize = 8;
 /// Most limits of one route: all of one stage are taken in one script.
@@ -91,23 +88,14 @@ impl Check<'_, '_> {
     fn limit(&mut self, raw: &raw::Limit, span: &Span, route: Option<&str>) -> Option<(String, Option<Limit>)> {
         let name = self.read(&raw.name).map(|name| name.0);
         let key = raw.key.as_ref().and_then(|key| self.identity(key));
-        let rate = self.read(&raw.rate);
-        let burst = match &raw.burst {
-            Some(at) if at.value == 0 => {
-                self.error(&at.span(), "a burst of 0 lets nothing through", "write at least 1");
-                None
-            }
-            _ => self.count(&raw.burst, 1..=MOST_BURST),
-        };
-        if let Some(at) = raw.algorithm.as_ref().filter(|at| at.value != Algorithm::TokenBucket) {
-            self.refuse(&at.span(), "algorithm", "write \"token_bucket\", or leave the key out");
-        }
+        let quotas = self.quotas(raw, span);
+        let cost = self.cost(raw.cost.as_ref(), quotas.as_deref());
         if let Some(at) = &raw.after_loss {
             self.refuse(&at.span(), "after_loss", "remove the key");
         }
         let on = raw.on.as_ref().map_or(Stage::Request, |at| at.value);
         let name = name?;
-        let (Some(key), Some(rate)) = (key, rate) else { return Some((name, None)) };
+        let (Some(key), Some(quotas)) = (key, quotas) else { return Some((name, None)) };
         if key.contains(&IdentityPart::Ip) && self.proxies_unsaid {
             let key_span = raw.key.as_ref().map_or_else(|| span.clone(), At::span);
             let text =
@@ -123,11 +111,12 @@ impl Check<'_, '_> {
             name: name.clone(),
             scope,
             key,
-            rate,
-            burst: burst.unwrap_or_else(|| default_burst(rate)),
+            quotas,
+            cost,
             on,
             dry_run: raw.dry_run.as_ref().is_some_and(|at| at.value),
             redis_down: raw.redis_down.as_ref().map_or(RedisDown::Local, |at| at.value),
+            loans: raw.loans.as_ref().is_none_or(|at| at.value),
         };
         Some((name, Some(limit)))
     }
@@ -151,10 +140,4 @@ impl Check<'_, '_> {
         }
         Some(parts)
     }
-}
-
-/// The requests of one second, at least one.
-fn default_burst(rate: Rate) -> u32 {
-    let second = u64::from(rate.amount) * 1000 / u64::from(rate.period_ms.max(1));
-    u32::try_from(second).unwrap_or(MOST_BURST).clamp(1, MOST_BURST)
 }

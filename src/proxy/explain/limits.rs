@@ -2,7 +2,7 @@
 
 use super::Case;
 use super::report::{Does, Limit, Part};
-use crate::config::{IdentityPart, RedisDown, Stage};
+use crate::config::{Cost, IdentityPart, Quota, RedisDown, Stage};
 use crate::limit::Facts;
 use crate::limit::identity::canonical;
 
@@ -26,8 +26,9 @@ impl Case<'_> {
                 (Does::Cache, Stage::Miss) => "where the cache does not answer it",
                 (Does::Cache, Stage::Origin) => "where it asks the service",
             },
-            rate: limit.rate.to_string(),
-            burst: limit.burst,
+            algorithm: limit.quotas.first().map_or("", Quota::algorithm),
+            quotas: limit.quotas.iter().map(quota).collect(),
+            cost: cost(&limit.cost),
             identity: limit.key.iter().map(|part| self.identified(part)).collect(),
             dry_run: limit.dry_run,
             redis_down: match limit.redis_down {
@@ -65,5 +66,20 @@ impl Case<'_> {
             IdentityPart::Method => ("method".to_owned(), self.parts().method.to_string()),
         };
         Part { name, value }
+    }
+}
+
+fn quota(quota: &Quota) -> String {
+    match quota {
+        Quota::TokenBucket { rate, burst } => format!("{rate}, {burst} at once"),
+        Quota::FixedWindow(rate) | Quota::SlidingWindow(rate) | Quota::SlidingLog(rate) => rate.to_string(),
+        Quota::Concurrency { max } => format!("{max} in flight"),
+    }
+}
+
+fn cost(cost: &Cost) -> String {
+    match cost {
+        Cost::Fixed(cost) => cost.to_string(),
+        Cost::Header { name, max, default } => format!("what {name} says, {default} without it, at most {max}"),
     }
 }

@@ -166,10 +166,12 @@ pub struct Limit {
     pub stage: &'static str,
     /// Whether this request reaches that stage.
     pub applies: &'static str,
-    /// Sustained rate.
-    pub rate: String,
-    /// Size of the bucket.
-    pub burst: u32,
+    /// How it counts.
+    pub algorithm: &'static str,
+    /// Its rates with what may come at once, or its requests in flight.
+    pub quotas: Vec<String>,
+    /// What a request costs.
+    pub cost: String,
     /// What is counted together; credentials and other values that a client sends are never shown.
     pub identity: Vec<Part>,
     /// Whether it only counts.

@@ -124,8 +124,11 @@ impl Page<'_, '_> {
         }
         for limit in limits {
             let dry = if limit.dry_run { ", counts only" } else { "" };
-            let bucket = format!("{}, {} at once{dry}", limit.rate, limit.burst);
-            self.line(&limit.name, bucket)?;
+            self.line(&limit.name, format_args!("{}{dry}", limit.quotas.join(" and ")))?;
+            self.line("  algorithm", limit.algorithm)?;
+            if limit.cost != "1" {
+                self.line("  a request costs", &limit.cost)?;
+            }
             self.line("  on", format_args!("{} ({})", limit.stage, limit.applies))?;
             self.lines("  counted by", limit.identity.iter().map(|part| format!("{} = {}", part.name, part.value)))?;
             self.line("  without Redis", limit.redis_down)?;

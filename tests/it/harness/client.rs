@@ -300,14 +300,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         .await
     }
 
-    /// Reads on until `text` has come.
-    pub async fn read_until(&mut self, text: &[u8]) {
+    /// Reads on until `text` has come; all that has.
+    pub async fn read_until(&mut self, text: &[u8]) -> &[u8] {
         patiently("bytes", async {
             while !self.buffer.windows(text.len()).any(|window| window == text) {
                 fill(&mut self.stream, &mut self.buffer).await.expect("the connection goes on");
             }
         })
         .await;
+        &self.buffer
     }
 
     /// Reads on to the end; says what came, and whether it ended as it should (over TLS: with `close_notify`).

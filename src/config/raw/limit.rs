@@ -1,0 +1,157 @@
+//! `[[limit]]`, and the `limits` of a route.
+
+use std::fmt;
+
+use http::HeaderName;
+use schemars::JsonSchema;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::{At, Maybe, MaybeText, Name, RedisDown, Stage, Text, Texts};
+use crate::config::IdentityPart;
+use crate::syntax::rate::Rate;
+
+/// `[[limit]]`, or a limit inside a route.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Limit {
+    /// Label in metrics and answers.
+    #[schemars(required)]
+    pub(in crate::config) name: MaybeText<Name>,
+    /// What is counted together.
+    #[schemars(required)]
+    pub(in crate::config) key: Maybe<Vec<At<Text<IdentityPart>>>>,
+    /// Sustained rate, or requests a period.
+    pub(in crate::config) rate: MaybeText<Rate>,
+    /// Several of them, with different periods, in place of `rate`.
+    pub(in crate::config) rates: Texts<Rate>,
+    /// Requests that may come at once; by default those of one second. For "token_bucket".
+    pub(in crate::config) burst: Maybe<i64>,
+    /// Requests in flight at once. For "concurrency".
+    pub(in crate::config) max: Maybe<i64>,
+    /// What a request costs.
+    pub(in crate::config) cost: Maybe<Cost>,
+    /// Which requests are counted.
+    pub(in crate::config) on: Maybe<Stage>,
+    /// Count, never deny.
+    pub(in crate::config) dry_run: Maybe<bool>,
+    /// While Redis does not answer.
+    pub(in crate::config) redis_down: Maybe<RedisDown>,
+    /// Whether a pod may decide by itself: spend what a token bucket lent it, deny while it knows that it must.
+    pub(in crate::config) loans: Maybe<bool>,
+    /// How requests are counted.
+    pub(in crate::config) algorithm: Maybe<Algorithm>,
+    /// Not available in this version.
+    pub(in crate::config) after_loss: Maybe<AfterLoss>,
+}
+
+/// `cost` of a limit.
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
+pub(in crate::config) enum Cost {
+    /// The same for all requests.
+    Fixed(i64),
+    /// What the request says.
+    Said(CostField),
+}
+
+/// `cost` of a limit that a request field says.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct CostField {
+    /// The field, a whole number.
+    #[schemars(required)]
+    pub(in crate::config) header: MaybeText<HeaderName>,
+    /// What more counts as.
+    #[schemars(required)]
+    pub(in crate::config) max: Maybe<i64>,
+    /// What a request costs that does not say it, or no number.
+    pub(in crate::config) default: Maybe<i64>,
+}
+
+impl<'de> Deserialize<'de> for Cost {
+    /// By hand, because serde's own untagged enums read into a buffer that has no places.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = Cost;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number, or where it stands")
+            }
+
+            fn visit_i64<E>(self, cost: i64) -> Result<Cost, E> {
+                Ok(Cost::Fixed(cost))
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Cost, M::Error> {
+                CostField::deserialize(MapAccessDeserializer::new(map)).map(Cost::Said)
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// `algorithm` of a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum Algorithm {
+    /// At most burst + rate * w in every window w.
+    TokenBucket,
+    /// At most amount * (1 + w / period) in every window w.
+    SlidingWindow,
+    /// At most the amount in every window of a period, exactly.
+    SlidingLog,
+    /// At most the amount from one multiple of the period to the next.
+    FixedWindow,
+    /// At most max in flight.
+    Concurrency,
+}
+
+/// `after_loss` of a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum AfterLoss {
+    /// Not available in this version.
+    Empty,
+    /// Not available in this version.
+    Full,
+}
+
+/// An entry of a route's `limits`.
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
+pub(in crate::config) enum LimitUse {
+    /// A shared limit, by name.
+    Shared(String),
+    /// This route's own.
+    Own(Box<Limit>),
+}
+
+impl<'de> Deserialize<'de> for LimitUse {
+    /// By hand, because serde's own untagged enums read into a buffer that has no places.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = LimitUse;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a limit, or a limit")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<LimitUse, E> {
+                Ok(LimitUse::Shared(name.to_owned()))
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<LimitUse, M::Error> {
+                Limit::deserialize(MapAccessDeserializer::new(map)).map(|limit| LimitUse::Own(Box::new(limit)))
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}

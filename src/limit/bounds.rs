@@ -1,0 +1,179 @@
+//! A route's limits by stage, with their handles; built with the route.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+use smallvec::SmallVec;
+
+use super::algorithm::Shape;
+use super::fields;
+use super::identity::LocalName;
+use super::loans::Due;
+use super::local::Ask;
+use super::shared::{Mode, ShapeArgs, TAKE_ANY, TAKE_TOKENS};
+use super::{Facts, Named};
+use crate::config::{self, Cost, Quota, Stage};
+use crate::kv::Script;
+use crate::metrics::{LimitMetrics, Metrics};
+
+/// One limit on one route; of one with several rates, one of them.
+pub(super) struct Bound {
+    pub(super) limit: Arc<config::Limit>,
+    pub(super) quota: Quota,
+    /// Whether the limit's own bound before is one with it.
+    pub(super) follows: bool,
+    /// The name of its states.
+    pub(super) scope: Box<str>,
+    pub(super) metrics: LimitMetrics,
+    pub(super) shape: Shape,
+    pub(super) args: ShapeArgs,
+    /// What a request costs as a script reads it, where it is the same for all.
+    cost: Box<[u8]>,
+    /// Its name in `RateLimit`.
+    pub(super) quoted: Box<str>,
+}
+
+/// A cost in decimal digits.
+pub(super) type CostText = SmallVec<[u8; 10]>;
+
+/// One stage of a route.
+pub(super) struct StageLimits {
+    pub(super) bounds: Vec<Arc<Bound>>,
+    /// `RateLimit-Policy` of a request that came this far.
+    pub(super) policy: Option<HeaderValue>,
+    /// The script that takes them.
+    pub(super) script: &'static Script,
+    /// Whether a later stage may deny, so that charges must be remembered.
+    pub(super) refundable: bool,
+}
+
+/// A route's limits by stage, with their handles; built with the route.
+pub struct RouteLimits {
+    stages: [StageLimits; STAGES.len()],
+}
+
+/// Stages in their order.
+pub(super) const STAGES: [Stage; 3] = [Stage::Request, Stage::Miss, Stage::Origin];
+
+impl RouteLimits {
+    /// The limits of the route called `route`. One that is named twice counts once.
+    pub fn new(metrics: &Metrics, route: &str, limits: &[Arc<config::Limit>]) -> Self {
+        let none = || StageLimits { bounds: Vec::new(), policy: None, script: &TAKE_TOKENS, refundable: false };
+        let mut stages: [StageLimits; STAGES.len()] = std::array::from_fn(|_| none());
+        for (index, stage) in STAGES.into_iter().enumerate() {
+            for limit in limits.iter().filter(|limit| limit.on == stage) {
+                let bounds = &mut stages[index].bounds;
+                if bounds.iter().all(|bound| bound.limit.scope != limit.scope) {
+                    let own = (0..limit.quotas.len()).map(|nth| Arc::new(Bound::new(metrics, route, limit, nth)));
+                    bounds.extend(own);
+                }
+            }
+            let told = stages[..=index].iter().flat_map(|stage| &stage.bounds);
+            let policy = fields::policy(told.filter(|bound| !bound.limit.dry_run).map(|bound| &**bound));
+            stages[index].policy = policy;
+            if stages[index].bounds.iter().any(|bound| !matches!(bound.shape, Shape::TokenBucket(_))) {
+                stages[index].script = &TAKE_ANY;
+            }
+            stages[index].refundable = limits.iter().any(|limit| limit.on > stage);
+        }
+        Self { stages }
+    }
+
+    /// Whether the route has no limit at this stage.
+    pub fn is_empty(&self, stage: Stage) -> bool {
+        self.stage(stage).bounds.is_empty()
+    }
+
+    /// Every limit, stage by stage, as it is taken.
+    pub fn all(&self) -> impl Iterator<Item = &config::Limit> {
+        let bounds = self.stages.iter().flat_map(|stage| &stage.bounds);
+        bounds.filter(|bound| !bound.follows).map(|bound| &*bound.limit)
+    }
+
+    pub(super) fn stage(&self, stage: Stage) -> &StageLimits {
+        &self.stages[stage as usize]
+    }
+}
+
+impl Bound {
+    fn new(metrics: &Metrics, route: &str, limit: &Arc<config::Limit>, nth: usize) -> Self {
+        let (quota, several) = (limit.quotas[nth], limit.quotas.len() > 1);
+        let shape = Shape::new(&quota);
+        let name = match quota.rate().filter(|_| several) {
+            Some(rate) => fields::quoted(&format!("{} {rate}", limit.name)),
+            None => fields::quoted(&limit.name),
+        };
+        let cost = match &limit.cost {
+            Cost::Fixed(cost) => cost.to_string(),
+            Cost::Header { .. } => String::new(),
+        };
+        Self {
+            limit: Arc::clone(limit),
+            quota,
+            follows: nth > 0,
+            scope: scope(&limit.scope, &quota, several),
+            metrics: metrics.limit(route, &limit.name),
+            shape,
+            args: ShapeArgs::new(&shape),
+            cost: cost.into_bytes().into(),
+            quoted: name,
+        }
+    }
+
+    /// What the request costs, and that as a script reads it.
+    pub(super) fn cost(&self, facts: &Facts<'_>) -> (f64, CostText) {
+        match &self.limit.cost {
+            Cost::Fixed(cost) => (f64::from(*cost), CostText::from_slice(&self.cost)),
+            Cost::Header { name, max, default } => {
+                let cost = facts.headers.get(name).and_then(|value| said(value.as_bytes())).unwrap_or(*default);
+                let cost = cost.clamp(1, *max);
+                (f64::from(cost), CostText::from_slice(itoa::Buffer::new().format(cost).as_bytes()))
+            }
+        }
+    }
+
+    /// Asks a state in memory. A pod's part may be less than one request costs: then that takes all of it.
+    pub(super) fn ask(&self, name: LocalName, shape: Shape, cost: f64, id: u64) -> Ask<'_> {
+        let cost = if cost <= self.shape.capacity() { cost.min(shape.capacity()) } else { cost };
+        let joined = self.follows && self.limit.dry_run;
+        Ask { name, scope: &self.scope, shape, enforced: !self.limit.dry_run, joined, cost, id }
+    }
+
+    /// What is to be known of it for one request. A limit that only counts knows nothing beforehand.
+    pub(super) fn due<T>(&self, named: &Named<T>, pods: u32) -> Due {
+        let decides = self.limit.loans && !self.limit.dry_run;
+        let remembers = decides && !self.shape.is_held() && named.cost <= self.shape.capacity();
+        let bucket = match self.shape {
+            Shape::TokenBucket(shape) if remembers => Some(shape),
+            _ => None,
+        };
+        Due { name: named.name, bucket, cost: named.cost, pods: f64::from(pods.max(1)), remembers }
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        match (self.limit.dry_run, self.follows) {
+            (false, _) => Mode::Enforced,
+            (true, false) => Mode::Counting,
+            (true, true) => Mode::Joined,
+        }
+    }
+}
+
+/// The whole number that a field says, however large.
+fn said(value: &[u8]) -> Option<u32> {
+    let digits = value.trim_ascii();
+    let is_whole = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    is_whole.then(|| std::str::from_utf8(digits).ok()?.parse().ok()).map(|cost| cost.unwrap_or(u32::MAX))
+}
+
+/// The name of a limit's states. That of a token bucket with one rate is the limit's own; the others say what they are,
+/// so that a limit that changes its algorithm or its period never reads what another wrote.
+fn scope(limit: &str, quota: &Quota, several: bool) -> Box<str> {
+    let period = quota.rate().map(|rate| rate.unit()).unwrap_or_default();
+    match quota {
+        Quota::TokenBucket { .. } if several => format!("{limit}:{period}").into(),
+        Quota::TokenBucket { .. } => limit.into(),
+        Quota::Concurrency { .. } => format!("{limit}:{}", quota.algorithm()).into(),
+        _ => format!("{limit}:{}:{period}", quota.algorithm()).into(),
+    }
+}

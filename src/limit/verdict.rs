@@ -1,0 +1,242 @@
+//! What a stage's limits said, and what a request was charged so far.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue};
+
+use super::algorithm::{Level, Mark, NEVER_MS, Shape};
+use super::bounds::{Bound, StageLimits};
+use super::fields;
+use super::held::{Slot, Slots};
+use super::identity::LocalName;
+use super::loans::Spent;
+use super::local::{Ask, Few, Reading};
+use crate::config::{self, Quota};
+use crate::metrics::{Decision, Source};
+use crate::syntax::rate::Rate;
+
+/// What a client is told to wait when a limit with `redis_down = "deny"` cannot be checked: the breaker's scale.
+const UNCHECKED_WAIT_MS: u64 = 1000;
+
+/// What a stage's limits said.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Go on.
+    Allow,
+    /// Stop; nothing is charged.
+    Deny(Denial),
+}
+
+/// Which limit denied, and what the client is told.
+pub struct Denial {
+    /// The limit, of several the one with the longest wait.
+    pub limit: Arc<config::Limit>,
+    /// From now until the request would be admitted if nobody else came, where it ever would; for requests in flight,
+    /// when it is worth another try.
+    pub retry_after: Option<Duration>,
+    /// Who decided.
+    pub source: Source,
+    bound: Arc<Bound>,
+    cost: f64,
+    /// What its state says; `None` if it could not be asked.
+    level: Option<Level>,
+    policy: Option<HeaderValue>,
+}
+
+/// What one request was charged so far, and what it may be told; `default()` before its first stage.
+#[derive(Default)]
+pub struct Charged {
+    pub(super) charges: Vec<Charge>,
+    /// What is given back at the request's end, whatever else.
+    pub(super) slots: Slots,
+    /// Of these, those that a denial leaves held.
+    pub(super) kept: usize,
+    tightest: Option<(Arc<Bound>, Level)>,
+    policy: Option<HeaderValue>,
+}
+
+/// A charge that may have to be given back.
+pub(super) struct Charge {
+    pub(super) bound: Arc<Bound>,
+    pub(super) name: LocalName,
+    pub(super) cost: f64,
+    pub(super) local: Option<(Shape, Mark)>,
+    pub(super) redis: Option<(Vec<u8>, Mark)>,
+    pub(super) loan: Option<Spent>,
+}
+
+/// What one of a stage's limits said; they come in their order.
+pub(super) struct Answer {
+    pub(super) name: LocalName,
+    pub(super) cost: f64,
+    pub(super) source: Source,
+    /// Whether this limit had no request left, or says `deny` unasked.
+    pub(super) short: bool,
+    pub(super) level: Option<Level>,
+    pub(super) local: Option<(Shape, Mark)>,
+    pub(super) redis: Option<(Vec<u8>, Mark)>,
+    /// What was paid from a loan of it.
+    pub(super) loan: Option<Spent>,
+}
+
+impl Answer {
+    /// Of a limit that charged nothing, and of which nothing is known.
+    pub(super) fn unchecked(name: LocalName, cost: f64, source: Source) -> Self {
+        Self { name, cost, source, short: false, level: None, local: None, redis: None, loan: None }
+    }
+
+    pub(super) fn here(ask: &Ask<'_>, reading: &Reading, source: Source) -> Self {
+        Self {
+            short: reading.is_short(),
+            level: Some(reading.level),
+            local: reading.mark.map(|mark| (ask.shape, mark)),
+            ..Self::unchecked(ask.name, ask.cost, source)
+        }
+    }
+
+    fn wait_ms(&self) -> u64 {
+        self.level.map_or(UNCHECKED_WAIT_MS, |level| level.wait_ms)
+    }
+}
+
+impl Charged {
+    /// Makes what is charged so far final: for a request that will be answered whatever later stages say, as with a
+    /// stale answer in place of a denial.
+    pub fn keep(&mut self) {
+        self.charges.clear();
+        self.kept = self.slots.len();
+    }
+
+    /// What the request holds until its end; whoever has it is to drop it then.
+    pub fn take_slots(&mut self) -> Slots {
+        self.take_slots_beyond(0)
+    }
+
+    /// How many slots it holds.
+    pub fn holds(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// All but the first so many, for something that may outlive the request.
+    pub fn take_slots_beyond(&mut self, first: usize) -> Slots {
+        self.kept = self.kept.min(first);
+        self.slots.split_off(first.min(self.slots.len()))
+    }
+
+    /// Adds `RateLimit-Policy` and `RateLimit` for the stages that were taken.
+    pub fn append_fields(&self, fields: &mut HeaderMap) {
+        let tightest = self.tightest.as_ref().map(|(bound, level)| (&*bound.quoted, &bound.shape, level));
+        fields::append(self.policy.as_ref(), tightest, fields);
+    }
+
+    pub(super) fn note(&mut self, stage: &StageLimits, answers: Few<Answer>, hold: impl Fn(Charge) -> Slot) {
+        self.policy.clone_from(&stage.policy);
+        for (bound, answer) in stage.bounds.iter().zip(answers) {
+            let tightness = |level: &Level| (level.remaining, std::cmp::Reverse(level.full_ms));
+            if let Some(level) = answer.level.filter(|_| !bound.limit.dry_run)
+                && self.tightest.as_ref().is_none_or(|(_, tightest)| tightness(&level) < tightness(tightest))
+            {
+                self.tightest = Some((Arc::clone(bound), level));
+            }
+            let is_held = bound.shape.is_held();
+            if (stage.refundable || is_held)
+                && (answer.local.is_some() || answer.redis.is_some() || answer.loan.is_some())
+            {
+                let Answer { name, cost, local, redis, loan, .. } = answer;
+                let charge = Charge { bound: Arc::clone(bound), name, cost, local, redis, loan };
+                if is_held {
+                    self.slots.push(hold(charge));
+                } else {
+                    self.charges.push(charge);
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Denial").field("limit", &self.limit.name).field("retry_after", &self.retry_after).finish()
+    }
+}
+
+impl Denial {
+    /// One plain sentence for the body of the 429.
+    pub fn explain(&self) -> String {
+        let name = &self.limit.name;
+        let Some(retry_after) = self.retry_after else {
+            return format!(
+                "The limit \"{name}\" never admits a request that costs more than {}; this one costs {}.",
+                self.bound.shape.capacity(),
+                self.cost
+            );
+        };
+        let seconds = fields::seconds(retry_after);
+        if self.level.is_none() {
+            return format!("The limit \"{name}\" cannot be checked at the moment; try again in {seconds} s.");
+        }
+        let requests = |number: u32| if number == 1 { "1 request".to_owned() } else { format!("{number} requests") };
+        let rated = |rate: Rate| {
+            let period = match rate.period_ms {
+                1000 => "a second".to_owned(),
+                60_000 => "a minute".to_owned(),
+                3_600_000 => "an hour".to_owned(),
+                86_400_000 => "a day".to_owned(),
+                other => format!("in {other} ms"),
+            };
+            format!("{} {period}", requests(rate.amount))
+        };
+        let quota = match self.bound.quota {
+            Quota::TokenBucket { rate, burst } => format!("{}, at most {burst} at once", rated(rate)),
+            Quota::FixedWindow(rate) | Quota::SlidingWindow(rate) | Quota::SlidingLog(rate) => rated(rate),
+            Quota::Concurrency { max } => format!("{} in flight", requests(max)),
+        };
+        format!("The limit \"{name}\" is used up: {quota}; try again in {seconds} s.")
+    }
+
+    /// Adds `RateLimit-Policy`, `RateLimit` and, where waiting helps, `Retry-After`.
+    pub fn append_fields(&self, fields: &mut HeaderMap) {
+        let bound = &self.bound;
+        let tightest = self.level.as_ref().map(|level| (&*bound.quoted, &bound.shape, level));
+        fields::append(self.policy.as_ref(), tightest, fields);
+        if let Some(retry_after) = self.retry_after {
+            fields::retry_after(retry_after, fields);
+        }
+    }
+}
+
+/// Counts each limit's own decision, once whatever rates it has. One that would have let a denied request through decided
+/// nothing.
+pub(super) fn count(bounds: &[Arc<Bound>], answers: &Few<Answer>, admitted: bool) {
+    let mut at = 0;
+    while let Some(bound) = bounds.get(at) {
+        let rates = bound.limit.quotas.len();
+        let own = &answers[at..at + rates];
+        at += rates;
+        let source = own[0].source;
+        match (own.iter().any(|answer| answer.short), bound.limit.dry_run) {
+            (true, true) => bound.metrics.decided(Decision::DryRun, source),
+            (true, false) => bound.metrics.decided(Decision::Denied, source),
+            (false, _) if admitted => bound.metrics.decided(Decision::Allowed, source),
+            (false, _) => {}
+        }
+    }
+}
+
+/// The denial, if a limit that may deny is short: of several, the one with the longest wait.
+pub(super) fn denial(stage: &StageLimits, answers: &Few<Answer>) -> Option<Denial> {
+    let short = stage.bounds.iter().zip(answers).filter(|(bound, answer)| answer.short && !bound.limit.dry_run);
+    let (bound, answer) = short.max_by_key(|(_, answer)| answer.wait_ms())?;
+    let wait_ms = Some(answer.wait_ms()).filter(|&wait_ms| wait_ms != NEVER_MS);
+    Some(Denial {
+        limit: Arc::clone(&bound.limit),
+        retry_after: wait_ms.map(Duration::from_millis),
+        source: answer.source,
+        bound: Arc::clone(bound),
+        cost: answer.cost,
+        level: answer.level,
+        policy: stage.policy.clone(),
+    })
+}
