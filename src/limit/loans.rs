@@ -99,7 +99,7 @@ pub enum Known<'l> {
     /// Somebody else asks just now: to be looked at again when he has his answer.
     Wait(Bell),
     /// Redis is to be asked.
-    Ask(Asked<'l>),
+    Ask(Box<Asked<'l>>),
 }
 
 /// What was paid from a loan, to be given back.
@@ -405,7 +405,7 @@ impl Loans {
             None => Question::default(),
         };
         let questions = dues.iter().map(question).collect();
-        Known::Ask(Asked { loans: self, dues: dues.into(), questions, sent: now })
+        Known::Ask(Box::new(Asked { loans: self, dues: dues.into(), questions, sent: now }))
     }
 
     /// Gives back what was spent, unless the bucket was asked since: it was told that it is gone.
@@ -462,7 +462,7 @@ impl Shard {
 
 impl Asked<'_> {
     /// The buckets' answers, in the order of the questions, each with where it is in Redis.
-    pub fn answered<'k>(self, replies: impl Iterator<Item = (&'k Reading, &'k [u8])>) {
+    pub fn answered<'k>(self: Box<Self>, replies: impl Iterator<Item = (&'k Reading, &'k [u8])>) {
         let asked = self.dues.iter().zip(&self.questions).filter(|(due, _)| due.remembers);
         for ((due, question), (reply, key)) in asked.zip(replies) {
             let mut shard = self.loans.shard(due.name);

@@ -239,7 +239,7 @@ fn due(cost: f64) -> Due {
     Due { name: NAME, bucket: Some(shape), cost, pods: 2.0, remembers: true }
 }
 
-fn asks(loans: &Loans, cost: f64, now: Micros) -> Asked<'_> {
+fn asks(loans: &Loans, cost: f64, now: Micros) -> Box<Asked<'_>> {
     match loans.consult(&[due(cost)], false, now) {
         Known::Ask(asked) => asked,
         _ => panic!("Redis is not asked"),
@@ -247,7 +247,7 @@ fn asks(loans: &Loans, cost: f64, now: Micros) -> Asked<'_> {
 }
 
 /// What Redis says: charged, and so many requests lent; or denied for a second.
-fn said(asked: Asked<'_>, lent: Option<f64>) {
+fn said(asked: Box<Asked<'_>>, lent: Option<f64>) {
     let price = due(1.0).bucket.unwrap().price;
     let level = Level { remaining: 9, wait_ms: if lent.is_some() { 0 } else { 1000 }, full_ms: 5000 };
     let shape = algorithm::Shape::TokenBucket(due(1.0).bucket.unwrap());
