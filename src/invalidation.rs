@@ -315,7 +315,10 @@ impl Invalidation {
             Ok(Ok(receipt)) => {
                 if receipt.logged {
                     // Fills get the log's positions again once this process is level with it.
-                    let _ = tokio::time::timeout(LEVEL_WAIT, self.reached(receipt.position)).await;
+                    if tokio::time::timeout(LEVEL_WAIT, self.reached(receipt.position)).await.is_err() {
+                        // What is missing before it should have come over the bus.
+                        self.kick();
+                    }
                 }
                 Ok(receipt)
             }
@@ -410,7 +413,7 @@ impl Invalidation {
         if let Some(ticket) = fate.logged(at) {
             self.settle(ticket);
         }
-        // What is missing before it comes over the bus.
+        // Of this log, what is missing before it comes over the bus.
         if applied == Applied::Foreign {
             self.kick();
         }

@@ -34,6 +34,8 @@ use http::header::RANGE;
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 
+use tokio::time::Instant;
+
 use crate::cache::directives::RequestDirectives;
 use crate::cache::flight::{Joined, Origin};
 use crate::cache::key;
@@ -83,6 +85,8 @@ pub(crate) struct Journey<'a> {
     pub(crate) named: Option<[u8; 16]>,
     /// Whether the limits on misses were taken: a request that joins anew is still one miss.
     pub(crate) missed: bool,
+    /// Until when it waits for others' fetches, once it does.
+    pub(crate) gives_up: Option<Instant>,
 }
 
 impl Proxy {
@@ -152,6 +156,7 @@ impl Proxy {
             budget,
             named: None,
             missed: false,
+            gives_up: None,
         };
 
         // Before the cache: these limits count everything, hits included.
@@ -204,6 +209,11 @@ impl Journey<'_> {
     /// What the request is to the cache.
     fn reads_as<'p>(&self, parts: &'p Parts) -> &'p Method {
         if self.content.is_some() { &Method::GET } else { &parts.method }
+    }
+
+    /// Until when it waits for others' fetches, `longest` from when it first does.
+    pub(crate) fn gives_up(&mut self, longest: Duration) -> Instant {
+        *self.gives_up.get_or_insert_with(|| Instant::now() + longest)
     }
 
     /// Takes the limits of one stage.
@@ -264,7 +274,9 @@ impl Journey<'_> {
             return self.pass(&mut parts, body, Forward::Bypass).await;
         };
         let mut why = Forward::UriMiss;
-        for _ in 0..REJOINS {
+        let mut joins = 0;
+        while joins < REJOINS {
+            joins += 1;
             // By which key comes first, and anew each time: what a fetch brings may say it.
             let ruled = match &search {
                 Some(search) => search::find(self, search).await,
@@ -349,7 +361,11 @@ impl Journey<'_> {
                     },
                     Led::Denied(denial) => return self.denied(&denial),
                     Led::Alone => break,
-                    Led::Anew => continue,
+                    // What others invalidate, however often, is waited for as long as anything: that is what ends it.
+                    Led::Anew => {
+                        joins -= 1;
+                        continue;
+                    }
                     Led::Asked(lead) => match self.led(lead, &ask, &parts, why).await {
                         Some(answer) => return answer,
                         None => continue,
@@ -360,6 +376,7 @@ impl Journey<'_> {
                 Followed::Answer(answer) => return answer,
                 Followed::Alone => break,
                 Followed::Again => {}
+                Followed::Anew => joins -= 1,
             }
         }
         // However it came to this: RFC 9111 section 5.2.1.7.

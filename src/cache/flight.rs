@@ -43,6 +43,8 @@ pub enum End {
     TooLarge,
     /// The leader left, or was denied: somebody else may lead.
     Vacant,
+    /// What was waited for is overtaken: everybody begins anew.
+    Overtaken,
 }
 
 /// Where a stored answer came from.
@@ -398,7 +400,9 @@ impl Follower {
         let seen = poll_fn(|cx| {
             let mut state = self.flight.lock();
             let seen = match &state.phase {
-                Phase::Ended(End::TooLarge | End::Vacant | End::Failed(_)) if leads && state.arrival.is_some() => {
+                Phase::Ended(End::TooLarge | End::Vacant | End::Overtaken | End::Failed(_))
+                    if leads && state.arrival.is_some() =>
+                {
                     state.arrival.clone().map(Seen::Arriving)
                 }
                 Phase::Ended(end) => Some(Seen::Ended(end.clone())),

@@ -11,7 +11,7 @@
 --
 -- Who asks again with its token, since the answer was late, has what it was given.
 -- A lease is a hash: t token, f fence, i incarnation, s seq, w whether somebody waits; and, of fetches before it that
--- failed (store.lua): p the pod whose did, v the fence of the one by which a second pod saw it, c the status to answer with.
+-- failed (store.lua): p the pod whose did, q when (us), v the fence of the one by which a second pod saw it, c the status to answer with.
 -- Fences are Redis' time in microseconds, so that one is never given twice, whatever is left of the leases before.
 -- Invariants: at most one token holds a lease; fences of one key only rise; a caller
 -- who knows of an invalidation of this key that the holder does not supersedes it, since what the holder fetches is

@@ -12,6 +12,12 @@
 -- without a lease never replaces what was received later, by a time that has come: else a clock was set back. One pod's
 -- failure is its own: only with another pod's, since the last two, is it told to those who wait; and the count begins anew.
 local FUTURE_MAX_MS = 2000
+
+local function now_us()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
 local fence = tonumber(ARGV[2])
 local held = redis.call('HMGET', KEYS[2], 't', 'f', 'w')
 local mine = held[1] == ARGV[1]
@@ -29,7 +35,7 @@ if ARGV[6] ~= '' then
       local received = redis.call('GETRANGE', KEYS[1], RECEIVED_AT, RECEIVED_AT + 7)
       local is_answer = redis.call('GETRANGE', KEYS[1], KIND_AT, KIND_AT) == '\1'
       local later = is_answer and #received == 8 and struct.unpack('>I8', received) or 0
-      if later > tonumber(ARGV[9]) and later <= redis.call('TIME')[1] * 1000 + FUTURE_MAX_MS then
+      if later > tonumber(ARGV[9]) and later <= now_us() / 1000 + FUTURE_MAX_MS then
         reply = 'superseded'
       end
     end
@@ -48,15 +54,15 @@ if mine then
   if ARGV[6] ~= '' then
     redis.call('DEL', KEYS[2])
   else
-    local first = redis.call('HGET', KEYS[2], 'p')
+    local first = redis.call('HMGET', KEYS[2], 'p', 'q')
     -- What failed before is remembered: the next to lead may be the second to see it.
     redis.call('HDEL', KEYS[2], 't', 'f', 'i', 's', 'w')
     if ARGV[10] ~= '' then
-      if first and first ~= ARGV[10] then
-        redis.call('HDEL', KEYS[2], 'p')
+      if first[1] and first[1] ~= ARGV[10] and fence - tonumber(first[2] or '0') <= ARGV[12] * 1000 then
+        redis.call('HDEL', KEYS[2], 'p', 'q')
         redis.call('HSET', KEYS[2], 'v', string.format('%.0f', fence), 'c', ARGV[11])
       else
-        redis.call('HSET', KEYS[2], 'p', ARGV[10])
+        redis.call('HSET', KEYS[2], 'p', ARGV[10], 'q', string.format('%.0f', now_us()))
       end
       redis.call('PEXPIRE', KEYS[2], ARGV[12])
     end

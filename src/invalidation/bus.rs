@@ -216,7 +216,6 @@ impl Keeper {
             return self.prove().await.map(|_| ());
         };
         let at = announced.at;
-        self.observe_lag(announced.time_ms);
         if let Some(heard) = self.heard.as_mut().filter(|heard| heard.incarnation == at.incarnation) {
             heard.seq = heard.seq.max(at.seq);
         }
@@ -226,7 +225,10 @@ impl Keeper {
         }
         let record = announced.record();
         match self.state.change(|mirror| mirror.record(at, &record.selectors, record.soft, &record.order)) {
-            Applied::InOrder => Ok(()),
+            Applied::InOrder => {
+                self.observe_lag(record.time_ms);
+                Ok(())
+            }
             Applied::Gap => self.catch_up().await,
             Applied::Foreign => self.prove().await.map(|_| ()),
         }

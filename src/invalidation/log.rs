@@ -8,7 +8,6 @@ use bytes::Bytes;
 use super::Position;
 use super::doors::{self, Entry};
 use super::lineage::{Lineage, Owed};
-use crate::config::Bus;
 use crate::kv::{Budget, Redis, Reply, Script, Unavailable};
 use crate::syntax::selector::{Order, Selector};
 
@@ -176,7 +175,6 @@ pub enum Direction {
 pub struct Log {
     redis: Redis,
     keys: [Vec<u8>; 8],
-    /// Where records are announced; nowhere, if it is empty.
     bus: String,
     roll: String,
 }
@@ -185,8 +183,7 @@ impl Log {
     /// The log that `redis` leads to.
     pub fn new(redis: Redis) -> Self {
         let keys = &redis.shared().keys;
-        let bus = if redis.shared().bus == Bus::Publish { keys.bus() } else { String::new() };
-        let roll = keys.roll();
+        let (bus, roll) = (keys.bus(), keys.roll());
         let keys = [
             keys.counter(),
             keys.log(),

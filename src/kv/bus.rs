@@ -80,12 +80,12 @@ impl Dedicated {
     }
 }
 
-/// One message; of a tracked key, that it was changed.
+/// One message; an empty one, that the tracked key may have been changed.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// The channel that it came on, or the key.
+    /// The channel that it came on.
     pub channel: Bytes,
-    /// What it says; of a key nothing.
+    /// What it says.
     pub payload: Bytes,
 }
 
@@ -93,6 +93,8 @@ pub struct Message {
 struct Inbox {
     messages: mpsc::Sender<Option<Message>>,
     overflowed: Arc<AtomicBool>,
+    /// Whether a change of the tracked key waits to be read.
+    changed: Arc<AtomicBool>,
 }
 
 impl Inbox {
@@ -104,13 +106,11 @@ impl Inbox {
                 }
                 _ => return Ok(()),
             },
-            // Several changes, and none that is not tracked, are told of once; that all keys are gone, without a key.
-            PushKind::Invalidate => match push.data.into_iter().next() {
-                Some(Value::Array(keys)) => match keys.into_iter().next() {
-                    Some(Value::BulkString(key)) => Some(Message { channel: key.into(), payload: Bytes::new() }),
-                    _ => return Ok(()),
-                },
-                _ => None,
+            // Nothing but what is tracked is told of, or that all keys of some database are gone. One that waits to be
+            // read stands for all that come meanwhile.
+            PushKind::Invalidate => match self.changed.swap(true, Ordering::AcqRel) {
+                false => Some(Message { channel: Bytes::new(), payload: Bytes::new() }),
+                true => return Ok(()),
             },
             PushKind::Disconnection => None,
             _ => return Ok(()),
@@ -128,6 +128,7 @@ pub struct Subscription {
     connection: Dedicated,
     messages: mpsc::Receiver<Option<Message>>,
     overflowed: Arc<AtomicBool>,
+    changed: Arc<AtomicBool>,
 }
 
 impl Subscription {
@@ -138,7 +139,8 @@ impl Subscription {
     pub async fn open(shared: &Shared, channels: &[String], tracked: Option<&[u8]>) -> Result<Self, Unavailable> {
         let (sender, messages) = mpsc::channel(PENDING_MESSAGES);
         let overflowed = Arc::new(AtomicBool::new(false));
-        let inbox = Inbox { messages: sender, overflowed: Arc::clone(&overflowed) };
+        let changed = Arc::new(AtomicBool::new(false));
+        let inbox = Inbox { messages: sender, overflowed: Arc::clone(&overflowed), changed: Arc::clone(&changed) };
         let mut connection = Dedicated::connect(shared, Some(inbox)).await?;
         for channel in channels {
             connection.command(&[b"SUBSCRIBE", channel.as_bytes()], OPENING).await?;
@@ -146,15 +148,20 @@ impl Subscription {
         if let Some(key) = tracked {
             connection.command(&[b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", key], OPENING).await?;
         }
-        Ok(Self { connection, messages, overflowed })
+        Ok(Self { connection, messages, overflowed, changed })
     }
 
     /// The next message; `None` once the subscription has ended or missed one.
     pub async fn next(&mut self) -> Option<Message> {
-        if self.overflowed.load(Ordering::Acquire) {
-            return self.messages.try_recv().ok().flatten();
+        let message = match self.overflowed.load(Ordering::Acquire) {
+            true => self.messages.try_recv().ok().flatten(),
+            false => self.messages.recv().await.flatten(),
+        };
+        if message.as_ref().is_some_and(|message| message.channel.is_empty()) {
+            // Before it is acted on: what changes from now on is told of anew.
+            self.changed.store(false, Ordering::Release);
         }
-        self.messages.recv().await.flatten()
+        message
     }
 
     /// Whether the connection still answers within `wait`: a stalled one looks like silence.

@@ -39,7 +39,7 @@ local function position()
   return ARGV[1], seq
 end
 
--- Logs one order and announces it on the bus, if there is one, as "<incarnation> <seq> <ms> <order>"; returns its number.
+-- Logs one order and announces it as "<incarnation> <seq> <ms> <order>"; returns its number.
 local function append(bus, at_most, incarnation, seq, order, hash)
   seq = seq + 1
   local number, time = integer(seq), integer(now_ms())
@@ -50,9 +50,7 @@ local function append(bus, at_most, incarnation, seq, order, hash)
   end
   redis.call('HSET', KEYS[3], hash, number)
   redis.call('PEXPIRE', KEYS[3], SEEN_FOR_MS)
-  if bus ~= '' then
-    redis.call('PUBLISH', bus, table.concat({ incarnation, number, time, order }, ' '))
-  end
+  redis.call('PUBLISH', bus, table.concat({ incarnation, number, time, order }, ' '))
   return seq
 end
 

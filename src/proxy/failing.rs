@@ -48,10 +48,11 @@ impl Fetch {
     pub(super) async fn cut(self, head: &Entry) {
         self.route.metrics.fill(Fill::Failed);
         let told = self.told(&head.key, StatusCode::BAD_GATEWAY);
-        // What one client's credentials may have brought about, the others try for themselves.
-        let end = match self.facts().credentials {
-            true => End::Vacant,
-            false => in_vain(self.previous.as_ref(), respond::cut()),
+        // What one client's credentials may have brought about, or fields that others do not send, they try for themselves.
+        let is_theirs = *head.key == *self.primary || *head.key == *self.permit.key();
+        let end = match is_theirs && !self.facts().credentials {
+            true => in_vain(self.previous.as_ref(), respond::cut()),
+            false => End::Vacant,
         };
         self.permit.cut("the upstream's body ended early", end);
         release(&self.worker, self.lease, told, self.redis_deadline).await;

@@ -21,6 +21,8 @@ pub(super) enum Followed {
     Answer(Answer),
     /// Join anew, or lead.
     Again,
+    /// The same, through no fault of this one's: it does not count.
+    Anew,
     /// Go alone: nothing will be shared, or the wait was long enough.
     Alone,
 }
@@ -57,7 +59,7 @@ impl Journey<'_> {
                 let forwarded = Forwarded { detail: Some(detail), ..Forwarded::because(why) };
                 Some(forward::answer(response, &forwarded))
             }
-            Seen::Ended(End::Vacant) => None,
+            Seen::Ended(End::Vacant | End::Overtaken) => None,
         }
     }
 
@@ -70,7 +72,7 @@ impl Journey<'_> {
         why: Forward,
     ) -> Followed {
         let knows_more = follower.knows_more();
-        let wait = tokio::time::sleep(ask.rule.wait_timeout);
+        let wait = tokio::time::sleep_until(self.gives_up(ask.rule.wait_timeout));
         tokio::pin!(wait);
         loop {
             let seen = tokio::select! {
@@ -107,6 +109,7 @@ impl Journey<'_> {
                 }
                 Seen::Ended(End::Uncacheable | End::TooLarge) => return Followed::Alone,
                 Seen::Ended(End::Vacant) => return Followed::Again,
+                Seen::Ended(End::Overtaken) => return Followed::Anew,
             }
         }
     }

@@ -119,7 +119,10 @@ pub(crate) async fn lead(
             permit.end(End::Uncacheable);
             return Led::Alone;
         }
-        Waited::Anew => return Led::Anew,
+        Waited::Anew => {
+            permit.end(End::Overtaken);
+            return Led::Anew;
+        }
         Waited::LongEnough => return Led::Alone,
         Waited::Failed(status) => {
             let follower = permit.follower().leading();
@@ -218,7 +221,7 @@ async fn lease<'k>(
     let worker = Arc::clone(journey.worker);
     let cache = &worker.shared.cache;
     let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return Waited::Leads(None) };
-    let give_up = Instant::now() + ask.rule.wait_timeout;
+    let give_up = journey.gives_up(ask.rule.wait_timeout);
     let mut token = Token::fresh();
     let mut late_left = 0;
     if answers {

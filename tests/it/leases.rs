@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::harness::{
-    Connection, Gate, Redis, Setup, Upstream, flaky, get, join_all, optimised, patiently, redis, reply, upstream, weir,
+    Connection, Gate, Redis, Setup, Upstream, eventually, flaky, get, join_all, optimised, patiently, redis, reply,
+    upstream, weir,
 };
 
 const CACHED: &str = r#"
@@ -131,4 +132,33 @@ async fn an_invalidation_of_something_else_makes_no_second_fetch() {
         }
         assert_eq!(up.count("/slow"), fetches, "{named} was invalidated");
     }
+}
+
+/// Who waits for another pod's fetch while the key is invalidated again and again waits on, for a fetch that is not overtaken.
+#[tokio::test]
+async fn a_key_that_is_invalidated_again_and_again_is_fetched_once_for_each() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    up.route("/hot", reply("hot").gate(&gate));
+    let weirs = setup(&up, &redis).fleet(7).await;
+    let crowd: Vec<_> = (0..140)
+        .map(|i| {
+            let proxy = weirs[i % weirs.len()].proxy;
+            tokio::spawn(async move { get("/hot").send(proxy).await })
+        })
+        .collect();
+    gate.reached(1).await;
+    // The last pod waits through all of them.
+    let rounds = 5;
+    for round in 1..=rounds {
+        assert_eq!(weirs[0].invalidate(r#"{"urls":["/hot"]}"#).await.status, 200);
+        // A pod that waited leads now.
+        eventually("fetched anew", || up.count("/hot") > round).await;
+    }
+    gate.open();
+    for answer in crowd {
+        assert_eq!(patiently("an answer", answer).await.unwrap().text(), "hot");
+    }
+    // One for each invalidation, by a pod that waited; who had joined an overtaken one may ask once more.
+    let (fetches, most) = (up.count("/hot"), 2 * rounds + weirs.len());
+    assert!(fetches <= most, "{fetches} fetches of {most}");
 }
