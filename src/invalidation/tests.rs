@@ -4,6 +4,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::clock::Stopwatch;
 use crate::config::{self, Bus};
+use crate::kv::bus::Dedicated;
 use crate::kv::tests::{Server, eventually};
 
 /// The bound B of these tests: a proof each 250 ms.
@@ -191,6 +192,24 @@ async fn what_the_bus_loses_is_read_from_the_log() {
 #[tokio::test]
 async fn so_is_what_tracking_loses() {
     lost_messages(Bus::Tracking).await;
+}
+
+/// Redis tells everybody who tracks anything of a flush, of whatever database.
+#[tokio::test]
+async fn a_flush_of_another_database_makes_nobody_deaf() {
+    let server = Server::up().await;
+    let (one, other) = (Pod::ready_on(&server, Bus::Tracking).await, Pod::ready_on(&server, Bus::Tracking).await);
+    let mut foreign = Dedicated::open(&server.shared()).await.unwrap();
+    for round in 0..20 {
+        let (tag, before) = (format!("t{round}"), one.state.position(&ANYTHING));
+        foreign.command(&[b"SELECT", b"3"], Duration::from_secs(5)).await.unwrap();
+        foreign.command(&[b"FLUSHDB"], Duration::from_secs(5)).await.unwrap();
+        let heard = server.command(&["PUBLISH", "shop-prod:invalidate", &tag]).await;
+        assert_eq!(heard.number(), Some(2), "both listen");
+        for pod in [&one, &other] {
+            pod.learns("the message", before, &tag, Verdict::Gone).await;
+        }
+    }
 }
 
 async fn lost_messages(bus: Bus) {

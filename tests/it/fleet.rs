@@ -76,6 +76,8 @@ struct Plan {
     reads: usize,
     orders: usize,
     faults: &'static [&'static [faults::Fault]],
+    /// `redis.bus` of every pod: "publish"; or "tracking" of every second one, if it is "both".
+    bus: &'static str,
 }
 
 /// What came of it.
@@ -93,7 +95,11 @@ async fn run(plan: Plan) -> Outcome {
     let clock = clock();
     let (redis, service) = (Arc::new(redis_by(&clock)), service::service());
     let url = format!("http://{}", service.address);
-    let setup: pods::Make = Arc::new(move |life| weir(&routes(life)).to(&url));
+    let bus = plan.bus;
+    let setup: pods::Make = Arc::new(move |life| {
+        let tracks = bus == "both" && life.pod % 2 == 0;
+        weir(&routes(life)).to(&url).set("redis.bus", if tracks { "tracking" } else { "publish" })
+    });
     let stage = Arc::new(Stage {
         pods: pods::pods(plan.pods, &setup, &redis).await,
         state: Arc::clone(&service.state),
@@ -159,6 +165,7 @@ async fn nothing_older_than_the_bound_is_served_whatever_happens() {
         reads: scale("WEIR_READS", if optimised() { 100_000 } else { 30_000 }),
         orders: scale("WEIR_ORDERS", if optimised() { 2_000 } else { 600 }),
         faults: &[faults::OF_PODS, faults::OF_REDIS],
+        bus: "both",
     };
     let (least, orders) = (plan.reads / 100, plan.orders);
     let Outcome { findings, spent, history, .. } = run(plan).await;
@@ -176,7 +183,7 @@ async fn nothing_older_than_the_bound_is_served_whatever_happens() {
 
 #[tokio::test]
 async fn without_faults_other_pods_know_within_milliseconds() {
-    let plan = Plan { pods: 3, reads: 20_000, orders: 500, faults: &[] };
+    let plan = Plan { pods: 3, reads: 20_000, orders: 500, faults: &[], bus: "publish" };
     let Outcome { findings, spent, history, .. } = run(plan).await;
     assert!(history.faults.is_empty());
     let most = if optimised() { Duration::from_millis(50) } else { Duration::from_millis(200) };
@@ -189,7 +196,7 @@ async fn without_faults_other_pods_know_within_milliseconds() {
 
 #[tokio::test]
 async fn what_is_wrong_with_one_pod_costs_the_service_little() {
-    let plan = Plan { pods: 4, reads: 15_000, orders: 400, faults: &[faults::OF_ONE_POD] };
+    let plan = Plan { pods: 4, reads: 15_000, orders: 400, faults: &[faults::OF_ONE_POD], bus: "publish" };
     let Outcome { spent, done, .. } = run(plan).await;
     assert!(done.len() >= 3, "{done:?}");
     assert!(spent.crowded >= 10 && spent.of(Why::Invalidated) >= 300 && spent.of(Why::CutOff) > 0, "{spent}");
