@@ -260,6 +260,7 @@ impl Parts {
         ));
         if let Some(kv) = &kv {
             runtime.spawn(renew(Arc::clone(&limiter), Arc::clone(kv)));
+            runtime.spawn(repay(Arc::clone(&limiter), Arc::clone(kv)));
         }
         let fleet = config.redis.as_ref().map(|redis| Fleet::new(Arc::clone(&invalidation), redis.replicas));
         let workers = config.server.workers.get();
@@ -380,7 +381,7 @@ impl Parts {
         }
         let drained = running.drain(config.server.drain).await;
         if let Some(kv) = &self.kv {
-            self.shared.limiter.leave(&kv::Redis::control(Arc::clone(kv))).await;
+            self.shared.limiter.repay(&kv::Redis::control(Arc::clone(kv)), true).await;
         }
         self.shared.invalidation.leave().await;
         tracing::info!(cut = drained.cut, "ended");
@@ -415,6 +416,17 @@ async fn renew(limiter: Arc<Limiter>, kv: Arc<kv::Shared>) {
     loop {
         tick.tick().await;
         limiter.renew(&redis).await;
+    }
+}
+
+/// Gives back what this pod was lent of limits and does not use, for as long as the process runs.
+async fn repay(limiter: Arc<Limiter>, kv: Arc<kv::Shared>) {
+    let redis = kv::Redis::control(kv);
+    let mut tick = interval(limit::REPAYMENT);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        limiter.repay(&redis, false).await;
     }
 }
 

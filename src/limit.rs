@@ -7,12 +7,14 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::clock::{Clock, Stopwatch};
 use crate::config::{RedisDown, Secret, Stage};
 use crate::kv::{self, Budget};
 use crate::metrics::Source;
 
+mod account;
 pub mod algorithm;
 pub mod bounds;
 pub mod bucket;
@@ -41,8 +43,14 @@ use local::{Ask, Few, Reading};
 use verdict::{Answer, count, denial};
 pub use verdict::{Charged, Denial, Verdict};
 
+/// How often loans are looked through for what others may miss.
+pub const REPAYMENT: Duration = Duration::from_millis(250);
+
 /// Loans that one script takes back: it must not hold up the requests of others.
 const REPAID_TOGETHER: usize = 32;
+
+/// Longest that giving back may take: later it is of no use.
+const REPAID_WITHIN: Duration = Duration::from_secs(1);
 
 /// Scratch space above this is given back after use, in bytes: a long field must not stay.
 const SCRATCH_MAX: usize = 4096;
@@ -79,8 +87,14 @@ struct Named<T> {
     more: T,
 }
 
-/// What a script is told of it: key and cost.
-type InRedis = (Vec<u8>, CostText);
+/// A request at a stage whose limits may be in Redis.
+struct Going<'a> {
+    stage: &'a StageLimits,
+    facts: &'a Facts<'a>,
+    names: Few<Named<CostText>>,
+    dues: Few<Due>,
+    id: u64,
+}
 
 impl Limiter {
     /// No state yet.
@@ -96,26 +110,26 @@ impl Limiter {
         }
     }
 
-    /// Renews what requests that run hold in Redis, and gives back loans that are of no use here; to be called every
-    /// [`RENEWAL`].
+    /// Renews what requests that run hold in Redis; to be called every [`RENEWAL`].
     pub async fn renew(&self, redis: &kv::Redis) {
         self.shelf.renew(redis).await;
-        self.repay(redis, false).await;
     }
 
-    /// Gives back every loan: the process ends.
-    pub async fn leave(&self, redis: &kv::Redis) {
-        while self.repay(redis, true).await {}
-    }
-
-    /// Whether there is more to give back.
-    async fn repay(&self, redis: &kv::Redis, end: bool) -> bool {
-        let repayments = self.loans.repayments(end, self.shelf.steady());
-        for batch in repayments.chunks(REPAID_TOGETHER) {
-            // Unanswered: it is forgotten with its life.
-            shared::repay(redis, self.loans.who(), batch, &mut Budget::new(RENEWAL)).await;
+    /// Gives back loans that are of no use here, or at the `end` of the process all; to be called every [`REPAYMENT`].
+    pub async fn repay(&self, redis: &kv::Redis, end: bool) {
+        // What is not given back by then is forgotten.
+        let mut budget = Budget::new(REPAID_WITHIN);
+        loop {
+            let repayments = self.loans.repayments(end, self.shelf.steady());
+            for batch in repayments.chunks(REPAID_TOGETHER) {
+                if shared::repay(redis, self.loans.who(), batch, &mut budget).await.is_err() {
+                    return;
+                }
+            }
+            if !end || repayments.len() < REPAID_AT_ONCE {
+                return;
+            }
         }
-        repayments.len() == REPAID_AT_ONCE
     }
 
     /// So many pods share the limits from now on, should Redis go away.
@@ -144,8 +158,18 @@ impl Limiter {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let answers = match redis {
             None => self.take_local(&stage.bounds, facts, id),
-            // Boxed: the way without Redis keeps its small future.
-            Some(redis) => Box::pin(self.take_shared(redis, stage, facts, id, budget)).await,
+            Some(redis) => {
+                let names = self.names(&stage.bounds, facts, |_, _, cost| cost);
+                let pods = self.replicas.load(Ordering::Relaxed);
+                let dues = stage.bounds.iter().zip(&names).map(|(bound, named)| bound.due(named, pods)).collect();
+                let going = Going { stage, facts, names, dues, id };
+                match self.loans.consult(&going.dues, false, self.shelf.steady()) {
+                    Known::Spent(spent) => self.spent(&going, spent),
+                    Known::Denied(nth, level) => denied_before(&going, nth, level),
+                    // Boxed: the ways without Redis keep their small future.
+                    known => Box::pin(self.take_shared(redis, &going, known, budget)).await,
+                }
+            }
         };
         let denial = denial(stage, &answers);
         count(&stage.bounds, &answers, denial.is_none());
@@ -190,98 +214,84 @@ impl Limiter {
         asks.iter().zip(readings).map(|(ask, reading)| Answer::here(ask, &reading, Source::Local)).collect()
     }
 
-    async fn take_shared(
-        &self,
+    async fn take_shared<'l>(
+        &'l self,
         redis: &kv::Redis,
-        stage: &StageLimits,
-        facts: &Facts<'_>,
-        id: u64,
+        going: &Going<'_>,
+        known: Known<'l>,
         budget: &mut Budget,
     ) -> Few<Answer> {
+        let Going { stage, names, .. } = going;
         let bounds = &stage.bounds;
-        let names = self.names(bounds, facts, |bound, identity, cost| {
-            (redis.shared().keys.bucket(&bound.scope, &self.pseudonym.of(identity)), cost)
-        });
-        let pods = self.replicas.load(Ordering::Relaxed);
-        let dues: Few<Due> = bounds.iter().zip(&names).map(|(bound, named)| bound.due(named, pods)).collect();
-        let question = match self.consult(&dues, budget).await {
+        let question = match self.wait(known, &going.dues, budget).await {
             Some(Known::Ask(question)) => question,
-            Some(Known::Spent(spent)) => return self.spent(bounds, &names, spent, id),
-            Some(Known::Denied(nth, level)) => return denied_before(&names, nth, level),
-            Some(Known::Wait(_)) | None => return self.fall_back(bounds, &names, &dues, id),
+            Some(Known::Spent(spent)) => return self.spent(going, spent),
+            Some(Known::Denied(nth, level)) => return denied_before(going, nth, level),
+            Some(Known::Wait(_)) | None => return self.fall_back(going),
         };
-        let keys: Vec<&[u8]> = names.iter().map(|named| named.more.0.as_slice()).collect();
-        let costs = names.iter().map(|named| named.more.1.as_slice());
-        let own = id.to_le_bytes();
+        let keys = self.names(bounds, going.facts, |bound, identity, _| {
+            redis.shared().keys.bucket(&bound.scope, &self.pseudonym.of(identity))
+        });
+        let keys: Vec<&[u8]> = keys.iter().map(|named| named.more.as_slice()).collect();
+        let own = going.id.to_le_bytes();
         let loans: Few<Vec<u8>> =
             question.questions.iter().map(|one| shared::loan_arg(self.loans.who(), one)).collect();
-        let mut args =
-            shared::take_args(&own, bounds.iter().zip(costs).map(|(bound, cost)| (&bound.args, cost, bound.mode())));
+        let costs = bounds.iter().zip(names).map(|(bound, named)| (&bound.args, &*named.more, bound.mode()));
+        let mut args = shared::take_args(&own, costs);
         args.extend(loans.iter().map(Vec::as_slice));
         let reply = redis.run(stage.script, &keys, &args, budget).await;
         let asked = |nth: usize| (bounds[nth].shape, names[nth].cost);
-        match reply.ok().and_then(|reply| shared::taken(&reply, id, bounds.len(), asked)) {
+        match reply.ok().and_then(|reply| shared::taken(&reply, going.id, bounds.len(), asked)) {
             Some(readings) => {
-                question.answered(readings.iter().zip(names.iter().map(|named| named.more.0.as_slice())));
-                self.shadowed(bounds, names, readings, id)
+                question.answered(readings.iter().zip(keys.iter().copied()));
+                self.shadowed(going, &keys, &readings)
             }
-            None => self.fall_back(bounds, &names, &dues, id),
+            None => self.fall_back(going),
         }
     }
 
-    /// What is known without asking, waiting for somebody else's answer if need be; `None` if that does not come.
-    async fn consult<'l>(&'l self, dues: &[Due], budget: &mut Budget) -> Option<Known<'l>> {
-        let mut again = false;
-        loop {
-            match self.loans.consult(dues, again, self.shelf.steady()) {
-                Known::Wait(bell) => {
-                    let watch = Stopwatch::start();
-                    // It is closed, and never gives a permit.
-                    let answered = tokio::time::timeout(budget.left(), bell.acquire()).await;
-                    budget.spend(watch.elapsed());
-                    answered.ok()?.err()?;
-                    again = true;
-                }
-                known => return Some(known),
-            }
+    /// What is `known` in the end, once somebody else has his answer if that is waited for; `None` if it does not come.
+    async fn wait<'l>(&'l self, mut known: Known<'l>, dues: &[Due], budget: &mut Budget) -> Option<Known<'l>> {
+        while let Known::Wait(bell) = known {
+            let watch = Stopwatch::start();
+            // It is closed, and never gives a permit.
+            let answered = tokio::time::timeout(budget.left(), bell.acquire()).await;
+            budget.spend(watch.elapsed());
+            answered.ok()?.err()?;
+            known = self.loans.consult(dues, true, self.shelf.steady());
         }
+        Some(known)
     }
 
     /// What was paid from loans, with the local states charged alike.
-    fn spent(&self, bounds: &[Arc<Bound>], names: &Few<Named<InRedis>>, spent: Few<Spent>, id: u64) -> Few<Answer> {
+    fn spent(&self, going: &Going<'_>, spent: Few<Spent>) -> Few<Answer> {
         let now = self.shelf.steady();
-        let answer = |((bound, named), spent): ((&Arc<Bound>, &Named<InRedis>), Spent)| Answer {
+        let answer = |((bound, named), spent): ((&Arc<Bound>, &Named<CostText>), Spent)| Answer {
             level: Some(spent.level),
-            local: self.shadow(bound, named, id, now),
+            local: self.shadow(bound, named, going.id, now),
             loan: Some(spent),
             ..Answer::unchecked(named.name, named.cost, Source::Loan)
         };
-        bounds.iter().zip(names).zip(spent).map(answer).collect()
+        going.stage.bounds.iter().zip(&going.names).zip(spent).map(answer).collect()
     }
 
     /// Charges the state that takes over should Redis go, as the limit's other states were charged.
-    fn shadow(&self, bound: &Bound, named: &Named<InRedis>, id: u64, now: Micros) -> Option<(Shape, Mark)> {
+    fn shadow<T>(&self, bound: &Bound, named: &Named<T>, id: u64, now: Micros) -> Option<(Shape, Mark)> {
         let shape = self.part(bound);
         let ask = bound.ask(named.name, shape, named.cost, id);
         (bound.limit.redis_down == RedisDown::Local).then(|| (shape, self.shelf.local.shadow(&ask, now)))
     }
 
     /// What Redis said, with the local states charged alike: should Redis go, they take over where it was.
-    fn shadowed(
-        &self,
-        bounds: &[Arc<Bound>],
-        names: Few<Named<InRedis>>,
-        readings: Few<Reading>,
-        id: u64,
-    ) -> Few<Answer> {
+    fn shadowed(&self, going: &Going<'_>, keys: &[&[u8]], readings: &Few<Reading>) -> Few<Answer> {
         let now = self.shelf.steady();
         let mut answers = Few::new();
-        for ((bound, named), reading) in bounds.iter().zip(names).zip(readings) {
+        for (((bound, named), key), reading) in going.stage.bounds.iter().zip(&going.names).zip(keys).zip(readings) {
             answers.push(Answer {
                 short: reading.is_short(),
                 level: Some(reading.level),
-                local: reading.mark.and_then(|_| self.shadow(bound, &named, id, now)),
-                redis: reading.mark.map(|mark| (named.more.0, mark)),
+                local: reading.mark.and_then(|_| self.shadow(bound, named, going.id, now)),
+                redis: reading.mark.map(|mark| (key.to_vec(), mark)),
                 ..Answer::unchecked(named.name, named.cost, Source::Redis)
             });
         }
@@ -289,8 +299,9 @@ impl Limiter {
     }
 
     /// What `redis_down` says, all or nothing as ever.
-    fn fall_back(&self, bounds: &[Arc<Bound>], names: &Few<Named<InRedis>>, dues: &[Due], id: u64) -> Few<Answer> {
-        let unchecked = |named: &Named<InRedis>, short| Answer {
+    fn fall_back(&self, Going { stage, names, dues, id, .. }: &Going<'_>) -> Few<Answer> {
+        let bounds = &stage.bounds;
+        let unchecked = |named: &Named<CostText>, short| Answer {
             short,
             ..Answer::unchecked(named.name, named.cost, Source::Fallback)
         };
@@ -300,7 +311,7 @@ impl Limiter {
             .iter()
             .zip(names)
             .filter(|(bound, _)| asked(bound))
-            .map(|(bound, named)| bound.ask(named.name, self.part(bound), named.cost, id))
+            .map(|(bound, named)| bound.ask(named.name, self.part(bound), named.cost, *id))
             .collect();
         let now = self.shelf.steady();
         let readings = self.shelf.local.take(&asks, now);
@@ -309,7 +320,7 @@ impl Limiter {
         }
         let mut taken = asks.iter().zip(&readings);
         let answer =
-            |(bound, named): (&Arc<Bound>, &Named<InRedis>)| match if asked(bound) { taken.next() } else { None } {
+            |(bound, named): (&Arc<Bound>, &Named<CostText>)| match if asked(bound) { taken.next() } else { None } {
                 Some((ask, reading)) => Answer::here(ask, reading, Source::Fallback),
                 None => unchecked(named, bound.limit.redis_down == RedisDown::Deny),
             };
@@ -329,6 +340,7 @@ impl Limiter {
         }
         if let Some(redis) = redis {
             shared::refund(redis, &charges, budget).await;
+            charges.iter().for_each(|charge| self.loans.lift(charge.name, now));
         }
     }
 
@@ -339,9 +351,9 @@ impl Limiter {
 }
 
 /// What is known to be denied by one limit, and asks none.
-fn denied_before(names: &Few<Named<InRedis>>, nth: usize, level: Level) -> Few<Answer> {
-    let unchecked = |named: &Named<InRedis>| Answer::unchecked(named.name, named.cost, Source::Loan);
-    let mut answers: Few<Answer> = names.iter().map(unchecked).collect();
+fn denied_before(going: &Going<'_>, nth: usize, level: Level) -> Few<Answer> {
+    let unchecked = |named: &Named<CostText>| Answer::unchecked(named.name, named.cost, Source::Loan);
+    let mut answers: Few<Answer> = going.names.iter().map(unchecked).collect();
     (answers[nth].short, answers[nth].level) = (true, Some(level));
     answers
 }

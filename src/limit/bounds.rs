@@ -147,7 +147,8 @@ impl Bound {
             Shape::TokenBucket(shape) if remembers => Some(shape),
             _ => None,
         };
-        Due { name: named.name, bucket, cost: named.cost, pods: f64::from(pods.max(1)), remembers }
+        let (shape, counts, pods) = (self.shape, self.limit.dry_run, f64::from(pods.max(1)));
+        Due { name: named.name, shape, bucket, cost: named.cost, pods, remembers, counts }
     }
 
     pub(super) fn mode(&self) -> Mode {

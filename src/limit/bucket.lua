@@ -27,7 +27,7 @@ algorithms['1'] = function()
     local credit, stamp, unit, returned = struct.unpack('<dddd', raw)
     local rewound = false
     local s = { lent = 0, loans = {} }
-    local lent = 0
+    local lent, forgotten = 0, -1
     for at = 33, #raw, 32 do
       local who, number, units, ends = struct.unpack('<dddd', raw, at)
       units = math.floor(units / unit * p[2])
@@ -37,6 +37,8 @@ algorithms['1'] = function()
       if ends > now then
         s.lent = s.lent + units
         s.loans[#s.loans + 1] = { who = who, number = number, units = units, ends = ends }
+      else
+        forgotten = math.max(forgotten, ends)
       end
     end
     if unit ~= p[2] then
@@ -44,6 +46,11 @@ algorithms['1'] = function()
       returned = math.floor(returned / unit * p[2])
     end
     if now > stamp then
+      if forgotten > stamp then
+        -- What was lent made no room before it was forgotten.
+        credit = math.min(credit + (forgotten - stamp) * p[1], math.max(p[3] - lent, 0))
+        stamp = forgotten
+      end
       credit = credit + (now - stamp) * p[1]
       stamp = now
     elseif stamp - now > CLOCK_BACK_MAX_US then
@@ -51,8 +58,7 @@ algorithms['1'] = function()
       returned = returned + p[3]
       rewound = true
     end
-    -- What is forgotten now made no room before.
-    s.credit = math.min(credit, math.max(p[3] - lent, 0))
+    s.credit = math.min(credit, capacity(s, p))
     s.stamp, s.returned, s.rewound = stamp, returned, rewound
     return s
   end
@@ -71,32 +77,43 @@ algorithms['1'] = function()
     return math.ceil((s.stamp - now + math.min(math.ceil((capacity(s, p) - s.credit) / p[1]), FAR_US)) / 1000)
   end
 
+  -- Until the last loan is forgotten.
+  local function last_ms(s, now)
+    local last = now
+    for _, loan in ipairs(s.loans) do
+      last = math.max(last, loan.ends)
+    end
+    return math.ceil((last - now) / 1000)
+  end
+
   -- What `who` spent while Redis was away.
   function bucket.debit(s, p, units)
     s.credit = math.max(s.credit - units, 0)
   end
 
   -- Takes a loan back, of which `held` units were not spent, unless it was renewed by a later question. Whether it was not,
-  -- and how much came back: nothing of what was forgotten.
+  -- how much came back (nothing of what was forgotten), and whether any was spent.
   function bucket.repay(s, p, who, number, held)
     for at, loan in ipairs(s.loans) do
       if loan.who == who then
         if loan.number >= number then
-          return false, 0
+          return false, 0, false
         end
         s.lent = s.lent - loan.units
         table.remove(s.loans, at)
         local repaid = math.max(math.min(held, loan.units, capacity(s, p) - s.credit), 0)
         s.credit = s.credit + repaid
-        return true, repaid
+        return true, repaid, repaid < loan.units
       end
     end
-    return true, 0
+    return true, 0, false
   end
 
-  -- Lends as many units as are wanted, or whole requests' as there are.
+  -- Lends as many units as are wanted, or whole requests' as there are; of all together half the bucket at most, since what
+  -- is lent makes no room for what it gains.
   function bucket.lend(s, p, who, number, wanted, now)
-    local units = math.min(wanted, math.floor(s.credit / p[2]) * p[2])
+    local most = math.min(s.credit, math.max(p[3] / 2 - s.lent, 0))
+    local units = math.min(wanted, math.floor(most / p[2]) * p[2])
     if units <= 0 or #s.loans >= LOANS_AT_MOST then
       return 0
     end
@@ -112,6 +129,9 @@ algorithms['1'] = function()
       wait = NEVER_MS
     elseif s.credit < price then
       wait = math.ceil((s.stamp - now + math.ceil((price - s.credit) / p[1])) / 1000)
+      if price > capacity(s, p) then
+        wait = math.max(wait, last_ms(s, now))
+      end
     end
     return math.floor(s.credit / p[2]), wait, full_ms(s, p, now)
   end
@@ -129,11 +149,11 @@ algorithms['1'] = function()
 
   function bucket.keep(key, s, p, now)
     local parts = { struct.pack('<dddd', s.credit, s.stamp, p[2], s.returned) }
-    local ttl = full_ms(s, p, now)
     for _, loan in ipairs(s.loans) do
       parts[#parts + 1] = struct.pack('<dddd', loan.who, loan.number, loan.units, loan.ends)
-      ttl = math.max(ttl, math.ceil((loan.ends - now) / 1000))
     end
+    -- No value is a full bucket: what is lent has to be gained again first, once it is forgotten.
+    local ttl = math.max(full_ms(s, p, now), last_ms(s, now)) + math.ceil(s.lent / p[1] / 1000)
     write(key, table.concat(parts), ttl)
   end
 

@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Semaphore;
 
-use super::algorithm::{Level, Micros, NEVER_MS};
+use super::account::Account;
+use super::algorithm::{self, Level, Micros};
 use super::bucket::Shape;
 use super::identity::LocalName;
 use super::local::{Few, Reading, Spread};
@@ -22,43 +23,10 @@ use super::local::{Few, Reading, Spread};
 /// How long Redis counts a loan, in microseconds of its time. In `bucket.lua` as well.
 pub const LIFE: Micros = 2_000_000.0;
 
-/// How much of that its borrower uses: clocks differ, and so do the moments at which both began to count.
-const USED: f64 = 0.9;
-
-/// Time over which demand is remembered.
-const MEMORY: Micros = 2_000_000.0;
-
-/// A loan is for what so much time will ask for,
-const AHEAD: Micros = 100_000.0;
-
-/// or, of an identity that is less busy, for so many requests if as many came within [`MEMORY`],
-const FEW: f64 = 8.0;
-
-/// and never for more than this part of the bucket: others want theirs.
-const PART: f64 = 16.0;
-
-/// Pause before a pod asks again a bucket that gave it less than it wanted.
-const HOLD_OFF: Micros = 25_000.0;
-
-/// Requests within [`MEMORY`] from which on an identity is held off for longer than its bucket asks for.
-const BUSY: f64 = 80.0;
-
-/// Longest that a denial is remembered.
-const DENIED_AT_MOST: Micros = 10_000_000.0;
-
-/// A question for as many requests is waited for, as is any where the bucket had too little: one at a time is enough.
-const WORTH_WAITING: f64 = 4.0;
-
-/// Longest that a question counts as being asked.
-const ASKING_AT_MOST: Micros = 1_000_000.0;
-
-/// Pause after which an identity counts as idle.
-const IDLE: Micros = 500_000.0;
-
 /// Loans that are given back at once.
 pub const REPAID_AT_ONCE: usize = 256;
 
-/// Identities that are remembered in all shards together: about 16 MiB of them.
+/// Identities that are remembered in all shards together: about 26 MiB of them.
 pub const ACCOUNTS_MAX: usize = 100_000;
 
 /// Locks that they are spread over.
@@ -70,9 +38,11 @@ const SWEEP_EVERY: Micros = 100_000.0;
 /// One limit that a request is to be taken from.
 #[derive(Debug, Clone, Copy)]
 pub struct Due {
-    /// The identity's bucket.
+    /// The identity's state.
     pub name: LocalName,
-    /// The shape of a bucket that lends; `None` if it is none.
+    /// The limit's shape: what is known of another is of no use.
+    pub shape: algorithm::Shape,
+    /// That of a bucket that lends; `None` if it is none.
     pub bucket: Option<Shape>,
     /// What the request costs.
     pub cost: f64,
@@ -80,6 +50,8 @@ pub struct Due {
     pub pods: f64,
     /// Whether a denial holds until the time that it names: not where somebody else's end lifts it, nor where none does.
     pub remembers: bool,
+    /// Whether the limit only counts: it is to be asked, whatever the others are known to say.
+    pub counts: bool,
 }
 
 /// What a process is called among borrowers: of a random number what a double holds exactly.
@@ -109,7 +81,7 @@ pub struct Spent {
     pub units: f64,
     /// What the bucket says of itself, as far as that is known.
     pub level: Level,
-    serial: u64,
+    pub(super) serial: u64,
 }
 
 /// What a bucket is told with a request.
@@ -123,44 +95,6 @@ pub struct Question {
     pub wanted: f64,
     /// Units that it spent of its own part of the limit while Redis was away.
     pub debit: f64,
-}
-
-/// What is known of one identity's bucket.
-#[derive(Debug, Default)]
-struct Account {
-    /// Units that may be spent until `until`.
-    held: f64,
-    until: Micros,
-    /// Of the last question.
-    serial: u64,
-    /// What came lately, in requests, as of `seen`.
-    demand: f64,
-    seen: Micros,
-    /// Not before this is the bucket asked again, as it gave less than was wanted.
-    ask_at: Micros,
-    denied: Option<Refusal>,
-    /// Units spent of this pod's own part of the limit, while Redis was away, that this part had not gained again at
-    /// `away_at`.
-    away: f64,
-    away_at: Micros,
-    /// Where it is in Redis, while something is lent.
-    key: Option<Box<[u8]>>,
-    asking: Option<(Bell, Micros)>,
-    /// Whether who comes meanwhile waits for the answer.
-    is_worth_waiting: bool,
-    /// What the bucket last said, without what it had lent.
-    level: Level,
-    shape: Option<Shape>,
-}
-
-/// A denial.
-#[derive(Debug, Clone, Copy)]
-struct Refusal {
-    /// Until when it is remembered.
-    until: Micros,
-    /// When it is lifted.
-    lifted: Micros,
-    cost: f64,
 }
 
 /// What this pod knows of buckets.
@@ -200,129 +134,6 @@ pub struct Asked<'l> {
     sent: Micros,
 }
 
-impl Account {
-    /// A request has come, or has waited.
-    fn arrive(&mut self, due: &Due, again: bool, now: Micros) {
-        if !again {
-            let past = (now - self.seen).max(0.0);
-            self.demand = self.demand * (-past / MEMORY).exp() + due.cost;
-            self.seen = now;
-        }
-        if due.bucket.is_some() && self.shape != due.bucket {
-            // Another configuration's: nothing of it holds.
-            (self.shape, self.denied, self.held, self.ask_at) = (due.bucket, None, 0.0, 0.0);
-        }
-        if now >= self.until {
-            self.held = 0.0;
-        }
-    }
-
-    /// What is known to deny it.
-    fn denies(&self, cost: f64, now: Micros) -> Option<Level> {
-        let refusal = self.denied.filter(|refusal| now < refusal.until && cost >= refusal.cost)?;
-        Some(self.waiting(refusal.lifted, now))
-    }
-
-    /// The bucket's level, for who is to come back at `until`.
-    fn waiting(&self, until: Micros, now: Micros) -> Level {
-        let wait_ms = ((until - now) / 1000.0).ceil() as u64;
-        Level { remaining: 0, wait_ms, full_ms: self.level.full_ms.max(wait_ms) }
-    }
-
-    /// Pays for a request, if the loan suffices.
-    fn spend(&mut self, shape: &Shape, cost: f64) -> Option<Spent> {
-        let units = cost * shape.price;
-        if self.held < units {
-            return None;
-        }
-        self.held -= units;
-        let remaining = self.level.remaining + (self.held / shape.price) as u64;
-        Some(Spent { units, level: Level { remaining, wait_ms: 0, ..self.level }, serial: self.serial })
-    }
-
-    /// Who asks just now.
-    fn asking(&self, now: Micros) -> Option<&Bell> {
-        self.asking.as_ref().filter(|(_, until)| now < *until).map(|(bell, _)| bell)
-    }
-
-    /// What was spent while Redis was away, as the pod's own part of the limit has it at `now`.
-    fn away(&self, shape: &Shape, pods: f64, now: Micros) -> f64 {
-        (self.away - (now - self.away_at).max(0.0) * shape.accrual / pods).max(0.0)
-    }
-
-    fn question(&mut self, shape: &Shape, pods: f64, now: Micros) -> Question {
-        let (wanted, debit) = (self.wanted(shape), self.away(shape, pods, now).floor());
-        if self.asking(now).is_some() || (wanted == 0.0 && self.held == 0.0 && debit == 0.0) {
-            return Question::default();
-        }
-        self.serial += 1;
-        self.asking = Some((Arc::new(Semaphore::new(0)), now + ASKING_AT_MOST));
-        self.is_worth_waiting = self.ask_at > 0.0 || wanted >= WORTH_WAITING * shape.price;
-        Question { serial: self.serial, held: std::mem::take(&mut self.held), wanted, debit }
-    }
-
-    /// Units that it should have.
-    fn wanted(&self, shape: &Shape) -> f64 {
-        let few = if self.demand < 2.0 { 0.0 } else { self.demand.min(FEW) };
-        let requests = few.max(self.demand / MEMORY * AHEAD).min(shape.capacity / shape.price / PART).floor();
-        requests * shape.price
-    }
-
-    fn learn(&mut self, due: &Due, question: &Question, reply: &Reading, key: &[u8], sent: Micros) {
-        let lent = self.shape.map_or(0, |shape| (reply.lent / shape.price) as u64);
-        self.level = Level { remaining: reply.level.remaining.saturating_sub(lent), ..reply.level };
-        if question.serial != 0 && question.serial == self.serial {
-            self.held = reply.lent;
-            if question.debit > 0.0 {
-                self.away = 0.0;
-            }
-            if reply.mark.is_some() {
-                self.until = sent + LIFE * USED;
-                if self.held > 0.0 && self.key.is_none() {
-                    self.key = Some(key.into());
-                }
-                self.ask_at = if reply.lent < question.wanted { sent + due.hold_off() } else { 0.0 };
-            }
-        }
-        self.denied = None;
-        if reply.is_short() && reply.level.wait_ms < NEVER_MS {
-            let busy = if self.demand >= BUSY { due.hold_off() } else { 0.0 };
-            let lifted = sent + (reply.level.wait_ms as f64 * 1000.0).max(busy);
-            self.denied = Some(Refusal { until: lifted.min(sent + DENIED_AT_MOST), lifted, cost: due.cost });
-        }
-    }
-
-    /// What it gives back, if it should.
-    fn repayment(&mut self, end: bool, now: Micros) -> Option<Repayment> {
-        let shape = self.shape?;
-        let is_missed = (self.level.remaining as f64) < shape.capacity / shape.price / 2.0;
-        let is_due = end || (is_missed && now - self.seen > IDLE);
-        if !is_due || self.held == 0.0 || now >= self.until || self.asking(now).is_some() {
-            return None;
-        }
-        self.serial += 1;
-        let held = std::mem::take(&mut self.held);
-        Some(Repayment { key: self.key.clone()?, shape, serial: self.serial, held })
-    }
-
-    /// Whether nothing of it is worth keeping.
-    fn is_idle(&self, now: Micros) -> bool {
-        let is_denied = self.denied.is_some_and(|refusal| now < refusal.until);
-        now - self.seen > MEMORY
-            && (self.held == 0.0 || now >= self.until)
-            && !is_denied
-            && self.away == 0.0
-            && self.asking(now).is_none()
-    }
-}
-
-impl Due {
-    /// Pause before a bucket that had too little is asked again: shorter where it would be full before.
-    fn hold_off(&self) -> Micros {
-        self.bucket.map_or(HOLD_OFF, |shape| HOLD_OFF.min(shape.capacity / shape.accrual / 2.0))
-    }
-}
-
 impl Loans {
     /// Nothing is known. `who` is a whole number that no other process has.
     pub fn new(who: f64) -> Self {
@@ -336,11 +147,14 @@ impl Loans {
 
     /// A request was taken from this pod's own part of the limit, because Redis is away.
     pub fn spent_away(&self, due: &Due, now: Micros) {
-        let Some(shape) = due.bucket else { return };
-        self.with(due.name, now, |account| {
-            let before = account.away(&shape, due.pods, now);
-            (account.away, account.away_at) = (before + due.cost * shape.price, now);
-        });
+        if let Some(shape) = due.bucket {
+            self.with(due.name, now, |account| account.spent_away(due, &shape, now));
+        }
+    }
+
+    /// Something came back to this state: a denial may not hold any more.
+    pub fn lift(&self, name: LocalName, now: Micros) {
+        self.with(name, now, Account::lift);
     }
 
     /// Loans that are to be given back: of identities that have been idle, where others may miss it, or, at the `end`, of
@@ -351,13 +165,13 @@ impl Loans {
             let mut shard = shard.lock().expect("no panic while held");
             let Shard { accounts, borrowers, .. } = &mut *shard;
             borrowers.retain(|name| {
-                let Some(account) = accounts.get_mut(name).filter(|account| account.key.is_some()) else {
-                    return false;
-                };
+                let Some(account) = accounts.get_mut(name) else { return false };
+                if all.len() >= REPAID_AT_ONCE {
+                    return true;
+                }
                 match account.repayment(end, now) {
-                    _ if all.len() >= REPAID_AT_ONCE => return true,
                     Some(repayment) => all.push(repayment),
-                    None if account.held > 0.0 && now < account.until => return true,
+                    None if account.holds(now) => return true,
                     None => {}
                 }
                 account.key = None;
@@ -369,38 +183,42 @@ impl Loans {
 
     /// What is known of a request that is to be taken from all of `dues`, or from none. `again` if it was asked for before.
     pub fn consult(&self, dues: &[Due], again: bool, now: Micros) -> Known<'_> {
-        for (nth, due) in dues.iter().enumerate() {
-            let denied = self.with(due.name, now, |account| {
+        let mut denied: Option<(usize, Micros, Level)> = None;
+        for (nth, due) in dues.iter().enumerate().filter(|(_, due)| due.remembers) {
+            let denies = |account: &mut Account| {
                 account.arrive(due, again, now);
-                account.denies(due.cost, now).filter(|_| due.remembers)
-            });
-            if let Some(level) = denied.flatten() {
-                return Known::Denied(nth, level);
+                account.denies(due, now)
+            };
+            // Of several, the longest wait.
+            if let Some((lifted, level)) = self.with(due.name, now, denies).flatten()
+                && denied.is_none_or(|(_, latest, _)| lifted > latest)
+            {
+                denied = Some((nth, lifted, level));
             }
         }
+        let counts = dues.iter().any(|due| due.counts);
+        if let Some((nth, _, level)) = denied.filter(|_| !counts) {
+            return Known::Denied(nth, level);
+        }
+        let lends = dues.iter().all(Due::lends);
         if dues.iter().all(|due| due.bucket.is_some()) {
             if let Some(spent) = self.spend(dues, now) {
                 return Known::Spent(spent);
             }
             for (nth, due) in dues.iter().enumerate() {
-                let held_off = |account: &mut Account| {
-                    let lacks = due.bucket.is_some_and(|shape| account.held < due.cost * shape.price);
-                    (lacks && now < account.ask_at).then(|| account.waiting(account.ask_at, now))
-                };
-                if let Some(level) = self.with(due.name, now, held_off).flatten() {
+                if let Some(level) = self.with(due.name, now, |account| account.holds_off(due, now)).flatten() {
                     return Known::Denied(nth, level);
                 }
             }
             for due in dues {
-                let asking = |account: &mut Account| account.asking(now).filter(|_| account.is_worth_waiting).cloned();
-                if let Some(bell) = self.with(due.name, now, asking).flatten() {
+                if let Some(bell) = self.with(due.name, now, |account| account.awaited(now).cloned()).flatten() {
                     return Known::Wait(bell);
                 }
             }
         }
         let question = |due: &Due| match due.bucket {
             Some(shape) => {
-                self.with(due.name, now, |account| account.question(&shape, due.pods, now)).unwrap_or_default()
+                self.with(due.name, now, |account| account.question(due, &shape, lends, now)).unwrap_or_default()
             }
             None => Question::default(),
         };
@@ -410,11 +228,7 @@ impl Loans {
 
     /// Gives back what was spent, unless the bucket was asked since: it was told that it is gone.
     pub fn refund(&self, name: LocalName, spent: &Spent, now: Micros) {
-        self.with(name, now, |account| {
-            if account.serial == spent.serial && now < account.until {
-                account.held += spent.units;
-            }
-        });
+        self.with(name, now, |account| account.refund(spent, now));
     }
 
     /// Pays for a request from every loan, or from none.
@@ -461,10 +275,12 @@ impl Shard {
 }
 
 impl Asked<'_> {
-    /// The buckets' answers, in the order of the questions, each with where it is in Redis.
+    /// The states' answers, in the order of the questions, each with where it is in Redis.
     pub fn answered<'k>(self: Box<Self>, replies: impl Iterator<Item = (&'k Reading, &'k [u8])>) {
-        let asked = self.dues.iter().zip(&self.questions).filter(|(due, _)| due.remembers);
-        for ((due, question), (reply, key)) in asked.zip(replies) {
+        for ((due, question), (reply, key)) in self.dues.iter().zip(&self.questions).zip(replies) {
+            if !due.remembers {
+                continue;
+            }
             let mut shard = self.loans.shard(due.name);
             let Shard { accounts, borrowers, .. } = &mut *shard;
             let Some(account) = accounts.get_mut(&due.name) else { continue };
@@ -480,10 +296,7 @@ impl Asked<'_> {
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
         for (due, question) in self.dues.iter().zip(&self.questions).filter(|(_, question)| question.serial != 0) {
-            let asking = |account: &mut Account| account.asking.take_if(|_| account.serial == question.serial);
-            if let Some((bell, _)) = self.loans.with(due.name, self.sent, asking).flatten() {
-                bell.close();
-            }
+            self.loans.with(due.name, self.sent, |account| account.asked(question.serial));
         }
     }
 }

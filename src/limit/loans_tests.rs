@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
+use super::super::account::USED;
 use super::*;
+use crate::config::Quota;
 use crate::kv::Reply;
 use crate::kv::bus::Dedicated;
 use crate::kv::tests::Server;
@@ -149,7 +151,7 @@ async fn history(seed: u64, rate: Rate, burst: u32, server: &Server) -> (Vec<(Mi
                 let pod = &mut pods[nth];
                 let own = (now * pod.speed).floor();
                 let cost = [1.0, 1.0, 2.0, 3.0][dice.roll(4) as usize];
-                let due = Due { name: NAME, bucket: Some(lender.shape), cost, pods: 1.0, remembers: true };
+                let due = due_of(lender.shape, cost);
                 match pod.loans.consult(&[due], false, own) {
                     Known::Spent(spent) => {
                         seen.from_loans += 1;
@@ -233,10 +235,14 @@ async fn no_window_admits_more_whatever_fails() {
     assert!(all.from_loans > all.asked / 2 && all.lost > 0 && all.repaid > 0 && all.denied_unasked > 0, "{all:?}");
 }
 
+fn due_of(bucket: Shape, cost: f64) -> Due {
+    let shape = algorithm::Shape::TokenBucket(bucket);
+    Due { name: NAME, shape, bucket: Some(bucket), cost, pods: 2.0, remembers: true, counts: false }
+}
+
 /// A bucket of 64, of which a loan is for 4.
 fn due(cost: f64) -> Due {
-    let shape = Shape::new(Rate { amount: 10, period_ms: 1000 }, 64);
-    Due { name: NAME, bucket: Some(shape), cost, pods: 2.0, remembers: true }
+    due_of(Shape::new(Rate { amount: 10, period_ms: 1000 }, 64), cost)
 }
 
 fn asks(loans: &Loans, cost: f64, now: Micros) -> Box<Asked<'_>> {
@@ -249,7 +255,8 @@ fn asks(loans: &Loans, cost: f64, now: Micros) -> Box<Asked<'_>> {
 /// What Redis says: charged, and so many requests lent; or denied for a second.
 fn said(asked: Box<Asked<'_>>, lent: Option<f64>) {
     let price = due(1.0).bucket.unwrap().price;
-    let level = Level { remaining: 9, wait_ms: if lent.is_some() { 0 } else { 1000 }, full_ms: 5000 };
+    let (remaining, wait_ms) = if lent.is_some() { (9, 0) } else { (0, 1000) };
+    let level = Level { remaining, wait_ms, full_ms: 5000 };
     let shape = algorithm::Shape::TokenBucket(due(1.0).bucket.unwrap());
     let mark = lent.map(|_| shape.mark(1.0, 0, 0.0, [0.0; 2]));
     let reading = Reading { mark, level, lent: lent.unwrap_or_default() * price };
@@ -318,7 +325,8 @@ fn a_denial_is_remembered_for_as_long_as_it_holds_and_for_those_that_cost_as_muc
 #[test]
 fn who_comes_while_a_loan_is_asked_for_waits_and_is_woken() {
     let loans = Loans::new(1.0);
-    let asked = asks(&loans, 8.0, 0.0);
+    said(asks(&loans, 2.0, 0.0), Some(0.0));
+    let asked = asks(&loans, 2.0, 0.0);
     let Known::Wait(bell) = loans.consult(&[due(1.0)], false, 1.0) else { panic!("nobody waits") };
     assert!(!bell.is_closed());
     said(asked, Some(4.0));
@@ -348,4 +356,123 @@ fn accounts_are_bounded_and_those_that_matter_stay() {
     let kept: usize = loans.shards.iter().map(|shard| shard.lock().unwrap().accounts.len()).sum();
     assert!(kept <= ACCOUNTS_MAX, "{kept}");
     assert!(spends(&loans, 4.0, 10.0).is_some());
+}
+
+#[test]
+fn of_several_denials_the_longest_is_told_and_a_refund_lifts_it() {
+    let loans = Loans::new(1.0);
+    let other = Due { name: NAME + 1, ..due(1.0) };
+    said(asks(&loans, 1.0, 0.0), None);
+    let Known::Ask(asked) = loans.consult(&[other], false, 500_000.0) else { panic!("Redis is not asked") };
+    said(asked, None);
+    let known = loans.consult(&[due(1.0), other], true, 600_000.0);
+    assert!(matches!(known, Known::Denied(1, level) if level.wait_ms == 900));
+    loans.lift(NAME + 1, 600_000.0);
+    assert!(matches!(loans.consult(&[due(1.0), other], true, 600_000.0), Known::Denied(0, _)));
+    let counting = Due { name: NAME + 2, bucket: None, remembers: false, counts: true, ..due(1.0) };
+    assert!(matches!(loans.consult(&[due(1.0), counting], true, 600_000.0), Known::Ask(_)), "it is to be counted");
+}
+
+#[test]
+fn another_configuration_takes_nothing_over() {
+    let loans = lent();
+    let asked = asks(&loans, 9.0, 1.0);
+    let other = due_of(Shape::new(Rate { amount: 10, period_ms: 60_000 }, 64), 1.0);
+    assert!(matches!(loans.consult(&[other], false, 2.0), Known::Ask(_)), "what was lent is of other units");
+    said(asked, Some(4.0));
+    assert!(matches!(loans.consult(&[other], true, 3.0), Known::Ask(_)), "and so is what is lent late");
+    said(asks(&loans, 1.0, 4.0), None);
+    let more = Due { bucket: None, shape: algorithm::Shape::new(&Quota::FixedWindow(RATE)), ..due(1.0) };
+    assert!(matches!(loans.consult(&[more], true, 5.0), Known::Ask(_)), "a denial by another limit is none");
+}
+
+const RATE: Rate = Rate { amount: 10, period_ms: 1000 };
+
+#[test]
+fn nothing_is_borrowed_that_could_not_be_spent() {
+    let loans = Loans::new(1.0);
+    let wants = |dues: &[Due]| {
+        loans.consult(dues, false, 0.0);
+        loans.consult(dues, false, 0.0);
+        match loans.consult(dues, false, 3e6) {
+            Known::Ask(asked) => asked.questions.iter().any(|question| question.wanted > 0.0),
+            _ => panic!("Redis is not asked"),
+        }
+    };
+    let name = |nth: u128, due: Due| Due { name: NAME + nth, ..due };
+    assert!(!wants(&[name(1, due(5.0))]), "four are lent, and five are needed");
+    let small = due_of(Shape::new(RATE, 15), 1.0);
+    assert!(!wants(&[name(2, due(1.0)), name(3, small)]), "one of them lends nothing");
+    let window = Due { bucket: None, shape: algorithm::Shape::new(&Quota::FixedWindow(RATE)), ..due(1.0) };
+    assert!(!wants(&[name(4, due(1.0)), name(5, window)]));
+    let three = name(6, due(3.0));
+    (0..3).for_each(|_| drop(loans.consult(&[three], false, 0.0)));
+    let Known::Ask(asked) = loans.consult(&[three], false, 2e6) else { panic!("Redis is not asked") };
+    assert_eq!(asked.questions[0].wanted, 3.0 * three.bucket.unwrap().price, "whole requests");
+}
+
+#[test]
+fn whoever_leaves_gives_everything_back() {
+    let loans = Loans::new(1.0);
+    for nth in 0..600 {
+        let Known::Ask(asked) = loans.consult(&[Due { name: nth << 96 | nth, ..due(2.0) }], false, 0.0) else {
+            panic!("Redis is not asked")
+        };
+        said(asked, Some(4.0));
+    }
+    let mut counts = Vec::new();
+    while counts.last() != Some(&0) {
+        counts.push(loans.repayments(true, 1.0).len());
+    }
+    assert_eq!(counts, [REPAID_AT_ONCE, REPAID_AT_ONCE, 600 - 2 * REPAID_AT_ONCE, 0]);
+}
+
+#[test]
+fn who_owed_something_once_is_forgotten_like_others() {
+    let loans = Loans::new(1.0);
+    loans.consult(&[due(1.0)], false, 0.0);
+    loans.spent_away(&due(1.0), 0.0);
+    let mut shard = loans.shard(NAME);
+    shard.sweep(190_000.0);
+    assert_eq!(shard.accounts.len(), 1, "five a second are this pod's, and one is not gained yet");
+    shard.sweep(5e6);
+    assert!(shard.accounts.is_empty());
+}
+
+/// No value is a full bucket: one that lent something is full later than by what it holds.
+#[tokio::test]
+async fn a_bucket_that_lent_outlives_the_time_that_its_loans_take() {
+    let server = Server::up().await;
+    let shape = Shape::new(Rate { amount: 1, period_ms: 60_000 }, 160);
+    let lender = Lender { redis: Dedicated::open(&server.shared()).await.unwrap(), shape };
+    let question = Question { serial: 1, wanted: 10.0 * shape.price, ..Question::default() };
+    let mut take = lender.take(1.0, &question, 1.0);
+    take.args.insert(0, Vec::new());
+    let mut parts: Vec<&[u8]> = vec![b"EVAL", take.script.source.as_bytes(), b"1", b"key"];
+    parts.extend(take.args.iter().map(Vec::as_slice));
+    let mut redis = lender.redis;
+    let reply = redis.command(&parts, WAIT).await.unwrap();
+    assert_eq!(reply.items().last().and_then(Reply::number), Some((10.0 * shape.price) as u64));
+    let ttl = redis.command(&[b"PTTL", b"key"], WAIT).await.unwrap().number().unwrap();
+    assert!(ttl > 11 * 60_000 - 1000, "{ttl} ms: eleven tokens are to be gained");
+}
+
+/// However many borrow, half of the bucket is for those who ask, and fills.
+#[tokio::test]
+async fn a_crowd_of_borrowers_leaves_half_of_the_bucket() {
+    let server = Server::up().await;
+    let shape = Shape::new(Rate { amount: 100, period_ms: 1000 }, 32);
+    let mut lender = Lender { redis: Dedicated::open(&server.shared()).await.unwrap(), shape };
+    let (mut admitted, mut now) = (0, 1e15);
+    for round in 0..100 {
+        // Thirty pods, a third more than the rate in all.
+        for pod in 0..30 {
+            now += 7_500.0;
+            let question = Question { serial: round + 1, wanted: 2.0 * shape.price, ..Question::default() };
+            let reply = lender.run(&lender.take(f64::from(pod), &question, 1.0), now).await;
+            admitted += reply.items()[1].number().unwrap();
+        }
+    }
+    // What was lent is spent as well, or was given back.
+    assert!(admitted > 500, "{admitted} of 3,000 in 22 s");
 }

@@ -4,7 +4,7 @@ use super::algorithm::{Level, Mark, PARAMETERS, Shape};
 use super::loans::{Question, Repayment};
 use super::local::{Few, Reading};
 use super::verdict::Charge;
-use crate::kv::{self, Budget, Reply, Script};
+use crate::kv::{self, Budget, Reply, Script, Unavailable};
 
 /// A script that stands on all algorithms.
 macro_rules! on_algorithms {
@@ -163,7 +163,12 @@ pub(super) async fn refund(redis: &kv::Redis, charges: &[Charge], budget: &mut B
 }
 
 /// Gives loans of `who` back, by one script within the budget; what fails is forgotten in its time.
-pub(super) async fn repay(redis: &kv::Redis, who: f64, loans: &[Repayment], budget: &mut Budget) {
+pub(super) async fn repay(
+    redis: &kv::Redis,
+    who: f64,
+    loans: &[Repayment],
+    budget: &mut Budget,
+) -> Result<(), Unavailable> {
     let keys: Vec<&[u8]> = loans.iter().map(|one| &*one.key).collect();
     let mut args = vec![Vec::new()];
     for Repayment { shape, serial, held, .. } in loans {
@@ -171,7 +176,7 @@ pub(super) async fn repay(redis: &kv::Redis, who: f64, loans: &[Repayment], budg
         args.extend([who, *serial as f64, *held].map(|number| number.to_string().into_bytes()));
     }
     let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-    let _ = redis.run(&REPAY, &keys, &args, budget).await;
+    redis.run(&REPAY, &keys, &args, budget).await.map(|_| ())
 }
 
 #[cfg(test)]

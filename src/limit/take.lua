@@ -10,8 +10,8 @@
 --        milliseconds until as much is there; milliseconds until all is; and for refund.lua the two numbers of the
 --        charge; then one a limit: the units that the borrower has now
 --
--- Denied: nothing is written, but what was spent while Redis was away, and that the clock was set back. A counting limit
--- that is short is not charged and denies nobody.
+-- Denied: nothing is written, but what was spent of a loan or while Redis was away, and that the clock was set back. A
+-- counting limit that is short is not charged and denies nobody.
 
 local EACH = 6
 
@@ -33,7 +33,9 @@ for i = 1, #KEYS do
       limit.does.debit(limit.state, p, debit)
       limit.changed = true
     end
-    limit.borrows, limit.held = limit.does.repay(limit.state, p, limit.who, limit.number, limit.held)
+    local spent
+    limit.borrows, limit.held, spent = limit.does.repay(limit.state, p, limit.who, limit.number, limit.held)
+    limit.changed = limit.changed or spent
   end
   local covered = limit.does.covers(limit.state, p, limit.cost)
   if ARGV[at + 5] == '1' and not covered then

@@ -208,6 +208,56 @@ async fn fields_tell_of_the_tightest_limit_and_of_all_that_were_taken() {
 }
 
 #[tokio::test]
+async fn what_pods_are_lent_is_part_of_what_all_may_have() {
+    let server = Server::up().await;
+    let pod = || Pod::of(2, Some(kv::Redis::new(server.shared())), vec![hourly("a", 160, Stage::Request)]);
+    let (one, other) = (pod(), pod());
+    assert_eq!((one.admitted(60, Stage::Request).await, other.admitted(60, Stage::Request).await), (60, 60));
+    for pod in [&one, &other] {
+        assert!(pod.counted("a", Decision::Allowed, Source::Loan) > 30, "most were decided here");
+        pod.limiter.repay(pod.redis.as_ref().unwrap(), true).await;
+    }
+    assert_eq!(one.admitted(60, Stage::Request).await, 40, "nothing was lost, nor made");
+}
+
+#[tokio::test]
+async fn what_was_paid_from_a_loan_comes_back_if_a_later_stage_denies() {
+    let server = Server::up().await;
+    let limits = vec![hourly("a", 160, Stage::Request), hourly("c", 5, Stage::Origin)];
+    let pod = Pod::of(1, Some(kv::Redis::new(server.shared())), limits);
+    assert_eq!(pod.admitted(60, Stage::Origin).await, 5);
+    assert!(pod.counted("a", Decision::Allowed, Source::Loan) > 30);
+    pod.limiter.repay(pod.redis.as_ref().unwrap(), true).await;
+    let left = pod.admitted(200, Stage::Request).await;
+    // While a charge is out, what a full bucket gains is spilled; and a loan that was asked for meanwhile keeps its own.
+    assert!((145..=155).contains(&left), "{left} of 155");
+}
+
+#[tokio::test]
+async fn what_was_admitted_while_redis_was_away_is_owed() {
+    let mut server = Server::up().await;
+    let shared = server.shared();
+    let probe = tokio::spawn(kv::bus::probe(Arc::clone(&shared)));
+    let pod = Pod::of(1, Some(kv::Redis::new(shared)), vec![hourly("a", 40, Stage::Request)]);
+    assert_eq!(pod.admitted(1, Stage::Request).await, 1);
+    server.freeze(true);
+    let away = pod.admitted(20, Stage::Request).await;
+    assert_eq!(pod.counted("a", Decision::Allowed, Source::Fallback), away as u64);
+    server.freeze(false);
+    let mut back = 0;
+    crate::kv::tests::eventually("Redis is asked again", async || {
+        back += pod.admitted(1, Stage::Request).await;
+        let asked = |decision| pod.counted("a", decision, Source::Redis);
+        asked(Decision::Allowed) > 1 || asked(Decision::Denied) > 0
+    })
+    .await;
+    back += pod.admitted(100, Stage::Request).await;
+    assert!(away > 0 && 1 + away + back <= 40, "{away} and {back} of 40");
+    probe.abort();
+    server.kill();
+}
+
+#[tokio::test]
 async fn two_pods_on_one_redis_are_one_limiter_and_redis_learns_no_address() {
     let server = Server::up().await;
     let pod = || Pod::of(2, Some(kv::Redis::new(server.shared())), vec![hourly("a", 10, Stage::Request)]);

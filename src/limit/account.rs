@@ -1,0 +1,257 @@
+//! What a pod knows of one identity's state in Redis. Pure, as `loans.rs` is, which says what for.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::algorithm::{self, Level, Micros, NEVER_MS};
+use super::bucket::Shape;
+use super::loans::{Bell, Due, LIFE, Question, Repayment, Spent};
+use super::local::Reading;
+
+/// How much of a loan's life its borrower uses: clocks differ, and so do the moments at which both began to count.
+pub(super) const USED: f64 = 0.9;
+
+/// Time over which demand is remembered.
+const MEMORY: Micros = 2_000_000.0;
+
+/// A loan is for what so much time will ask for,
+const AHEAD: Micros = 100_000.0;
+
+/// or, of an identity that is less busy, for so many requests if as many came within [`MEMORY`],
+const FEW: f64 = 8.0;
+
+/// and never for more than this part of the bucket: others want theirs.
+const PART: f64 = 16.0;
+
+/// Pause before a pod asks again a bucket that had nothing left; a half more or less, so that pods take turns.
+const HOLD_OFF: Micros = 25_000.0;
+
+/// Requests within [`MEMORY`] from which on an identity is held off for longer than its bucket asks for.
+const BUSY: f64 = 80.0;
+
+/// Longest that a denial is remembered.
+const DENIED_AT_MOST: Micros = 10_000_000.0;
+
+/// A question for as many requests is waited for, as is any where the bucket had too little: one at a time is enough.
+const WORTH_WAITING: f64 = 4.0;
+
+/// Longest that a question counts as being asked.
+const ASKING_AT_MOST: Micros = 1_000_000.0;
+
+/// Pause after which an identity counts as idle.
+const IDLE: Micros = 500_000.0;
+
+/// What is known of one identity's state.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    /// Units that may be spent until `until`.
+    held: f64,
+    until: Micros,
+    /// Of the last question.
+    serial: u64,
+    /// What came lately, in requests, as of `seen`.
+    demand: f64,
+    seen: Micros,
+    /// Not before this is the bucket asked again, as it had nothing left; 0 if it had.
+    ask_at: Micros,
+    denied: Option<Refusal>,
+    /// When this pod's own part of the limit has gained again all that was spent of it while Redis was away.
+    paid_off: Micros,
+    /// Where it is in Redis, while something is lent.
+    pub(super) key: Option<Box<[u8]>>,
+    asking: Option<(Bell, Micros)>,
+    /// Whether who comes meanwhile waits for the answer.
+    is_worth_waiting: bool,
+    /// What the state last said, without what it had lent.
+    level: Level,
+    shape: Option<algorithm::Shape>,
+}
+
+/// A denial.
+#[derive(Debug, Clone, Copy)]
+struct Refusal {
+    /// Until when it is remembered.
+    until: Micros,
+    /// When it is lifted.
+    lifted: Micros,
+    cost: f64,
+}
+
+impl Due {
+    /// Pause before a state that had too little is asked again: shorter where it would be full before. `serial` spreads it.
+    fn hold_off(&self, serial: u64) -> Micros {
+        let longest = self.bucket.map_or(HOLD_OFF, |shape| HOLD_OFF.min(shape.capacity / shape.accrual / 2.0));
+        let mixed = (self.name as u64 ^ serial).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54;
+        (longest * (0.5 + mixed as f64 / 1024.0)).floor()
+    }
+
+    /// Whether its bucket lends enough to pay for it.
+    pub(super) fn lends(&self) -> bool {
+        self.bucket.is_some_and(|shape| shape.capacity / shape.price / PART >= self.cost)
+    }
+}
+
+impl Account {
+    /// A request has come, or has waited.
+    pub(super) fn arrive(&mut self, due: &Due, again: bool, now: Micros) {
+        if self.shape != Some(due.shape) {
+            // Another configuration's: nothing of it holds, nor what was asked by it.
+            self.bell();
+            let serial = self.serial + 1;
+            *self = Self { serial, shape: Some(due.shape), key: self.key.take(), ..Self::default() };
+        }
+        if !again {
+            let past = (now - self.seen).max(0.0);
+            self.demand = self.demand * (-past / MEMORY).exp() + due.cost;
+            self.seen = now;
+        }
+        if now >= self.until {
+            self.held = 0.0;
+        }
+    }
+
+    /// Until when it is known to be denied, and what a client is told.
+    pub(super) fn denies(&self, due: &Due, now: Micros) -> Option<(Micros, Level)> {
+        let refusal = self.denied.filter(|refusal| now < refusal.until && due.cost >= refusal.cost)?;
+        Some((refusal.lifted, self.waiting(refusal.lifted, now)))
+    }
+
+    /// The same of a bucket that had nothing left, and is not asked for a while.
+    pub(super) fn holds_off(&self, due: &Due, now: Micros) -> Option<Level> {
+        let lacks = due.bucket.is_some_and(|shape| self.held < due.cost * shape.price);
+        (lacks && now < self.ask_at).then(|| self.waiting(self.ask_at, now))
+    }
+
+    /// The state's level, for who is to come back at `until`.
+    fn waiting(&self, until: Micros, now: Micros) -> Level {
+        let wait_ms = ((until - now) / 1000.0).ceil() as u64;
+        Level { remaining: self.level.remaining, wait_ms, full_ms: self.level.full_ms.max(wait_ms) }
+    }
+
+    /// Pays for a request, if the loan suffices.
+    pub(super) fn spend(&mut self, shape: &Shape, cost: f64) -> Option<Spent> {
+        let units = cost * shape.price;
+        if self.held < units {
+            return None;
+        }
+        self.held -= units;
+        let remaining = self.level.remaining + (self.held / shape.price) as u64;
+        Some(Spent { units, level: Level { remaining, wait_ms: 0, ..self.level }, serial: self.serial })
+    }
+
+    /// Takes back what was spent, unless the bucket was asked since: it was told that it is gone.
+    pub(super) fn refund(&mut self, spent: &Spent, now: Micros) {
+        if self.serial == spent.serial && now < self.until {
+            self.held += spent.units;
+        }
+    }
+
+    /// Something came back to it: a denial may not hold any more.
+    pub(super) fn lift(&mut self) {
+        self.denied = None;
+    }
+
+    /// Who asks just now, if that is worth waiting for.
+    pub(super) fn awaited(&self, now: Micros) -> Option<&Bell> {
+        self.asking(now).filter(|_| self.is_worth_waiting)
+    }
+
+    fn asking(&self, now: Micros) -> Option<&Bell> {
+        self.asking.as_ref().filter(|(_, until)| now < *until).map(|(bell, _)| bell)
+    }
+
+    /// Wakes who waits for an answer.
+    fn bell(&mut self) {
+        if let Some((bell, _)) = self.asking.take() {
+            bell.close();
+        }
+    }
+
+    /// A request was taken from this pod's own part of the limit, because Redis is away.
+    pub(super) fn spent_away(&mut self, due: &Due, shape: &Shape, now: Micros) {
+        self.paid_off = self.paid_off.max(now) + due.cost * shape.price * due.pods / shape.accrual;
+    }
+
+    /// What Redis is told with a request; nothing is lent that would not be spent.
+    pub(super) fn question(&mut self, due: &Due, shape: &Shape, lends: bool, now: Micros) -> Question {
+        let wanted = if lends { self.wanted(due, shape) } else { 0.0 };
+        let debit = ((self.paid_off - now).max(0.0) * shape.accrual / due.pods).floor();
+        if self.asking(now).is_some() || (wanted == 0.0 && self.held == 0.0 && debit == 0.0) {
+            return Question::default();
+        }
+        self.bell();
+        self.serial += 1;
+        self.asking = Some((Arc::new(Semaphore::new(0)), now + ASKING_AT_MOST));
+        self.is_worth_waiting = self.ask_at > 0.0 || wanted >= WORTH_WAITING * shape.price;
+        Question { serial: self.serial, held: std::mem::take(&mut self.held), wanted, debit }
+    }
+
+    /// Units that it should have: for whole requests like this one.
+    fn wanted(&self, due: &Due, shape: &Shape) -> f64 {
+        let few = if self.demand < 2.0 { 0.0 } else { self.demand.min(FEW) };
+        let tokens = few.max(self.demand / MEMORY * AHEAD).min(shape.capacity / shape.price / PART);
+        (tokens / due.cost).floor() * due.cost * shape.price
+    }
+
+    /// What the state answered to a question that was sent at `sent`.
+    pub(super) fn learn(&mut self, due: &Due, question: &Question, reply: &Reading, key: &[u8], sent: Micros) {
+        if self.shape != Some(due.shape) {
+            return;
+        }
+        let lent = due.bucket.map_or(0, |shape| (reply.lent / shape.price) as u64);
+        self.level = Level { remaining: reply.level.remaining.saturating_sub(lent), ..reply.level };
+        if question.serial != 0 && question.serial == self.serial {
+            self.held = reply.lent;
+            if question.debit > 0.0 {
+                self.paid_off = 0.0;
+            }
+            if reply.mark.is_some() {
+                self.until = sent + LIFE * USED;
+                if self.held > 0.0 && self.key.is_none() {
+                    self.key = Some(key.into());
+                }
+                // One that has more lends no more to anybody.
+                let is_empty = reply.lent < question.wanted && self.level.remaining == 0;
+                self.ask_at = if is_empty { sent + due.hold_off(self.serial) } else { 0.0 };
+            }
+        }
+        self.denied = None;
+        if reply.is_short() && reply.level.wait_ms < NEVER_MS {
+            let busy = if self.demand >= BUSY { due.hold_off(self.serial) } else { 0.0 };
+            let lifted = sent + (reply.level.wait_ms as f64 * 1000.0).max(busy);
+            self.denied = Some(Refusal { until: lifted.min(sent + DENIED_AT_MOST), lifted, cost: due.cost });
+        }
+    }
+
+    /// The question of this number was answered, or given up.
+    pub(super) fn asked(&mut self, serial: u64) {
+        if self.serial == serial {
+            self.bell();
+        }
+    }
+
+    /// What it gives back, if it should: of an identity that is idle, where others may miss it; at the `end`, everything.
+    pub(super) fn repayment(&mut self, end: bool, now: Micros) -> Option<Repayment> {
+        let Some(algorithm::Shape::TokenBucket(shape)) = self.shape else { return None };
+        let is_missed = (self.level.remaining as f64) < shape.capacity / shape.price / 2.0;
+        let is_due = end || (is_missed && now - self.seen > IDLE);
+        if !is_due || !self.holds(now) || self.asking(now).is_some() {
+            return None;
+        }
+        self.serial += 1;
+        let held = std::mem::take(&mut self.held);
+        Some(Repayment { key: self.key.clone()?, shape, serial: self.serial, held })
+    }
+
+    /// Whether there is anything to spend.
+    pub(super) fn holds(&self, now: Micros) -> bool {
+        self.held > 0.0 && now < self.until
+    }
+
+    /// Whether nothing of it is worth keeping.
+    pub(super) fn is_idle(&self, now: Micros) -> bool {
+        let is_denied = self.denied.is_some_and(|refusal| now < refusal.until);
+        now - self.seen > MEMORY && !self.holds(now) && !is_denied && now >= self.paid_off && self.asking(now).is_none()
+    }
+}
