@@ -60,6 +60,8 @@ impl Stage {
         let (up, redis) = (versioned(&version), Arc::new(redis()));
         let relay = flaky(redis.address());
         let setup = weir(ROUTES).to(up.url()).redis_at(relay.address()).set("cache.max_staleness", bound);
+        // On a busy machine Redis is waited for, lest a pod fetch for itself.
+        let setup = setup.set("redis.deadline", "1s");
         let weirs = setup.fleet(pods).await;
         Self { up, version, redis, relay, weirs }
     }

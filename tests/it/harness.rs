@@ -98,11 +98,11 @@ pub enum Store {
 }
 
 impl Store {
-    /// `setup` with this store.
+    /// `setup` with this store; on a busy machine Redis is waited for, lest the pod go on by itself.
     pub fn apply(&self, setup: Setup) -> Setup {
         match self {
             Self::Memory => setup,
-            Self::Redis(redis) => setup.redis(redis).set("cache.memory", "0"),
+            Self::Redis(redis) => setup.redis(redis).set("cache.memory", "0").set("redis.deadline", "1s"),
         }
     }
 }
