@@ -16,6 +16,7 @@ use crate::metrics::Source;
 pub mod algorithm;
 pub mod bounds;
 pub mod bucket;
+mod claim;
 pub mod concurrency;
 pub mod fields;
 pub mod fixed_window;
@@ -23,6 +24,7 @@ pub mod held;
 pub mod identity;
 pub mod loans;
 pub mod local;
+mod screen;
 pub mod shared;
 pub mod sliding_log;
 pub mod sliding_window;
@@ -38,6 +40,7 @@ pub use identity::Facts;
 use identity::{LocalName, LocalNames, Pseudonym};
 use loans::{Due, Known, Loans, REPAID_AT_ONCE, Spent};
 use local::{Ask, Few, Reading};
+pub use screen::Reach;
 use verdict::{Answer, count, denial};
 pub use verdict::{Charged, Denial, Verdict};
 
@@ -137,9 +140,24 @@ impl Limiter {
         charged: &mut Charged,
         budget: &mut Budget,
     ) -> Verdict {
-        let stage = limits.stage(stage);
+        let mut stage = limits.stage(stage);
         if stage.bounds.is_empty() {
             return Verdict::Allow;
+        }
+        let narrowed;
+        if stage.is_screened || charged.is_narrowed {
+            match screen::narrowed(stage, facts, charged) {
+                Ok(None) => {}
+                Ok(Some(some)) if some.bounds.is_empty() => return Verdict::Allow,
+                Ok(Some(some)) => {
+                    narrowed = some;
+                    stage = &narrowed;
+                }
+                Err(denial) => {
+                    self.refund(redis, charged, budget).await;
+                    return Verdict::Deny(denial);
+                }
+            }
         }
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let answers = match redis {
@@ -147,7 +165,7 @@ impl Limiter {
             // Boxed: the way without Redis keeps its small future.
             Some(redis) => Box::pin(self.take_shared(redis, stage, facts, id, budget)).await,
         };
-        let denial = denial(stage, &answers);
+        let denial = denial(stage, &answers, facts);
         count(&stage.bounds, &answers, denial.is_none());
         let Some(denial) = denial else {
             charged.note(stage, answers, |charge| Slot::new(&self.shelf, redis, charge));
@@ -165,18 +183,15 @@ impl Limiter {
         facts: &Facts<'_>,
         each: impl Fn(&Bound, &[u8], CostText) -> T,
     ) -> Few<Named<T>> {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let mut named = |bound: &Arc<Bound>| {
-                scratch.clear();
+        let named = |bound: &Arc<Bound>| {
+            with_scratch(|scratch| {
                 identity::canonical(&bound.limit.key, facts, scratch);
                 let (cost, text) = bound.cost(facts);
                 let name = self.names.of(&bound.scope, scratch);
-                let named = Named { name, cost, more: each(bound, scratch, text) };
-                scratch.shrink_to(SCRATCH_MAX);
-                named
-            };
-            bounds.iter().map(&mut named).collect()
-        })
+                Named { name, cost, more: each(bound, scratch, text) }
+            })
+        };
+        bounds.iter().map(named).collect()
     }
 
     fn take_local(&self, bounds: &[Arc<Bound>], facts: &Facts<'_>, id: u64) -> Few<Answer> {
@@ -336,6 +351,16 @@ impl Limiter {
     fn part(&self, bound: &Bound) -> Shape {
         bound.shape.divided(self.replicas.load(Ordering::Relaxed))
     }
+}
+
+/// Space for one identity, empty.
+fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.clear();
+        let written = write(scratch);
+        scratch.shrink_to(SCRATCH_MAX);
+        written
+    })
 }
 
 /// What is known to be denied by one limit, and asks none.

@@ -2,13 +2,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use http::header::RETRY_AFTER;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use prometheus::Registry;
 
 use super::bounds::STAGES;
 use super::*;
 use crate::config;
-use crate::config::{Cost, IdentityPart, Quota};
+use crate::config::{Cost, IdentityPart, Missing, Quota, Told};
 use crate::kv::Reply;
 use crate::kv::tests::Server;
 use crate::metrics::{Decision, Metrics};
@@ -34,6 +34,12 @@ fn limit(name: &str, rate: (u32, u32), burst: u32, on: Stage) -> config::Limit {
         dry_run: false,
         redis_down: RedisDown::Local,
         loans: true,
+        missing: Missing::Share,
+        allow: Vec::new(),
+        deny: Vec::new(),
+        headers: Told::Draft,
+        status: StatusCode::TOO_MANY_REQUESTS,
+        notice: None,
     }
 }
 
@@ -82,7 +88,7 @@ impl Pod {
         let mut charged = Charged::default();
         for stage in STAGES.into_iter().filter(|stage| *stage <= last) {
             if let Verdict::Deny(denial) = self.take(stage, &mut charged).await {
-                return Some(denial);
+                return Some(*denial);
             }
         }
         None
@@ -267,3 +273,6 @@ async fn each_identity_has_its_own_bucket_and_a_limit_named_twice_counts_once() 
 
 #[path = "quota_tests.rs"]
 mod quotas;
+
+#[path = "screen_tests.rs"]
+mod screen_tests;

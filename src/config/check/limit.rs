@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Check, nearest};
 use crate::config::raw::{self, At, LimitUse};
 use crate::config::report::Span;
-use crate::config::{IdentityPart, Limit, RedisDown, Stage};
+use crate::config::{IdentityPart, Limit, Missing, RedisDown, Stage, Told};
 
 /// Most parts of one identity.
 const MOST_PARTS: usize = 8;
@@ -93,6 +93,9 @@ impl Check<'_, '_> {
         if let Some(at) = &raw.after_loss {
             self.refuse(&at.span(), "after_loss", "remove the key");
         }
+        let deny = self.denied_networks(&raw.deny);
+        let allow = self.allowed_networks(&raw.allow, &deny);
+        let (status, notice) = (self.denial_status(&raw.status), self.notice(raw));
         let on = raw.on.as_ref().map_or(Stage::Request, |at| at.value);
         let name = name?;
         let (Some(key), Some(quotas)) = (key, quotas) else { return Some((name, None)) };
@@ -117,6 +120,12 @@ impl Check<'_, '_> {
             dry_run: raw.dry_run.as_ref().is_some_and(|at| at.value),
             redis_down: raw.redis_down.as_ref().map_or(RedisDown::Local, |at| at.value),
             loans: raw.loans.as_ref().is_none_or(|at| at.value),
+            missing: raw.missing.as_ref().map_or(Missing::Share, |at| at.value),
+            allow,
+            deny,
+            headers: raw.headers.as_ref().map_or(Told::Draft, |at| at.value),
+            status,
+            notice,
         };
         Some((name, Some(limit)))
     }
