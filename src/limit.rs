@@ -233,6 +233,10 @@ impl Limiter {
         let mut args =
             shared::take_args(&own, bounds.iter().zip(costs).map(|(bound, cost)| (&bound.args, cost, bound.mode())));
         args.extend(loans.iter().map(Vec::as_slice));
+        let lost = if stage.minds_loss { shared::lost_arg(redis.shared().lost_ms()) } else { None };
+        if let Some(lost) = &lost {
+            args.extend(bounds.iter().map(|bound| if bound.minds_loss() { lost.as_slice() } else { b"" }));
+        }
         let reply = redis.run(stage.script, &keys, &args, budget).await;
         let asked = |nth: usize| (bounds[nth].shape, names[nth].cost);
         match reply.ok().and_then(|reply| shared::taken(&reply, id, bounds.len(), asked)) {

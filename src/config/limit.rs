@@ -33,6 +33,8 @@ pub struct Limit {
     pub redis_down: RedisDown,
     /// Whether a pod may decide by itself: spend what a token bucket lent it, deny while it knows that it must.
     pub loans: bool,
+    /// What a bucket holds that Redis does not know after it lost its data.
+    pub after_loss: AfterLoss,
     /// What it does with a request that lacks a part of `key`.
     pub missing: Missing,
     /// Clients that it is not for: never limited by it, never counted.
@@ -184,6 +186,16 @@ pub enum RedisDown {
     Allow,
     /// Let nothing through.
     Deny,
+}
+
+/// `after_loss`: what a bucket holds that Redis does not know after it lost its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AfterLoss {
+    /// What it gained since.
+    Empty,
+    /// All, as one that nobody has asked yet.
+    Full,
 }
 
 /// `missing`: what a limit does with a request that lacks a part of its identity.

@@ -24,8 +24,8 @@ pub(super) use self::tls::{CertificateFiles, ClientAuthMode, Tls, UpstreamTls};
 use super::report::Span;
 use super::text::{Host, Name, Namespace, Text};
 use super::{
-    Bus, ClientDirectives, Cookies, Credentials, CutOff, LogFormat, Missing, Protocol, RedisDown, Stage, Told,
-    UpstreamTtl,
+    AfterLoss, Bus, ClientDirectives, Cookies, Credentials, CutOff, LogFormat, Missing, Protocol, RedisDown, Stage,
+    Told, UpstreamTtl,
 };
 use crate::syntax::glob::Glob;
 use crate::syntax::pattern::Pattern;

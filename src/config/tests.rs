@@ -208,14 +208,13 @@ fn cache_keys_make_a_cache() {
 fn what_comes_later_is_refused_by_name() {
     let problems = refused(
         "protocol = \"h2\"\n[redis]\nurl = \"rediss://h\"\nmode = \"cluster\"\nnodes = [\"a\"]\nnamespace = \"a\"\n\
-         [[limit]]\nname = \"l\"\nkey = [\"route\"]\nrate = \"1/s\"\nafter_loss = \"full\"\n\
          [[route]]\nname = \"r\"\npath = \"/\"\n",
     );
-    for what in ["rediss://", "mode = \"cluster\"", "redis.nodes", "after_loss"] {
+    for what in ["rediss://", "mode = \"cluster\"", "redis.nodes"] {
         let named = problems.iter().any(|p| p.contains(what) && p.contains("not available in this version"));
         assert!(named, "{what} in {problems:#?}");
     }
-    assert_eq!(problems.len(), 4, "{problems:#?}");
+    assert_eq!(problems.len(), 3, "{problems:#?}");
 }
 
 #[test]
@@ -260,6 +259,8 @@ fn a_limit_says_whom_it_is_for_and_what_it_answers() {
     assert_eq!(limit.key[1], IdentityPart::Claim { name: "realm.tenant".to_owned(), field });
     assert_eq!(limit.key[1].to_string(), "unverified-claim:realm.tenant@x-token");
     assert_eq!((limit.missing, limit.headers, limit.status.as_u16()), (Missing::Share, Told::Draft, 429));
+    assert_eq!(limit.after_loss, AfterLoss::Full);
+    assert_eq!(read("after_loss = \"empty\"").after_loss, AfterLoss::Empty);
     assert!(limit.allow.is_empty() && limit.deny.is_empty() && limit.notice.is_none());
 
     let limit = read(

@@ -12,7 +12,7 @@ use super::loans::Due;
 use super::local::Ask;
 use super::shared::{Mode, ShapeArgs, TAKE_ANY, TAKE_TOKENS};
 use super::{Facts, Named, screen};
-use crate::config::{self, Cost, Quota, Stage};
+use crate::config::{self, AfterLoss, Cost, Quota, Stage};
 use crate::kv::Script;
 use crate::metrics::{LimitMetrics, Metrics};
 
@@ -47,6 +47,8 @@ pub(super) struct StageLimits {
     pub(super) refundable: bool,
     /// Whether some of its limits are not for every request.
     pub(super) is_screened: bool,
+    /// Whether some of its buckets are empty after Redis lost its data.
+    pub(super) minds_loss: bool,
 }
 
 /// A route's limits by stage, with their handles; built with the route.
@@ -72,6 +74,7 @@ impl RouteLimits {
             let told = stages[..=index].iter().flat_map(|stage| &stage.bounds);
             stages[index].policy = fields::policy_beyond(None, told.map(|bound| &**bound));
             stages[index].is_screened = stages[index].bounds.iter().any(|bound| screen::is_needed(&bound.limit));
+            stages[index].minds_loss = stages[index].bounds.iter().any(|bound| bound.minds_loss());
             if stages[index].bounds.iter().any(|bound| !matches!(bound.shape, Shape::TokenBucket(_))) {
                 stages[index].script = &TAKE_ANY;
             }
@@ -99,7 +102,14 @@ impl RouteLimits {
 impl StageLimits {
     /// No limit.
     pub(super) fn none(refundable: bool) -> Self {
-        Self { bounds: Vec::new(), policy: None, script: &TAKE_TOKENS, refundable, is_screened: false }
+        Self {
+            bounds: Vec::new(),
+            policy: None,
+            script: &TAKE_TOKENS,
+            refundable,
+            is_screened: false,
+            minds_loss: false,
+        }
     }
 }
 
@@ -156,6 +166,10 @@ impl Bound {
             _ => None,
         };
         Due { name: named.name, bucket, cost: named.cost, pods: f64::from(pods.max(1)), remembers }
+    }
+
+    pub(super) fn minds_loss(&self) -> bool {
+        self.limit.after_loss == AfterLoss::Empty
     }
 
     pub(super) fn mode(&self) -> Mode {

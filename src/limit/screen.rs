@@ -63,7 +63,13 @@ pub(super) fn narrowed(
     }
     charged.is_narrowed = true;
     let policy = fields::policy_beyond(charged.policy.as_ref(), bounds.iter().map(|bound| &**bound));
-    Ok(Some(Box::new(StageLimits { bounds, policy, script: stage.script, ..StageLimits::none(stage.refundable) })))
+    Ok(Some(Box::new(StageLimits {
+        bounds,
+        policy,
+        script: stage.script,
+        minds_loss: stage.minds_loss,
+        ..StageLimits::none(stage.refundable)
+    })))
 }
 
 impl Reach {

@@ -9,7 +9,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{At, Maybe, MaybeText, Missing, Name, RedisDown, Stage, Text, Texts, Told};
+use super::{AfterLoss, At, Maybe, MaybeText, Missing, Name, RedisDown, Stage, Text, Texts, Told};
 use crate::config::IdentityPart;
 use crate::syntax::rate::Rate;
 
@@ -59,7 +59,7 @@ pub(in crate::config) struct Limit {
     pub(in crate::config) content_type: MaybeText<HeaderValue>,
     /// How requests are counted.
     pub(in crate::config) algorithm: Maybe<Algorithm>,
-    /// Not available in this version.
+    /// What a bucket holds that Redis does not know after it lost its data. For "token_bucket".
     pub(in crate::config) after_loss: Maybe<AfterLoss>,
 }
 
@@ -126,16 +126,6 @@ pub(in crate::config) enum Algorithm {
     FixedWindow,
     /// At most max in flight.
     Concurrency,
-}
-
-/// `after_loss` of a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(in crate::config) enum AfterLoss {
-    /// Not available in this version.
-    Empty,
-    /// Not available in this version.
-    Full,
 }
 
 /// An entry of a route's `limits`.
