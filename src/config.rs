@@ -11,6 +11,7 @@ pub mod watch;
 
 mod check;
 mod dump;
+mod limit;
 mod limits;
 mod load;
 mod machine;
@@ -33,6 +34,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub use limit::{AfterLoss, Cost, IdentityPart, Limit, Missing, Notice, Quota, RedisDown, Stage, Told};
 pub use limits::{Http2Limits, ServerLimits};
 pub use overrides::Overrides;
 pub use report::Report;
@@ -40,7 +42,6 @@ use watch::Seen;
 
 use crate::syntax::glob::Glob;
 use crate::syntax::pattern::Pattern;
-use crate::syntax::rate::Rate;
 use crate::syntax::template::Template;
 
 /// The whole configuration of one Weir.
@@ -275,144 +276,6 @@ pub struct CacheTiers {
     pub preload: usize,
     /// Longest that it waits for that.
     pub preload_wait: Duration,
-}
-
-/// `[[limit]]`, or one inline in a route.
-#[derive(Debug, Clone)]
-pub struct Limit {
-    /// Label in metrics and answers.
-    pub name: String,
-    /// Name of its buckets: the limit's own for a shared one, `route/limit` for one inside a route.
-    pub scope: String,
-    /// What is counted together.
-    pub key: Vec<IdentityPart>,
-    /// How requests are counted: one, or one for each of several rates.
-    pub quotas: Vec<Quota>,
-    /// What a request costs.
-    pub cost: Cost,
-    /// Which requests are counted.
-    pub on: Stage,
-    /// Count, never deny.
-    pub dry_run: bool,
-    /// While Redis does not answer.
-    pub redis_down: RedisDown,
-    /// Whether a pod may decide by itself: spend what a token bucket lent it, deny while it knows that it must.
-    pub loans: bool,
-}
-
-/// One of the `rates` of a limit, by its `algorithm`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Quota {
-    /// At most `burst` and what the rate has gained.
-    TokenBucket {
-        /// Sustained rate.
-        rate: Rate,
-        /// Bucket size, in requests.
-        burst: u32,
-    },
-    /// So many from one multiple of the period to the next.
-    FixedWindow(Rate),
-    /// So many a period, the one before counted by the share that is still in view.
-    SlidingWindow(Rate),
-    /// So many in every period.
-    SlidingLog(Rate),
-    /// So many in flight.
-    Concurrency {
-        /// Requests.
-        max: u32,
-    },
-}
-
-impl Quota {
-    /// Its algorithm's name.
-    pub fn algorithm(&self) -> &'static str {
-        match self {
-            Self::TokenBucket { .. } => "token_bucket",
-            Self::FixedWindow(_) => "fixed_window",
-            Self::SlidingWindow(_) => "sliding_window",
-            Self::SlidingLog(_) => "sliding_log",
-            Self::Concurrency { .. } => "concurrency",
-        }
-    }
-
-    /// Requests a period, where it has one.
-    pub fn rate(&self) -> Option<Rate> {
-        match self {
-            Self::TokenBucket { rate, .. }
-            | Self::FixedWindow(rate)
-            | Self::SlidingWindow(rate)
-            | Self::SlidingLog(rate) => Some(*rate),
-            Self::Concurrency { .. } => None,
-        }
-    }
-
-    /// The most that one request can cost and ever be admitted.
-    pub fn capacity(&self) -> u32 {
-        match self {
-            Self::TokenBucket { burst, .. } => *burst,
-            Self::FixedWindow(rate) | Self::SlidingWindow(rate) | Self::SlidingLog(rate) => rate.amount,
-            Self::Concurrency { max } => *max,
-        }
-    }
-}
-
-/// `cost` of a limit: what a request counts as.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cost {
-    /// The same for all.
-    Fixed(u32),
-    /// What the request says.
-    Header {
-        /// The field; its first line is a whole number.
-        name: HeaderName,
-        /// What more counts as.
-        max: u32,
-        /// What a request costs that does not say it, or no number.
-        default: u32,
-    },
-}
-
-/// One part of a limit's identity.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum IdentityPart {
-    /// Client address (IPv6 by /64), through trusted proxies only.
-    Ip,
-    /// A request field's value.
-    Header(HeaderName),
-    /// A cookie's value.
-    Cookie(String),
-    /// A query parameter's value.
-    Query(String),
-    /// The route's name.
-    Route,
-    /// The request's host.
-    Host,
-    /// The request's method.
-    Method,
-}
-
-/// `on`: which requests a limit counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// Every request.
-    Request,
-    /// What the cache could not answer, followers included.
-    Miss,
-    /// What reaches the upstream.
-    Origin,
-}
-
-/// `redis_down`: what a limit does while Redis does not answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum RedisDown {
-    /// Rate and burst divided by the pods, in memory.
-    Local,
-    /// Let everything through.
-    Allow,
-    /// Let nothing through.
-    Deny,
 }
 
 /// `[[route]]`.

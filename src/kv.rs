@@ -4,6 +4,7 @@
 //! pool of two builds and heals connections, commands go through cloned handles on them, so that concurrent requests are
 //! pipelined. No request waits longer than its [`Budget`]; while the breaker is open none waits at all.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -103,12 +104,24 @@ pub struct Shared {
     pub clock: Clock,
     /// Metric families.
     pub metrics: Arc<Metrics>,
+    /// See [`Shared::lost_ms`].
+    lost_ms: AtomicU64,
     breaker: Breaker,
     bells: Doorbells,
     address: ConnectionInfo,
 }
 
 impl Shared {
+    /// When Redis was last found to have lost its data, by its own time in ms; 0: never.
+    pub fn lost_ms(&self) -> u64 {
+        self.lost_ms.load(Ordering::Relaxed)
+    }
+
+    /// Redis has lost its data at this time of its own, in ms; 0: it has not.
+    pub fn note_loss(&self, at_ms: u64) {
+        self.lost_ms.store(at_ms, Ordering::Relaxed);
+    }
+
     /// Reads the address; connects to nothing.
     ///
     /// # Errors
@@ -129,6 +142,7 @@ impl Shared {
             deadline: config.deadline,
             startup_wait: config.startup_wait,
             bus: config.bus,
+            lost_ms: AtomicU64::new(0),
             breaker: Breaker::new(metrics.redis_breaker_open.clone(), clock.clone()),
             clock,
             metrics,

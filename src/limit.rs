@@ -18,6 +18,7 @@ mod account;
 pub mod algorithm;
 pub mod bounds;
 pub mod bucket;
+mod claim;
 pub mod concurrency;
 pub mod fields;
 pub mod fixed_window;
@@ -25,6 +26,7 @@ pub mod held;
 pub mod identity;
 pub mod loans;
 pub mod local;
+mod screen;
 pub mod shared;
 pub mod sliding_log;
 pub mod sliding_window;
@@ -40,6 +42,7 @@ pub use identity::Facts;
 use identity::{LocalName, LocalNames, Pseudonym};
 use loans::{Due, Known, Loans, REPAID_AT_ONCE, Spent};
 use local::{Ask, Few, Reading};
+pub use screen::Reach;
 use verdict::{Answer, count, denial};
 pub use verdict::{Charged, Denial, Verdict};
 
@@ -151,9 +154,24 @@ impl Limiter {
         charged: &mut Charged,
         budget: &mut Budget,
     ) -> Verdict {
-        let stage = limits.stage(stage);
+        let mut stage = limits.stage(stage);
         if stage.bounds.is_empty() {
             return Verdict::Allow;
+        }
+        let narrowed;
+        if stage.is_screened || charged.is_narrowed {
+            match screen::narrowed(stage, facts, charged) {
+                Ok(None) => {}
+                Ok(Some(some)) if some.bounds.is_empty() => return Verdict::Allow,
+                Ok(Some(some)) => {
+                    narrowed = some;
+                    stage = &narrowed;
+                }
+                Err(denial) => {
+                    self.refund(redis, charged, budget).await;
+                    return Verdict::Deny(denial);
+                }
+            }
         }
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let answers = match redis {
@@ -171,7 +189,7 @@ impl Limiter {
                 }
             }
         };
-        let denial = denial(stage, &answers);
+        let denial = denial(stage, &answers, facts);
         count(&stage.bounds, &answers, denial.is_none());
         let Some(denial) = denial else {
             charged.note(stage, answers, |charge| Slot::new(&self.shelf, redis, charge));
@@ -189,18 +207,15 @@ impl Limiter {
         facts: &Facts<'_>,
         each: impl Fn(&Bound, &[u8], CostText) -> T,
     ) -> Few<Named<T>> {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let mut named = |bound: &Arc<Bound>| {
-                scratch.clear();
+        let named = |bound: &Arc<Bound>| {
+            with_scratch(|scratch| {
                 identity::canonical(&bound.limit.key, facts, scratch);
                 let (cost, text) = bound.cost(facts);
                 let name = self.names.of(&bound.scope, scratch);
-                let named = Named { name, cost, more: each(bound, scratch, text) };
-                scratch.shrink_to(SCRATCH_MAX);
-                named
-            };
-            bounds.iter().map(&mut named).collect()
-        })
+                Named { name, cost, more: each(bound, scratch, text) }
+            })
+        };
+        bounds.iter().map(named).collect()
     }
 
     fn take_local(&self, bounds: &[Arc<Bound>], facts: &Facts<'_>, id: u64) -> Few<Answer> {
@@ -239,6 +254,10 @@ impl Limiter {
         let costs = bounds.iter().zip(names).map(|(bound, named)| (&bound.args, &*named.more, bound.mode()));
         let mut args = shared::take_args(&own, costs);
         args.extend(loans.iter().map(Vec::as_slice));
+        let lost = if stage.minds_loss { shared::lost_arg(redis.shared().lost_ms()) } else { None };
+        if let Some(lost) = &lost {
+            args.extend(bounds.iter().map(|bound| if bound.minds_loss() { lost.as_slice() } else { b"" }));
+        }
         let reply = redis.run(stage.script, &keys, &args, budget).await;
         let asked = |nth: usize| (bounds[nth].shape, names[nth].cost);
         match reply.ok().and_then(|reply| shared::taken(&reply, going.id, bounds.len(), asked)) {
@@ -348,6 +367,16 @@ impl Limiter {
     fn part(&self, bound: &Bound) -> Shape {
         bound.shape.divided(self.replicas.load(Ordering::Relaxed))
     }
+}
+
+/// Space for one identity, empty.
+fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.clear();
+        let written = write(scratch);
+        scratch.shrink_to(SCRATCH_MAX);
+        written
+    })
 }
 
 /// What is known to be denied by one limit, and asks none.

@@ -185,6 +185,7 @@ impl Proxy {
             respond::name_key(&mut answer, name);
         }
         journey.charged.append_fields(&mut answer.fields);
+        forward::edit(&mut answer, &journey.charged.x_fields());
         // Until the last byte of the answer it is in flight.
         journey.exchange.slots = journey.charged.take_slots();
         forward::edit(&mut answer, &route.rule.response);
@@ -217,7 +218,7 @@ impl Journey<'_> {
     }
 
     /// Takes the limits of one stage.
-    pub(crate) async fn limited(&mut self, stage: Stage, parts: &Parts) -> Result<(), Denial> {
+    pub(crate) async fn limited(&mut self, stage: Stage, parts: &Parts) -> Result<(), Box<Denial>> {
         if self.route.limits.is_empty(stage) || (stage == Stage::Miss && std::mem::replace(&mut self.missed, true)) {
             return Ok(());
         }
@@ -239,8 +240,10 @@ impl Journey<'_> {
     }
 
     fn denied(&mut self, denial: &Denial) -> Answer {
-        self.exchange.decide(Outcome::Denied, StatusCode::TOO_MANY_REQUESTS);
-        respond::denied(denial)
+        let answer = respond::denied(denial);
+        self.exchange.decide(Outcome::Denied, answer.status);
+        self.charged.hush();
+        answer
     }
 
     /// Past the cache: forwarded as it is, nothing stored.

@@ -1,5 +1,6 @@
 //! Pure grammars that configuration, routing and doors share: text in, values or a [`SyntaxError`] out.
 
+pub mod blanks;
 pub mod glob;
 pub mod path;
 pub mod pattern;

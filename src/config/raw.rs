@@ -23,7 +23,10 @@ pub(super) use self::tls::{CertificateFiles, ClientAuthMode, Tls, UpstreamTls};
 
 use super::report::Span;
 use super::text::{Host, Name, Namespace, Text};
-use super::{Bus, ClientDirectives, Cookies, Credentials, CutOff, LogFormat, Protocol, RedisDown, Stage, UpstreamTtl};
+use super::{
+    AfterLoss, Bus, ClientDirectives, Cookies, Credentials, CutOff, LogFormat, Missing, Protocol, RedisDown, Stage,
+    Told, UpstreamTtl,
+};
 use crate::syntax::glob::Glob;
 use crate::syntax::pattern::Pattern;
 use crate::syntax::template::Template;

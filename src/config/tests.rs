@@ -78,6 +78,7 @@ fn the_example_loads_and_says_what_it_says() {
     let expected = [
         ("per-client", Stage::Request),
         ("catalog/per-token", Stage::Request),
+        ("catalog/per-user", Stage::Request),
         ("catalog/origin", Stage::Origin),
         ("catalog/at-once", Stage::Origin),
     ];
@@ -207,14 +208,13 @@ fn cache_keys_make_a_cache() {
 fn what_comes_later_is_refused_by_name() {
     let problems = refused(
         "protocol = \"h2\"\n[redis]\nurl = \"rediss://h\"\nmode = \"cluster\"\nnodes = [\"a\"]\nnamespace = \"a\"\n\
-         [[limit]]\nname = \"l\"\nkey = [\"claim:sub\"]\nrate = \"1/s\"\nafter_loss = \"full\"\n\
          [[route]]\nname = \"r\"\npath = \"/\"\n",
     );
-    for what in ["rediss://", "mode = \"cluster\"", "redis.nodes", "claim:", "after_loss"] {
+    for what in ["rediss://", "mode = \"cluster\"", "redis.nodes"] {
         let named = problems.iter().any(|p| p.contains(what) && p.contains("not available in this version"));
         assert!(named, "{what} in {problems:#?}");
     }
-    assert_eq!(problems.len(), 5, "{problems:#?}");
+    assert_eq!(problems.len(), 3, "{problems:#?}");
 }
 
 #[test]
@@ -243,6 +243,38 @@ fn a_limit_counts_by_what_it_says() {
     let name = http::HeaderName::from_static("x-cost");
     let said = Cost::Header { name, max: 100, default: 2 };
     assert_eq!(limit("rate = \"5/s\"\ncost = { header = \"x-cost\", max = 100, default = 2 }").cost, said);
+}
+
+#[test]
+fn a_limit_says_whom_it_is_for_and_what_it_answers() {
+    let read = |rest: &str| {
+        let text = format!(
+            "[[limit]]\nname = \"l\"\nkey = [\"route\", \"unverified-claim:realm.tenant@x-token\"]\nrate = \"1/s\"\n{rest}\n\
+             [[route]]\nname = \"a\"\npath = \"/\"\nlimits = [\"l\"]\n"
+        );
+        config(&text).routes[0].limits[0].clone()
+    };
+    let limit = read("");
+    let field = http::HeaderName::from_static("x-token");
+    assert_eq!(limit.key[1], IdentityPart::Claim { name: "realm.tenant".to_owned(), field });
+    assert_eq!(limit.key[1].to_string(), "unverified-claim:realm.tenant@x-token");
+    assert_eq!((limit.missing, limit.headers, limit.status.as_u16()), (Missing::Share, Told::Draft, 429));
+    assert_eq!(limit.after_loss, AfterLoss::Full);
+    assert_eq!(read("after_loss = \"empty\"").after_loss, AfterLoss::Empty);
+    assert!(limit.allow.is_empty() && limit.deny.is_empty() && limit.notice.is_none());
+
+    let limit = read(
+        "missing = \"skip\"\nallow = [\"10.0.0.0/8\", \"::1\"]\ndeny = [\"::ffff:10.1.0.0/112\"]\nheaders = \"both\"\n\
+         status = 503\nbody = '{\"limit\": \"{limit}\"}'\ncontent_type = \"application/json\"",
+    );
+    assert_eq!((limit.missing, limit.headers, limit.status.as_u16()), (Missing::Skip, Told::Both, 503));
+    let shown = |networks: &[ipnet::IpNet]| networks.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(shown(&limit.allow), ["10.0.0.0/8", "::1/128"]);
+    assert_eq!(shown(&limit.deny), ["10.1.0.0/16"]);
+    let notice = limit.notice.as_ref().unwrap();
+    assert!(notice.is_json());
+    assert_eq!(notice.text.filled(&["l"]), r#"{"limit": "l"}"#);
+    assert_eq!(read("body = \"no\"").notice.as_ref().unwrap().content_type, "text/plain; charset=utf-8");
 }
 
 #[test]

@@ -217,7 +217,7 @@ fn namespace(text: &str) -> Result<Namespace, SyntaxError> {
 }
 
 fn identity(text: &str) -> Result<IdentityPart, SyntaxError> {
-    const KINDS: [&str; 8] = ["ip", "route", "host", "method", "header:", "cookie:", "query:", "claim:"];
+    const KINDS: [&str; 8] = ["ip", "route", "host", "method", "header:", "cookie:", "query:", "unverified-claim:"];
     let (kind, argument) = match text.split_once(':') {
         Some((kind, argument)) => (kind, Some(argument)),
         None => (text, None),
@@ -227,23 +227,37 @@ fn identity(text: &str) -> Result<IdentityPart, SyntaxError> {
         ("route", None) => Ok(IdentityPart::Route),
         ("host", None) => Ok(IdentityPart::Host),
         ("method", None) => Ok(IdentityPart::Method),
-        ("claim", _) => Err(SyntaxError::new(
-            "`claim:` identities are not available in this version",
-            "count by what carries the token, such as \"header:authorization\"",
+        ("claim", name) => Err(SyntaxError::new(
+            "nobody verifies the token that a claim stands in: a client may write any",
+            format!(
+                "write \"unverified-claim:{}\", and \"ip\" beside it as a floor",
+                name.filter(|name| !name.is_empty()).unwrap_or("sub")
+            ),
         )),
-        ("header" | "cookie" | "query", None | Some("")) => {
+        ("header" | "cookie" | "query" | "unverified-claim", None | Some("")) => {
             Err(SyntaxError::new(format!("`{kind}:` has no name behind it"), format!("write \"{kind}:name\"")))
         }
         ("header", Some(name)) => field_name(name).map(IdentityPart::Header),
         ("cookie", Some(name)) => Ok(IdentityPart::Cookie(name.to_owned())),
         ("query", Some(name)) => Ok(IdentityPart::Query(name.to_owned())),
+        ("unverified-claim", Some(argument)) => claim(argument),
         _ => {
             let asked = if argument.is_some() { format!("{kind}:") } else { kind.to_owned() };
             let remedy = match nearest(&asked, KINDS) {
                 Some(near) => format!("write \"{near}{}\"", argument.unwrap_or("")),
-                None => format!("write one of {}", KINDS[..KINDS.len() - 1].join(", ")),
+                None => format!("write one of {}", KINDS.join(", ")),
             };
             Err(SyntaxError::new(format!("\"{}\" is not an identity", text.escape_debug()), remedy))
         }
     }
+}
+
+/// `name`, of the bearer's token, or `name@field`.
+fn claim(argument: &str) -> Result<IdentityPart, SyntaxError> {
+    let (name, field) = argument.rsplit_once('@').unwrap_or((argument, "authorization"));
+    if name.split('.').any(str::is_empty) {
+        let problem = format!("\"{}\" is not the name of a claim", name.escape_debug());
+        return Err(SyntaxError::new(problem, "write \"unverified-claim:sub\", or \"unverified-claim:realm.tenant\""));
+    }
+    Ok(IdentityPart::Claim { name: name.to_owned(), field: field_name(field)? })
 }

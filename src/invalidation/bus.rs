@@ -284,6 +284,7 @@ impl Keeper {
         let elsewhere = self.state.mirror.read().expect("no panic while held").elsewhere();
         let mut proof = self.ask(before).await?;
         self.adopt(proof.time_ms, trip.elapsed());
+        self.shared.note_loss(proof.lost_ms);
         let asked = proof.head;
         self.reach(&proof, before).await?;
         match self.give(elsewhere).await {

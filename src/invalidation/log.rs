@@ -139,6 +139,8 @@ pub struct Proof {
     pub age: Duration,
     /// Pods that do not follow it yet, or have yet to log what they know of the one before.
     pub behind: u64,
+    /// When Redis, which had a log that somebody followed, began without one, by its own time in ms; 0: that was not seen.
+    pub lost_ms: u64,
 }
 
 /// How far each pod has followed the log.
@@ -256,6 +258,7 @@ impl Log {
             lineage: parent.map(|parent| Lineage { parent, base }),
             age: Duration::from_millis(number(7)?),
             behind: number(8)?,
+            lost_ms: number(9)?,
         })
     }
 

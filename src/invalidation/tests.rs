@@ -277,16 +277,22 @@ async fn redis_back_empty_is_another_incarnation() {
     let one = Pod::ready(&server).await;
     let before = one.state.position(&ANYTHING);
     assert_eq!(one.verdict(before, "a"), Verdict::Valid);
+    assert_eq!(one.shared.lost_ms(), 0, "a Redis that is new to all has lost nothing");
     server.kill();
     server.start().await;
     let watch = Stopwatch::start();
     one.learns("the loss", before, "a", Verdict::Gone).await;
+    eventually("it is noted", async || one.shared.lost_ms() > 0).await;
     assert!(watch.elapsed() < Duration::from_secs(5));
     let after = one.state.position(&ANYTHING);
     assert_ne!(after.incarnation, before.incarnation);
     assert_eq!(one.verdict(after, "a"), Verdict::Valid);
     server.command(&["FLUSHALL"]).await;
+    let first = one.shared.lost_ms();
     one.learns("emptied while running", after, "a", Verdict::Gone).await;
+    eventually("that is noted too", async || one.shared.lost_ms() > first).await;
+    let other = Pod::ready(&server).await;
+    assert_eq!(other.shared.lost_ms(), one.shared.lost_ms(), "who starts later is told");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@
 --         7 bus channel  8 most records
 -- Reply   { incarnation, seq, Redis' time (ms), pods, door entries, parent incarnation ('' if there is none),
 --           up to which record the parent's are the same, time since this incarnation began (ms),
---           pods that do not follow it yet }
+--           pods that do not follow it yet, when Redis was found to have lost its data (ms, 0 if it was not) }
 
 local TRIMMED_AT_ONCE = 100
 local PROMOTED_AT_ONCE = 64
@@ -65,9 +65,16 @@ for _, applied in ipairs(redis.call('HVALS', KEYS[6])) do
     behind = behind + 1
   end
 end
-local line = redis.call('HMGET', KEYS[1], 'parent', 'base', 'began')
+local line = redis.call('HMGET', KEYS[1], 'parent', 'base', 'began', 'lost')
+local lost = tonumber(line[4] or '0')
+-- Who followed a log that this one does not continue has seen a loss; a Redis that is new to all has lost nothing.
+if lost == 0 and (line[1] or '') == '' and ARGV[6] ~= '' and string.match(ARGV[6], '^%S*') ~= incarnation then
+  lost = tonumber(line[3] or '0')
+  redis.pcall('HSET', KEYS[1], 'lost', integer(lost))
+end
 local door = redis.call('XRANGE', KEYS[4], '-', '+', 'COUNT', ARGV[4])
 return {
   incarnation, seq, now, redis.call('ZCARD', KEYS[5]), door,
   line[1] or '', tonumber(line[2] or '0'), now - tonumber(line[3] or '0'), behind,
+  lost,
 }

@@ -4,7 +4,8 @@
 -- doubles. `algorithms` makes them by the code that stands in front of a limit's parameters (see algorithm.rs), and only
 -- those that a call needs. `p` is the parameters, `s` what was read:
 --
---   read(key, p, now)            the state, brought to `now`; `rewound` in it if the clock was set back
+--   read(key, p, now, lost)      the state, brought to `now`; `rewound` in it if the clock was set back. `lost` is for those
+--                                that know it: the time at which a state that is not there was empty
 --   covers(s, p, cost)           whether a request that costs so much is in it
 --   charge(s, p, cost, now, id)  takes it for the request with these eight bytes; two numbers for refund
 --   level(s, p, cost, now)       whole requests left, milliseconds until as much is there, milliseconds until all is

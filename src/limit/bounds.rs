@@ -11,8 +11,8 @@ use super::identity::LocalName;
 use super::loans::Due;
 use super::local::Ask;
 use super::shared::{Mode, ShapeArgs, TAKE_ANY, TAKE_TOKENS};
-use super::{Facts, Named};
-use crate::config::{self, Cost, Quota, Stage};
+use super::{Facts, Named, screen};
+use crate::config::{self, AfterLoss, Cost, Quota, Stage};
 use crate::kv::Script;
 use crate::metrics::{LimitMetrics, Metrics};
 
@@ -45,6 +45,10 @@ pub(super) struct StageLimits {
     pub(super) script: &'static Script,
     /// Whether a later stage may deny, so that charges must be remembered.
     pub(super) refundable: bool,
+    /// Whether some of its limits are not for every request.
+    pub(super) is_screened: bool,
+    /// Whether some of its buckets are empty after Redis lost its data.
+    pub(super) minds_loss: bool,
 }
 
 /// A route's limits by stage, with their handles; built with the route.
@@ -58,8 +62,7 @@ pub(super) const STAGES: [Stage; 3] = [Stage::Request, Stage::Miss, Stage::Origi
 impl RouteLimits {
     /// The limits of the route called `route`. One that is named twice counts once.
     pub fn new(metrics: &Metrics, route: &str, limits: &[Arc<config::Limit>]) -> Self {
-        let none = || StageLimits { bounds: Vec::new(), policy: None, script: &TAKE_TOKENS, refundable: false };
-        let mut stages: [StageLimits; STAGES.len()] = std::array::from_fn(|_| none());
+        let mut stages: [StageLimits; STAGES.len()] = std::array::from_fn(|_| StageLimits::none(false));
         for (index, stage) in STAGES.into_iter().enumerate() {
             for limit in limits.iter().filter(|limit| limit.on == stage) {
                 let bounds = &mut stages[index].bounds;
@@ -69,8 +72,9 @@ impl RouteLimits {
                 }
             }
             let told = stages[..=index].iter().flat_map(|stage| &stage.bounds);
-            let policy = fields::policy(told.filter(|bound| !bound.limit.dry_run).map(|bound| &**bound));
-            stages[index].policy = policy;
+            stages[index].policy = fields::policy_beyond(None, told.map(|bound| &**bound));
+            stages[index].is_screened = stages[index].bounds.iter().any(|bound| screen::is_needed(&bound.limit));
+            stages[index].minds_loss = stages[index].bounds.iter().any(|bound| bound.minds_loss());
             if stages[index].bounds.iter().any(|bound| !matches!(bound.shape, Shape::TokenBucket(_))) {
                 stages[index].script = &TAKE_ANY;
             }
@@ -92,6 +96,20 @@ impl RouteLimits {
 
     pub(super) fn stage(&self, stage: Stage) -> &StageLimits {
         &self.stages[stage as usize]
+    }
+}
+
+impl StageLimits {
+    /// No limit.
+    pub(super) fn none(refundable: bool) -> Self {
+        Self {
+            bounds: Vec::new(),
+            policy: None,
+            script: &TAKE_TOKENS,
+            refundable,
+            is_screened: false,
+            minds_loss: false,
+        }
     }
 }
 
@@ -149,6 +167,10 @@ impl Bound {
         };
         let (shape, counts, pods) = (self.shape, self.limit.dry_run, f64::from(pods.max(1)));
         Due { name: named.name, shape, bucket, cost: named.cost, pods, remembers, counts }
+    }
+
+    pub(super) fn minds_loss(&self) -> bool {
+        self.limit.after_loss == AfterLoss::Empty
     }
 
     pub(super) fn mode(&self) -> Mode {

@@ -19,10 +19,20 @@ algorithms['1'] = function()
     return math.max(p[3] - s.lent, 0)
   end
 
-  function bucket.read(key, p, now)
+  -- What one holds that Redis does not know, and when: it is full, or was empty when Redis lost what it knew. By a clock that
+  -- was set back far since, nothing can be said of that.
+  local function unknown(p, now, lost)
+    if not lost or lost - now > CLOCK_BACK_MAX_US then
+      return p[3], now
+    end
+    return math.min(math.max(now - lost, 0) * p[1], p[3]), math.max(now, lost)
+  end
+
+  function bucket.read(key, p, now, lost)
     local raw = redis.call('GET', key)
     if not raw or #raw < 32 or #raw % 32 ~= 0 then
-      return { credit = p[3], stamp = now, returned = 0, lent = 0, loans = {} }
+      local credit, stamp = unknown(p, now, lost)
+      return { credit = credit, stamp = stamp, returned = 0, lent = 0, loans = {} }
     end
     local credit, stamp, unit, returned = struct.unpack('<dddd', raw)
     local rewound = false

@@ -1,4 +1,5 @@
-//! `RateLimit-Policy`, `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10) and `Retry-After` (RFC 9110 section 10.2.3).
+//! `RateLimit-Policy`, `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10), the `X-RateLimit` fields that came before them,
+//! and `Retry-After` (RFC 9110 section 10.2.3).
 //!
 //! In the draft's terms, a token bucket's quota `q` is the burst and its window `w` the time that refills it; a window's
 //! are the amount and the period; requests in flight have a unit of quota, and no window. `RateLimit` tells of the
@@ -13,12 +14,22 @@ use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 
 use super::algorithm::{Level, NEVER_MS, Shape};
 use super::bounds::Bound;
+use crate::config::FieldEdits;
 
 /// `RateLimit-Policy`.
 pub const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// `RateLimit`.
 pub const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
+/// `X-RateLimit-Limit`: the quota.
+pub const X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+
+/// `X-RateLimit-Remaining`: requests left.
+pub const X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+
+/// `X-RateLimit-Reset`: seconds from now, as `t` of `RateLimit`.
+pub const X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// A limit's name as a string of RFC 9651 section 3.3.3; what such a string cannot hold is `?`.
 pub fn quoted(name: &str) -> Box<str> {
@@ -35,10 +46,14 @@ pub fn quoted(name: &str) -> Box<str> {
     text.into()
 }
 
-/// The value of `RateLimit-Policy` for these limits; `None` for none, or if they do not fit a field.
-pub(super) fn policy<'a>(bounds: impl Iterator<Item = &'a Bound>) -> Option<HeaderValue> {
-    let mut text = String::new();
-    for bound in bounds {
+/// The value of `RateLimit-Policy` for these limits, as far as clients are told of them there, behind what it was `before`;
+/// `None` for none, or if they do not fit a field.
+pub(super) fn policy_beyond<'a>(
+    before: Option<&HeaderValue>,
+    bounds: impl Iterator<Item = &'a Bound>,
+) -> Option<HeaderValue> {
+    let mut text = before.and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    for bound in bounds.filter(|bound| !bound.limit.dry_run && bound.limit.headers.is_draft()) {
         let comma = if text.is_empty() { "" } else { ", " };
         let _ = write!(text, "{comma}{};q={}", bound.quoted, bound.shape.capacity());
         let _ = match bound.shape {
@@ -59,14 +74,32 @@ pub fn append(policy: Option<&HeaderValue>, tightest: Option<(&str, &Shape, &Lev
     }
     let Some((quoted, shape, level)) = tightest else { return };
     let mut text = format!("{quoted};r={}", level.remaining);
-    // Nobody knows when a request ends, and no time makes a request cheaper.
-    if !shape.is_held() && level.wait_ms != NEVER_MS {
-        let reset_ms = if level.wait_ms > 0 { level.wait_ms } else { level.full_ms };
-        let _ = write!(text, ";t={}", reset_ms.div_ceil(1000));
+    if let Some(seconds) = reset(shape, level) {
+        let _ = write!(text, ";t={seconds}");
     }
     if let Ok(value) = HeaderValue::try_from(text) {
         fields.append(RATELIMIT, value);
     }
+}
+
+/// The fields of old of a limit, which are no lists: they stand in place of the upstream's own.
+pub(super) fn x(shape: &Shape, level: &Level) -> FieldEdits {
+    let mut set = vec![
+        (X_RATELIMIT_LIMIT, HeaderValue::from(shape.capacity() as u64)),
+        (X_RATELIMIT_REMAINING, HeaderValue::from(level.remaining)),
+    ];
+    set.extend(reset(shape, level).map(|seconds| (X_RATELIMIT_RESET, HeaderValue::from(seconds))));
+    FieldEdits { set, remove: vec![X_RATELIMIT_RESET] }
+}
+
+/// Whole seconds, rounded up, until the quota is whole, or there is enough for another request of the same cost.
+fn reset(shape: &Shape, level: &Level) -> Option<u64> {
+    // Nobody knows when a request ends, and no time makes a request cheaper.
+    if shape.is_held() || level.wait_ms == NEVER_MS {
+        return None;
+    }
+    let reset_ms = if level.wait_ms > 0 { level.wait_ms } else { level.full_ms };
+    Some(reset_ms.div_ceil(1000))
 }
 
 /// Sets `Retry-After`: whole seconds, rounded up, at least one.

@@ -13,10 +13,14 @@ use http::header::{AUTHORIZATION, COOKIE, HeaderName, PROXY_AUTHORIZATION};
 use http::{HeaderMap, Method};
 use sha2::{Digest, Sha256};
 
+use super::claim::{Claim, claim};
 use crate::config::{IdentityPart, Secret};
 
 /// Longest value that stands in an identity as it is, in bytes.
 const VALUE_MAX: usize = 256;
+
+/// Bytes in front of a part's value: kind and length.
+const PART_HEAD: usize = 5;
 
 /// Bytes of an HMAC that name a bucket in Redis: 128 bits, far beyond any accidental collision.
 const PSEUDONYM_BYTES: usize = 16;
@@ -43,12 +47,13 @@ pub struct Facts<'a> {
 
 /// Appends the canonical bytes of `parts` to `out`.
 ///
-/// What a request lacks is empty: all who lack it are one.
-pub fn canonical(parts: &[IdentityPart], facts: &Facts<'_>, out: &mut Vec<u8>) {
+/// What a request lacks is empty: all who lack it are one. Whether it lacks none.
+pub fn canonical(parts: &[IdentityPart], facts: &Facts<'_>, out: &mut Vec<u8>) -> bool {
+    let mut is_whole = true;
     for part in parts {
         // Kind and length, filled in once the value is known.
         let start = out.len();
-        out.extend_from_slice(&[0; 5]);
+        out.extend_from_slice(&[0; PART_HEAD]);
         let kind = match part {
             IdentityPart::Ip => address(facts.ip, out),
             IdentityPart::Header(name) => {
@@ -63,6 +68,17 @@ pub fn canonical(parts: &[IdentityPart], facts: &Facts<'_>, out: &mut Vec<u8>) {
                 parameter(name.as_bytes(), facts.query.unwrap_or_default().as_bytes(), out);
                 b'q'
             }
+            IdentityPart::Claim { name, field } => match claim(name, field, facts.headers) {
+                Some(Claim::Other(value)) => {
+                    out.extend_from_slice(value.as_bytes());
+                    b'n'
+                }
+                Some(Claim::Text(value)) => {
+                    out.extend_from_slice(value.as_bytes());
+                    b'j'
+                }
+                None => b'j',
+            },
             IdentityPart::Route => {
                 out.extend_from_slice(facts.route.as_bytes());
                 b'r'
@@ -76,13 +92,15 @@ pub fn canonical(parts: &[IdentityPart], facts: &Facts<'_>, out: &mut Vec<u8>) {
                 b'm'
             }
         };
+        is_whole &= out.len() > start + PART_HEAD;
         seal(start, kind, out);
     }
+    is_whole
 }
 
 /// Writes kind and length before the value that begins after them, and the digest of a long value in its place.
 fn seal(start: usize, kind: u8, out: &mut Vec<u8>) {
-    let value = start + 5;
+    let value = start + PART_HEAD;
     out[start] = kind;
     if out.len() - value > VALUE_MAX {
         let digest = Sha256::digest(&out[value..]);

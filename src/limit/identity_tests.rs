@@ -178,3 +178,37 @@ fn values() -> impl Strategy<Value = [String; 4]> {
     let value = || prop_oneof![5 => "[hcq45]{0,3}", 1 => "[ab]{255,258}"];
     [value(), value(), value(), value()]
 }
+
+#[test]
+fn a_claim_is_text_or_another_value_and_who_has_none_lacks_it() {
+    let part = IdentityPart::Claim { name: "sub".to_owned(), field: NAME };
+    // {"sub":"7"}, again with its members in another order, {"sub":7}, and no token.
+    let tokens = ["e30.eyJzdWIiOiI3In0.c", "e30.eyJhIjoxLCJzdWIiOiI3In0.x", "e30.eyJzdWIiOjd9.c", "e30.e30.c"];
+    let said = |token: &str| Request::with(&[("x-api-key", token)]).is(std::slice::from_ref(&part));
+    let [one, same, number, none] = tokens.map(said);
+    assert_eq!(one, same);
+    assert!(one != number && one != none && number != none);
+    assert_eq!(none, Request::default().is(&[part]));
+}
+
+#[test]
+fn an_identity_says_whether_a_part_is_lacking() {
+    let request = Request::with(&[("x-api-key", "a")]);
+    let is_whole = |parts: &[IdentityPart]| {
+        let facts = Facts {
+            ip: request.ip,
+            headers: &request.headers,
+            query: Some("a=&b=1"),
+            route: "catalog",
+            host: &request.host,
+            method: &Method::GET,
+        };
+        canonical(parts, &facts, &mut Vec::new())
+    };
+    let query = |name: &str| IdentityPart::Query(name.to_owned());
+    assert!(is_whole(&[IdentityPart::Ip, IdentityPart::Header(NAME), query("b"), IdentityPart::Route]));
+    for lacking in [query("a"), query("c"), IdentityPart::Cookie("c".to_owned()), IdentityPart::Header(COOKIE)] {
+        assert!(!is_whole(&[IdentityPart::Ip, lacking.clone()]), "{lacking}");
+        assert!(!is_whole(&[lacking.clone(), IdentityPart::Ip]), "{lacking}");
+    }
+}

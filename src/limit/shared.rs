@@ -113,6 +113,11 @@ pub fn loan_arg(who: f64, question: &Question) -> Vec<u8> {
     [who, serial as f64, held, wanted, debit].iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
+/// When Redis lost its data, as `take.lua` takes it; `None` if it did not.
+pub fn lost_arg(at_ms: u64) -> Option<Vec<u8>> {
+    (at_ms > 0).then(|| (at_ms * 1000).to_string().into_bytes())
+}
+
 /// `take.lua`'s reply to the request `id` and limits of these shapes for these costs; `None` if it is not one.
 pub fn taken(reply: &Reply, id: u64, limits: usize, asked: impl Fn(usize) -> (Shape, f64)) -> Option<Few<Reading>> {
     let Reply::Array(items) = reply else { return None };

@@ -67,3 +67,34 @@ async fn a_clock_set_back_denies_nobody_until_it_is_where_it_was() {
     assert!(!admitted(back + 500_000).await);
     assert!(admitted(back + 1_000_000).await);
 }
+
+/// A bucket of 4 that gains one a second: empty at the loss, whether or not somebody was denied since, and full in the end.
+#[tokio::test]
+async fn a_bucket_that_redis_lost_holds_what_it_gained_since() {
+    let server = Server::up().await;
+    let shape = ShapeArgs::new(&Shape::TokenBucket(bucket::Shape::new(Rate { amount: 1, period_ms: 1000 }, 4)));
+    let mut redis = Dedicated::open(&server.shared()).await.unwrap();
+    let lost_ms: i64 = 1_700_000_000_000;
+    let lost = lost_arg(lost_ms as u64).unwrap();
+    assert_eq!(lost_arg(0), None);
+    let mut left = async |key: &str, after_ms: i64, lost: &[u8]| {
+        let now = ((lost_ms + after_ms) * 1000).to_string();
+        let mut args = take_args(b"", [(&shape, &b"1"[..], Mode::Enforced)].into_iter());
+        args[0] = now.as_bytes();
+        args.extend([&b""[..], lost]);
+        let mut parts: Vec<&[u8]> = vec![b"EVAL", TAKE_TOKENS.source.as_bytes(), b"1", key.as_bytes()];
+        parts.extend(args);
+        let Reply::Array(items) = redis.command(&parts, Duration::from_secs(5)).await.unwrap() else { panic!("list") };
+        let Reply::Int(wait_ms) = items[3] else { panic!("a number") };
+        (items[1] == Reply::Int(1)).then_some(&items[2]).cloned().ok_or(wait_ms)
+    };
+    assert_eq!(left("a", 0, &lost).await, Err(1000));
+    assert_eq!(left("a", 600, &lost).await, Err(400), "a denial writes nothing, and it gains all the same");
+    assert_eq!(left("a", 1000, &lost).await, Ok(Reply::Int(0)));
+    assert_eq!(left("a", 1999, &lost).await, Err(1), "from then on it is known");
+    assert_eq!(left("b", 2500, &lost).await, Ok(Reply::Int(1)));
+    assert_eq!(left("c", 60_000, &lost).await, Ok(Reply::Int(3)));
+    assert_eq!(left("d", 0, b"").await, Ok(Reply::Int(3)), "of no loss, it is full");
+    assert_eq!(left("e", -500, &lost).await, Err(1500), "a clock that was set back by little is waited for");
+    assert_eq!(left("f", -5000, &lost).await, Ok(Reply::Int(3)), "by more, nobody waits an hour for it");
+}

@@ -5,7 +5,9 @@
 --        algorithm's code and its three parameters (see algorithm.rs), the request's cost, and 1 where the limit denies,
 --        0 where it only counts (dry_run), 2 where it only counts and is one with the limit before; then one a limit, or
 --        none at all: '', or of a token bucket that lends five little-endian doubles: who borrows, the number of his
---        question, the units that he has left, those that he wants to have, and those that he spent while Redis was away
+--        question, the units that he has left, those that he wants to have, and those that he spent while Redis was away;
+--        then one a limit, or none at all: '', or the time in microseconds at which Redis lost what it knew, for a bucket
+--        that was empty then if it is not known
 -- Reply  now in microseconds; then six a limit: 1 charged or 0 not; whole requests left, those that are lent included;
 --        milliseconds until as much is there; milliseconds until all is; and for refund.lua the two numbers of the
 --        charge; then one a limit: the units that the borrower has now
@@ -24,7 +26,7 @@ for i = 1, #KEYS do
   local at = i * EACH - 3
   local p = { tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]) }
   local limit = { p = p, cost = tonumber(ARGV[at + 4]), does = algorithm(ARGV[at]) }
-  limit.state = limit.does.read(KEYS[i], p, now)
+  limit.state = limit.does.read(KEYS[i], p, now, tonumber(ARGV[#KEYS * (EACH + 1) + 2 + i] or ''))
   local loan = ARGV[#KEYS * EACH + 2 + i]
   if loan and loan ~= '' then
     local debit

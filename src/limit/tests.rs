@@ -2,13 +2,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use http::header::RETRY_AFTER;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use prometheus::Registry;
 
 use super::bounds::STAGES;
 use super::*;
 use crate::config;
-use crate::config::{Cost, IdentityPart, Quota};
+use crate::config::{AfterLoss, Cost, IdentityPart, Missing, Quota, Told};
 use crate::kv::Reply;
 use crate::kv::tests::Server;
 use crate::metrics::{Decision, Metrics};
@@ -34,6 +34,13 @@ fn limit(name: &str, rate: (u32, u32), burst: u32, on: Stage) -> config::Limit {
         dry_run: false,
         redis_down: RedisDown::Local,
         loans: true,
+        after_loss: AfterLoss::Full,
+        missing: Missing::Share,
+        allow: Vec::new(),
+        deny: Vec::new(),
+        headers: Told::Draft,
+        status: StatusCode::TOO_MANY_REQUESTS,
+        notice: None,
     }
 }
 
@@ -82,7 +89,7 @@ impl Pod {
         let mut charged = Charged::default();
         for stage in STAGES.into_iter().filter(|stage| *stage <= last) {
             if let Verdict::Deny(denial) = self.take(stage, &mut charged).await {
-                return Some(denial);
+                return Some(*denial);
             }
         }
         None
@@ -317,3 +324,35 @@ async fn each_identity_has_its_own_bucket_and_a_limit_named_twice_counts_once() 
 
 #[path = "quota_tests.rs"]
 mod quotas;
+
+#[tokio::test]
+async fn after_a_loss_buckets_that_mind_it_hold_what_they_gained_since() {
+    let server = Server::up().await;
+    let wary = || config::Limit { after_loss: AfterLoss::Empty, ..hourly("wary", 5, Stage::Request) };
+    let redis = || Some(kv::Redis::new(server.shared()));
+    let pod = Pod::of(1, redis(), vec![wary(), hourly("plain", 9, Stage::Request)]);
+    let other = Pod::of(1, redis(), vec![hourly("plain", 9, Stage::Request)]);
+    assert_eq!(pod.admitted(1, Stage::Request).await, 1, "nothing was lost yet");
+    server.command(&["FLUSHALL"]).await;
+    let Reply::Array(time) = server.command(&["TIME"]).await else { panic!("TIME is a list") };
+    let now_ms = time[0].number().unwrap() * 1000;
+    for pod in [&pod, &other] {
+        pod.redis.as_ref().unwrap().shared().note_loss(now_ms - 2 * 3_600_000);
+    }
+    let ip = |last| [192, 0, 2, last].into();
+    let mut said = Vec::new();
+    for _ in 0..4 {
+        let verdict = pod.take_as(ip(9), Stage::Request, &mut Charged::default()).await;
+        said.push(matches!(verdict, Verdict::Allow));
+    }
+    assert_eq!(said, [true, true, false, false], "two hours' worth");
+    let mut admitted = 0;
+    for _ in 0..12 {
+        let verdict = other.take_as(ip(8), Stage::Request, &mut Charged::default()).await;
+        admitted += usize::from(matches!(verdict, Verdict::Allow));
+    }
+    assert_eq!(admitted, 9, "one that does not mind it is full");
+}
+
+#[path = "screen_tests.rs"]
+mod screen_tests;

@@ -4,16 +4,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::algorithm::{Level, Mark, NEVER_MS, Shape};
 use super::bounds::{Bound, StageLimits};
-use super::fields;
 use super::held::{Slot, Slots};
 use super::identity::LocalName;
 use super::loans::Spent;
 use super::local::{Ask, Few, Reading};
-use crate::config::{self, Quota};
+use super::{Facts, fields};
+use crate::config::{self, FieldEdits, Quota};
 use crate::metrics::{Decision, Source};
 use crate::syntax::rate::Rate;
 
@@ -26,7 +27,7 @@ pub enum Verdict {
     /// Go on.
     Allow,
     /// Stop; nothing is charged.
-    Deny(Denial),
+    Deny(Box<Denial>),
 }
 
 /// Which limit denied, and what the client is told.
@@ -38,11 +39,25 @@ pub struct Denial {
     pub retry_after: Option<Duration>,
     /// Who decided.
     pub source: Source,
+    /// `Content-Type` of a request that is a call by gRPC, whose answers have a status of their own.
+    pub grpc: Option<HeaderValue>,
+    cause: Cause,
     bound: Arc<Bound>,
     cost: f64,
-    /// What its state says; `None` if it could not be asked.
+    /// What its state says; `None` if it was not, or could not be, asked.
     level: Option<Level>,
     policy: Option<HeaderValue>,
+}
+
+/// Why a limit denies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// It has too little left, or cannot be checked.
+    Spent,
+    /// `deny` lists the client.
+    Listed,
+    /// The request lacks a part of the identity.
+    Unidentified,
 }
 
 /// What one request was charged so far, and what it may be told; `default()` before its first stage.
@@ -53,8 +68,13 @@ pub struct Charged {
     pub(super) slots: Slots,
     /// Of these, those that a denial leaves held.
     pub(super) kept: usize,
+    /// Of the limits that are told of in the draft's fields.
     tightest: Option<(Arc<Bound>, Level)>,
-    policy: Option<HeaderValue>,
+    /// Of those that are told of in the fields of old.
+    tightest_x: Option<(Arc<Bound>, Level)>,
+    pub(super) policy: Option<HeaderValue>,
+    /// Whether a limit was not for this request: then `policy` is not what the stage has ready.
+    pub(super) is_narrowed: bool,
 }
 
 /// A charge that may have to be given back.
@@ -131,14 +151,27 @@ impl Charged {
         fields::append(self.policy.as_ref(), tightest, fields);
     }
 
+    /// The `X-RateLimit` fields, where a limit asks for them. Allocates for such a limit only.
+    pub fn x_fields(&self) -> FieldEdits {
+        self.tightest_x.as_ref().map_or_else(FieldEdits::default, |(bound, level)| fields::x(&bound.shape, level))
+    }
+
+    /// Tells of nothing any more: the answer is a denial, which tells of itself.
+    pub fn hush(&mut self) {
+        (self.tightest, self.tightest_x, self.policy) = (None, None, None);
+    }
+
     pub(super) fn note(&mut self, stage: &StageLimits, answers: Few<Answer>, hold: impl Fn(Charge) -> Slot) {
         self.policy.clone_from(&stage.policy);
         for (bound, answer) in stage.bounds.iter().zip(answers) {
-            let tightness = |level: &Level| (level.remaining, std::cmp::Reverse(level.full_ms));
-            if let Some(level) = answer.level.filter(|_| !bound.limit.dry_run)
-                && self.tightest.as_ref().is_none_or(|(_, tightest)| tightness(&level) < tightness(tightest))
-            {
-                self.tightest = Some((Arc::clone(bound), level));
+            if let Some(level) = answer.level.filter(|_| !bound.limit.dry_run) {
+                let told = bound.limit.headers;
+                if told.is_draft() && is_tighter(&level, &self.tightest) {
+                    self.tightest = Some((Arc::clone(bound), level));
+                }
+                if told.is_x() && is_tighter(&level, &self.tightest_x) {
+                    self.tightest_x = Some((Arc::clone(bound), level));
+                }
             }
             let is_held = bound.shape.is_held();
             if (stage.refundable || is_held)
@@ -156,6 +189,12 @@ impl Charged {
     }
 }
 
+/// Fewer requests left; of as many, those that take longer to come back.
+fn is_tighter(level: &Level, than: &Option<(Arc<Bound>, Level)>) -> bool {
+    let tightness = |level: &Level| (level.remaining, std::cmp::Reverse(level.full_ms));
+    than.as_ref().is_none_or(|(_, other)| tightness(level) < tightness(other))
+}
+
 impl fmt::Debug for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Denial").field("limit", &self.limit.name).field("retry_after", &self.retry_after).finish()
@@ -163,9 +202,63 @@ impl fmt::Debug for Denial {
 }
 
 impl Denial {
+    /// Of a limit whose state was not asked.
+    pub(super) fn unasked(bound: &Arc<Bound>, cause: Cause, facts: &Facts<'_>, policy: Option<HeaderValue>) -> Self {
+        Self {
+            limit: Arc::clone(&bound.limit),
+            retry_after: None,
+            source: Source::Rule,
+            grpc: grpc(facts),
+            cause,
+            bound: Arc::clone(bound),
+            cost: 0.0,
+            level: None,
+            policy,
+        }
+    }
+
+    /// Its status over HTTP.
+    pub fn status(&self) -> StatusCode {
+        match self.cause {
+            Cause::Listed => StatusCode::FORBIDDEN,
+            Cause::Spent | Cause::Unidentified => self.limit.status,
+        }
+    }
+
+    /// Its status over gRPC: PERMISSION_DENIED or RESOURCE_EXHAUSTED.
+    pub fn grpc_status(&self) -> u8 {
+        match self.cause {
+            Cause::Listed => 7,
+            Cause::Spent | Cause::Unidentified => 8,
+        }
+    }
+
+    /// The body that the limit has for its denials, filled in, and what it is.
+    pub fn notice(&self) -> Option<(HeaderValue, String)> {
+        let notice = self.limit.notice.as_ref()?;
+        let (status, detail) = (self.status(), self.explain());
+        let (detail, wait) = match (notice.is_json(), self.retry_after.map(fields::seconds)) {
+            // Between the template's own quotes.
+            (true, wait) => {
+                let quoted = serde_json::Value::from(detail).to_string();
+                (quoted[1..quoted.len() - 1].to_owned(), wait.map_or("null".to_owned(), |wait| wait.to_string()))
+            }
+            (false, wait) => (detail, wait.map_or("-".to_owned(), |wait| wait.to_string())),
+        };
+        let text = notice.text.filled(&[&self.limit.name, status.as_str(), &wait, &detail]);
+        Some((notice.content_type.clone(), text))
+    }
+
     /// One plain sentence for the body of the 429.
     pub fn explain(&self) -> String {
         let name = &self.limit.name;
+        match self.cause {
+            Cause::Spent => {}
+            Cause::Listed => return format!("The limit \"{name}\" denies everything to this client."),
+            Cause::Unidentified => {
+                return format!("The limit \"{name}\" has to know who asks, and this request does not say.");
+            }
+        }
         let Some(retry_after) = self.retry_after else {
             return format!(
                 "The limit \"{name}\" never admits a request that costs more than {}; this one costs {}.",
@@ -196,11 +289,14 @@ impl Denial {
         format!("The limit \"{name}\" is used up: {quota}; try again in {seconds} s.")
     }
 
-    /// Adds `RateLimit-Policy`, `RateLimit` and, where waiting helps, `Retry-After`.
+    /// Adds `RateLimit-Policy`, `RateLimit`, those of old, and, where waiting helps, `Retry-After`.
     pub fn append_fields(&self, fields: &mut HeaderMap) {
-        let bound = &self.bound;
+        let (bound, told) = (&self.bound, self.limit.headers);
         let tightest = self.level.as_ref().map(|level| (&*bound.quoted, &bound.shape, level));
-        fields::append(self.policy.as_ref(), tightest, fields);
+        fields::append(self.policy.as_ref(), tightest.filter(|_| told.is_draft()), fields);
+        if let Some((_, shape, level)) = tightest.filter(|_| told.is_x()) {
+            fields.extend(fields::x(shape, level).set);
+        }
         if let Some(retry_after) = self.retry_after {
             fields::retry_after(retry_after, fields);
         }
@@ -226,17 +322,26 @@ pub(super) fn count(bounds: &[Arc<Bound>], answers: &Few<Answer>, admitted: bool
 }
 
 /// The denial, if a limit that may deny is short: of several, the one with the longest wait.
-pub(super) fn denial(stage: &StageLimits, answers: &Few<Answer>) -> Option<Denial> {
+pub(super) fn denial(stage: &StageLimits, answers: &Few<Answer>, facts: &Facts<'_>) -> Option<Box<Denial>> {
     let short = stage.bounds.iter().zip(answers).filter(|(bound, answer)| answer.short && !bound.limit.dry_run);
     let (bound, answer) = short.max_by_key(|(_, answer)| answer.wait_ms())?;
     let wait_ms = Some(answer.wait_ms()).filter(|&wait_ms| wait_ms != NEVER_MS);
-    Some(Denial {
+    Some(Box::new(Denial {
         limit: Arc::clone(&bound.limit),
         retry_after: wait_ms.map(Duration::from_millis),
         source: answer.source,
+        grpc: grpc(facts),
+        cause: Cause::Spent,
         bound: Arc::clone(bound),
         cost: answer.cost,
         level: answer.level,
         policy: stage.policy.clone(),
-    })
+    }))
+}
+
+/// The content type of a call by gRPC, or by gRPC-Web.
+fn grpc(facts: &Facts<'_>) -> Option<HeaderValue> {
+    let kind = facts.headers.get(CONTENT_TYPE)?;
+    let rest = kind.as_bytes().strip_prefix(b"application/grpc")?;
+    matches!(rest.first(), None | Some(b'+' | b';' | b'-')).then(|| kind.clone())
 }

@@ -148,6 +148,8 @@ labels! {
         Fallback = "fallback",
         /// What this pod was lent, or was told before.
         Loan = "loan",
+        /// The limit's own rule on whom it is for: `deny`, `missing`.
+        Rule = "rule",
     }
 }
 

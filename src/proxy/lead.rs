@@ -48,7 +48,7 @@ pub(crate) enum Led {
     /// Another pod's fetch has stored it.
     Awaited(Arc<Slot>),
     /// A limit denied this candidacy; somebody else may try.
-    Denied(Denial),
+    Denied(Box<Denial>),
     /// By a rule that another pod's fetch has brought, it stands under another key; or an invalidation came while that was
     /// waited for, so that what this candidacy would fetch is overtaken already.
     Anew,

@@ -24,17 +24,33 @@ use crate::metrics::Outcome;
 /// RFC 9211.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
 /// An answer of our own as RFC 9457 has it: it says what happened, and is never stored.
 pub fn own(status: StatusCode, detail: impl Display) -> Answer {
-    let body = serde_json::json!({
+    problem(status, detail, None)
+}
+
+/// The same, with the limit that is the reason.
+fn problem(status: StatusCode, detail: impl Display, limit: Option<&str>) -> Answer {
+    let mut body = serde_json::json!({
         "title": status.canonical_reason().unwrap_or("Error"),
         "status": status.as_u16(),
         "detail": detail.to_string(),
     });
+    if let Some(limit) = limit {
+        body["limit"] = limit.into();
+    }
+    with_body(status, HeaderValue::from_static("application/problem+json"), format!("{body}\n"))
+}
+
+/// An answer of our own that is never stored.
+fn with_body(status: StatusCode, kind: HeaderValue, body: String) -> Answer {
     let mut answer = Answer::new(status);
-    answer.fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    answer.fields.insert(header::CONTENT_TYPE, kind);
     answer.fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    answer.body = Bytes::from(format!("{body}\n")).into();
+    answer.body = Bytes::from(body).into();
     answer
 }
 
@@ -197,11 +213,29 @@ pub fn refused(status: StatusCode, detail: impl Display) -> Answer {
     answer
 }
 
-/// A limit's denial.
+/// A limit's denial: a problem that names the limit, the body that the limit has for it, or a gRPC status.
 pub fn denied(denial: &Denial) -> Answer {
-    let mut answer = own(StatusCode::TOO_MANY_REQUESTS, denial.explain());
+    let mut answer = match (&denial.grpc, denial.notice()) {
+        (Some(kind), _) => grpc(kind, denial.grpc_status(), &denial.explain()),
+        (None, Some((kind, text))) => with_body(denial.status(), kind, text),
+        (None, None) => problem(denial.status(), denial.explain(), Some(&denial.limit.name)),
+    };
     append_status(&mut answer.fields, "weir; detail=denied");
     denial.append_fields(&mut answer.fields);
+    answer
+}
+
+/// A gRPC status in place of an answer: 200 whatever it is, all of it in the head ("Trailers-Only" in gRPC over HTTP/2).
+fn grpc(kind: &HeaderValue, status: u8, message: &str) -> Answer {
+    let mut answer = Answer::new(StatusCode::OK);
+    answer.fields.insert(header::CONTENT_TYPE, kind.clone());
+    answer.fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer.fields.insert(GRPC_STATUS, HeaderValue::from(u16::from(status)));
+    // Percent-encoded where it is no visible ASCII: names and our own sentences are.
+    let message = message.replace('%', "%25");
+    if let Ok(message) = HeaderValue::try_from(message) {
+        answer.fields.insert(GRPC_MESSAGE, message);
+    }
     answer
 }
 

@@ -345,3 +345,23 @@ limits = [{ name = "origin", key = ["route"], rate = "1/h", burst = 10, on = "or
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_redis_that_comes_back_empty_is_no_amnesty_where_a_limit_says_so() {
+    let (up, redis) = (service(), redis());
+    let config = limited("{ name = 'l', key = ['query:k'], rate = '1/h', burst = 3, after_loss = 'empty' }")
+        + "[[route]]\nname = 'plain'\npath = '/plain'\nlimits = [{ name = 'p', key = ['query:k'], rate = '1/h', burst = 3 }]\n";
+    let weirs = weir(&config).to(up.url()).redis(&redis).set("cache.max_staleness", "1s").fleet(2).await;
+    assert_eq!(admitted(&weirs[0], 5, "/?k=known").await, 3, "a Redis that is new to all has lost nothing");
+    redis.cli(&["FLUSHALL"]);
+    for (nth, weir) in weirs.iter().enumerate() {
+        let mut tries = 0;
+        crate::harness::within_async(Duration::from_secs(10), "the loss is noticed", async || {
+            tries += 1;
+            weir.get(&format!("/?k=new-{nth}-{tries}")).await.status == 429
+        })
+        .await;
+        assert_eq!(admitted(weir, 3, &format!("/?k=late-{nth}")).await, 0, "empty as of then");
+        assert_eq!(admitted(weir, 5, &format!("/plain?k=late-{nth}")).await, 3, "full, as ever");
+    }
+}

@@ -27,6 +27,7 @@ mod invalidation;
 mod leases;
 mod life;
 mod limit_algorithms;
+mod limit_answers;
 mod limits;
 mod methods;
 mod once;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Check, nearest};
 use crate::config::raw::{self, At, LimitUse};
 use crate::config::report::Span;
-use crate::config::{IdentityPart, Limit, RedisDown, Stage};
+use crate::config::{AfterLoss, IdentityPart, Limit, Missing, Quota, RedisDown, Stage, Told};
 
 /// Most parts of one identity.
 const MOST_PARTS: usize = 8;
@@ -90,9 +90,10 @@ impl Check<'_, '_> {
         let key = raw.key.as_ref().and_then(|key| self.identity(key));
         let quotas = self.quotas(raw, span);
         let cost = self.cost(raw.cost.as_ref(), quotas.as_deref());
-        if let Some(at) = &raw.after_loss {
-            self.refuse(&at.span(), "after_loss", "remove the key");
-        }
+        let after_loss = self.after_loss(raw, quotas.as_deref());
+        let deny = self.denied_networks(&raw.deny);
+        let allow = self.allowed_networks(&raw.allow, &deny);
+        let (status, notice) = (self.denial_status(&raw.status), self.notice(raw));
         let on = raw.on.as_ref().map_or(Stage::Request, |at| at.value);
         let name = name?;
         let (Some(key), Some(quotas)) = (key, quotas) else { return Some((name, None)) };
@@ -117,8 +118,26 @@ impl Check<'_, '_> {
             dry_run: raw.dry_run.as_ref().is_some_and(|at| at.value),
             redis_down: raw.redis_down.as_ref().map_or(RedisDown::Local, |at| at.value),
             loans: raw.loans.as_ref().is_none_or(|at| at.value),
+            after_loss,
+            missing: raw.missing.as_ref().map_or(Missing::Share, |at| at.value),
+            allow,
+            deny,
+            headers: raw.headers.as_ref().map_or(Told::Draft, |at| at.value),
+            status,
+            notice,
         };
         Some((name, Some(limit)))
+    }
+
+    /// `after_loss`, of a token bucket: what another state was at a time it cannot say.
+    fn after_loss(&mut self, raw: &raw::Limit, quotas: Option<&[Quota]>) -> AfterLoss {
+        let Some(at) = &raw.after_loss else { return AfterLoss::Full };
+        let is_bucket = |quota: &Quota| matches!(quota, Quota::TokenBucket { .. });
+        if at.value == AfterLoss::Empty && quotas.is_some_and(|quotas| !quotas.iter().all(is_bucket)) {
+            let remedy = "remove it, or write algorithm = \"token_bucket\"";
+            self.error(&at.span(), "`after_loss = \"empty\"` is for token buckets", remedy);
+        }
+        at.value
     }
 
     fn identity(&mut self, raw: &At<Vec<At<crate::config::text::Text<IdentityPart>>>>) -> Option<Vec<IdentityPart>> {

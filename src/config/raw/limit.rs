@@ -2,13 +2,14 @@
 
 use std::fmt;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{At, Maybe, MaybeText, Name, RedisDown, Stage, Text, Texts};
+use super::{AfterLoss, At, Maybe, MaybeText, Missing, Name, RedisDown, Stage, Text, Texts, Told};
 use crate::config::IdentityPart;
 use crate::syntax::rate::Rate;
 
@@ -40,9 +41,25 @@ pub(in crate::config) struct Limit {
     pub(in crate::config) redis_down: Maybe<RedisDown>,
     /// Whether a pod may decide by itself: spend what a token bucket lent it, deny while it knows that it must.
     pub(in crate::config) loans: Maybe<bool>,
+    /// What it does with a request that lacks a part of `key`.
+    pub(in crate::config) missing: Maybe<Missing>,
+    /// Clients that it is not for.
+    pub(in crate::config) allow: Texts<IpNet>,
+    /// Clients that it always denies.
+    pub(in crate::config) deny: Texts<IpNet>,
+    /// In which fields clients are told of it.
+    pub(in crate::config) headers: Maybe<Told>,
+    /// Status of its denials.
+    pub(in crate::config) status: Maybe<i64>,
+    /// Body of its denials.
+    pub(in crate::config) body: Maybe<String>,
+    /// The same, from a file.
+    pub(in crate::config) body_file: Maybe<String>,
+    /// What that body is.
+    pub(in crate::config) content_type: MaybeText<HeaderValue>,
     /// How requests are counted.
     pub(in crate::config) algorithm: Maybe<Algorithm>,
-    /// Not available in this version.
+    /// What a bucket holds that Redis does not know after it lost its data. For "token_bucket".
     pub(in crate::config) after_loss: Maybe<AfterLoss>,
 }
 
@@ -109,16 +126,6 @@ pub(in crate::config) enum Algorithm {
     FixedWindow,
     /// At most max in flight.
     Concurrency,
-}
-
-/// `after_loss` of a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(in crate::config) enum AfterLoss {
-    /// Not available in this version.
-    Empty,
-    /// Not available in this version.
-    Full,
 }
 
 /// An entry of a route's `limits`.

@@ -2,12 +2,9 @@
 
 use super::Case;
 use super::report::{Does, Limit, Part};
-use crate::config::{Cost, IdentityPart, Quota, RedisDown, Stage};
-use crate::limit::Facts;
+use crate::config::{Cost, IdentityPart, Missing, Quota, RedisDown, Stage};
 use crate::limit::identity::canonical;
-
-/// Bytes in front of a part's value in an identity: kind and length.
-const PART_HEAD: usize = 5;
+use crate::limit::{Facts, Reach};
 
 impl Case<'_> {
     pub(super) fn limits(&self, does: Does) -> Vec<Limit> {
@@ -18,18 +15,11 @@ impl Case<'_> {
                 Stage::Miss => "miss",
                 Stage::Origin => "origin",
             },
-            applies: match (does, limit.on) {
-                (Does::Refuse, _) => "no: it is refused before",
-                (_, Stage::Request) => "yes",
-                (Does::Purge, _) => "no: nothing is forwarded",
-                (Does::Pass | Does::Write, _) => "yes: it goes past the cache",
-                (Does::Cache, Stage::Miss) => "where the cache does not answer it",
-                (Does::Cache, Stage::Origin) => "where it asks the service",
-            },
+            applies: self.applies(limit, does),
             algorithm: limit.quotas.first().map_or("", Quota::algorithm),
             quotas: limit.quotas.iter().map(quota).collect(),
             cost: cost(&limit.cost),
-            identity: limit.key.iter().map(|part| self.identified(part)).collect(),
+            identity: limit.key.iter().map(|part| self.identified(part, limit.missing)).collect(),
             dry_run: limit.dry_run,
             redis_down: match limit.redis_down {
                 RedisDown::Local => "local",
@@ -40,32 +30,54 @@ impl Case<'_> {
         self.route.limits.all().map(shown).collect()
     }
 
-    /// A part of an identity. What a client sends in a field, a cookie or a parameter may be a secret.
-    fn identified(&self, part: &IdentityPart) -> Part {
-        let facts = Facts {
+    /// Whether this request comes to the limit, and whether that counts it.
+    fn applies(&self, limit: &crate::config::Limit, does: Does) -> &'static str {
+        let reaches = match (does, limit.on) {
+            (Does::Refuse, _) => return "no: it is refused before",
+            (_, Stage::Request) => "yes",
+            (Does::Purge, _) => return "no: nothing is forwarded",
+            (Does::Pass | Does::Write, _) => "yes: it goes past the cache",
+            (Does::Cache, Stage::Miss) => "where the cache does not answer it",
+            (Does::Cache, Stage::Origin) => "where it asks the service",
+        };
+        match Reach::of(limit, &self.limit_facts()) {
+            Reach::Counts => reaches,
+            Reach::Allowed => "no: `allow` lists the client",
+            Reach::Skipped => "no: it lacks a part of the identity",
+            Reach::Listed => "it is denied: `deny` lists the client",
+            Reach::Unidentified => "it is denied: it lacks a part of the identity",
+        }
+    }
+
+    fn limit_facts(&self) -> Facts<'_> {
+        Facts {
             ip: self.client.ip,
             headers: self.headers(),
             query: self.target.query(),
             route: &self.route.name,
             host: self.target.host(),
             method: &self.parts().method,
+        }
+    }
+
+    /// A part of an identity. What a client sends in a field, a cookie, a parameter or a token may be a secret.
+    fn identified(&self, part: &IdentityPart, missing: Missing) -> Part {
+        let value = match part {
+            IdentityPart::Ip => self.client.ip.to_string(),
+            IdentityPart::Route => self.route.name.to_string(),
+            IdentityPart::Host => self.target.host().to_owned(),
+            IdentityPart::Method => self.parts().method.to_string(),
+            IdentityPart::Header(_) | IdentityPart::Cookie(_) | IdentityPart::Query(_) | IdentityPart::Claim { .. } => {
+                let is_sent = canonical(std::slice::from_ref(part), &self.limit_facts(), &mut Vec::new());
+                let text = match missing {
+                    _ if is_sent => "(sent)",
+                    Missing::Share => "(none: all without it are one)",
+                    Missing::Skip | Missing::Deny => "(none)",
+                };
+                text.to_owned()
+            }
         };
-        let sent = || {
-            let mut identity = Vec::new();
-            canonical(std::slice::from_ref(part), &facts, &mut identity);
-            let text = if identity.len() > PART_HEAD { "(sent)" } else { "(none: all without it are one)" };
-            text.to_owned()
-        };
-        let (name, value) = match part {
-            IdentityPart::Ip => ("ip".to_owned(), self.client.ip.to_string()),
-            IdentityPart::Header(name) => (format!("header:{name}"), sent()),
-            IdentityPart::Cookie(name) => (format!("cookie:{name}"), sent()),
-            IdentityPart::Query(name) => (format!("query:{name}"), sent()),
-            IdentityPart::Route => ("route".to_owned(), self.route.name.to_string()),
-            IdentityPart::Host => ("host".to_owned(), self.target.host().to_owned()),
-            IdentityPart::Method => ("method".to_owned(), self.parts().method.to_string()),
-        };
-        Part { name, value }
+        Part { name: part.to_string(), value }
     }
 }
 
