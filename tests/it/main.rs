@@ -28,6 +28,7 @@ mod leases;
 mod life;
 mod limit_algorithms;
 mod limits;
+mod limits_fleet;
 mod methods;
 mod once;
 mod overload;
