@@ -294,7 +294,9 @@ async fn while_redis_is_away_each_pod_has_its_part_and_its_return_gives_no_secon
     );
     let burst = f64::from(size.burst) + ROUNDING;
     assert!(then.above <= burst && late.above <= burst, "more than the limit admits: {then:?}, {late:?}");
-    assert!(all.above <= 2.0 * burst, "more than the limit admits: {all:?}");
+    // Before it, on a busy machine, Redis may have missed deadlines: each is an outage of its own.
+    let across = worst(&between(gone, Nanos::MAX), rate);
+    assert!(across.above <= 2.0 * burst, "more than the limit admits: {across:?}");
     assert!(!optimised() || added <= usual + Duration::from_millis(5), "p99 {usual:?} before, {added:?} meanwhile");
 }
 
