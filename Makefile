@@ -62,6 +62,11 @@ model: ## A million histories of a fleet under a seeded scheduler (WEIR_MODEL_SE
 limits-agree: redis ## The limits' scripts and their twin in memory: a million random steps an algorithm (WEIR_STEPS=1000000, WEIR_SEED=7)
 	WEIR_STEPS=$${WEIR_STEPS:-1000000} cargo test --locked --release --lib -- limit::shared::agree --nocapture
 
+.PHONY: limits
+limits: redis ## What eight Weirs admit under 20,000 requests a second, kills and standstills, and an outside checker of every window (WEIR_SEED=1)
+	WEIR_PODS=8 WEIR_RPS=20000 WEIR_SECONDS=60 WEIR_AWAY=60 WEIR_IDENTITIES=10000000 \
+		cargo test --locked --release --test it -- limits_fleet:: --nocapture --test-threads=1
+
 .PHONY: flood
 flood: redis ## Invalidations in very large numbers: a tag of a million entries, then 5,000 a second for a minute by eight Weirs
 	WEIR_ENTRIES=1000000 WEIR_PODS=8 WEIR_RATE=5000 WEIR_SECONDS=60 \

@@ -29,6 +29,7 @@ mod life;
 mod limit_algorithms;
 mod limit_answers;
 mod limits;
+mod limits_fleet;
 mod methods;
 mod once;
 mod overload;

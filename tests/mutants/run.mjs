@@ -1,4 +1,4 @@
-// Weir with one fault made on purpose, under the checker that watches a fleet: each must be found. A checker that finds nothing
+// Weir with one fault made on purpose, under the checkers that watch a fleet: each must be found. A checker that finds nothing
 // anywhere proves nothing.
 //
 //   node run.mjs [--only PART-OF-NAME] [--seeds 3] [--reads 60000] [--orders 1500]
@@ -59,6 +59,15 @@ const LAVISH = [
   ['whatever is invalidated ends every lease', 'src/cache/lease.lua', ['tonumber(held[4]) >= tonumber(ARGV[6])', 'tonumber(held[4]) >= tonumber(ARGV[4])']]
 ]
 
+/** The same, of limits: each under the test that is to find it. */
+const LIMITS = [
+  ['what_was_lent', 'a loan is used after its expiry', 'src/limit/loans.rs', ['const USED: f64 = 0.9;', 'const USED: f64 = 3.0;']],
+  ['one_identity', 'a loan does not count as taken', 'src/limit/bucket.lua', ['s.credit = s.credit - units\n', '']],
+  ['what_one_limit', 'who is denied is charged', 'src/limit/take.lua', ['if admitted and limit.first.covered then', 'if limit.first.covered then']],
+  ['while_redis', 'each pod has the whole limit while Redis is away', 'src/limit.rs', ['bound.shape.divided(self.replicas.load(Ordering::Relaxed))', 'bound.shape.divided(1)']],
+  ['while_redis', 'nothing is owed for what was admitted meanwhile', 'src/limit/bucket.lua', ['s.credit = math.max(s.credit - units, 0)', 's.credit = math.max(s.credit, 0)']]
+]
+
 /** What is built. */
 const PARTS = ['src', 'tests', 'benches', 'docs', 'deploy', 'config.example.toml', 'Cargo.toml', 'Cargo.lock', 'README.md', 'clippy.toml']
 
@@ -88,12 +97,16 @@ function found (test, seed) {
   })
   const said = run.stdout + run.stderr
   if (run.status === 0) return null
-  const violation = /^(older than.*|fetched before.*|fetched needlessly.*|the answer is another.*)$/m.exec(said)
+  const violation = /^(older than.*|fetched before.*|fetched needlessly.*|more than the limit.*|charged without.*|the answer is another.*)$/m.exec(said)
   if (!violation) throw new Error(`it failed in another way:\n${said.slice(-3000)}`)
   return violation[0]
 }
 
-const mutants = [...MUTANTS.map(mutant => ['fleet::nothing', ...mutant]), ...LAVISH.map(mutant => ['fleet::without', ...mutant])]
+const mutants = [
+  ...MUTANTS.map(mutant => ['fleet::nothing', ...mutant]),
+  ...LAVISH.map(mutant => ['fleet::without', ...mutant]),
+  ...LIMITS.map(([test, ...mutant]) => [`limits_fleet::${test}`, ...mutant])
+]
 for (const [, , file, ...changes] of mutants) changed(file, changes)
 if (options.check) {
   console.log(`each of ${mutants.length} mutants has its place`)
