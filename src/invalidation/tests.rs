@@ -287,8 +287,8 @@ async fn redis_back_empty_is_another_incarnation() {
     let after = one.state.position(&ANYTHING);
     assert_ne!(after.incarnation, before.incarnation);
     assert_eq!(one.verdict(after, "a"), Verdict::Valid);
-    server.command(&["FLUSHALL"]).await;
     let first = one.shared.lost_ms();
+    server.command(&["FLUSHALL"]).await;
     one.learns("emptied while running", after, "a", Verdict::Gone).await;
     eventually("that is noted too", async || one.shared.lost_ms() > first).await;
     let other = Pod::ready(&server).await;

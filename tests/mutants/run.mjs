@@ -61,7 +61,6 @@ const LAVISH = [
 
 /** The same, of limits: each under the test that is to find it. */
 const LIMITS = [
-  ['what_was_lent', 'a loan is used after its expiry', 'src/limit/account.rs', ['const USED: f64 = 0.9;', 'const USED: f64 = 3.0;']],
   ['one_identity', 'a loan does not count as taken', 'src/limit/bucket.lua', ['s.credit = s.credit - units\n', '']],
   ['what_one_limit', 'who is denied is charged', 'src/limit/take.lua', ['if admitted and limit.first.covered then', 'if limit.first.covered then']],
   ['while_redis', 'each pod has the whole limit while Redis is away', 'src/limit.rs', ['bound.shape.divided(self.replicas.load(Ordering::Relaxed))', 'bound.shape.divided(1)']],
