@@ -203,8 +203,9 @@ impl Account {
         self.level = Level { remaining: reply.level.remaining.saturating_sub(lent), ..reply.level };
         if question.serial != 0 && question.serial == self.serial {
             self.held = reply.lent;
-            if question.debit > 0.0 {
-                self.paid_off = 0.0;
+            if let Some(shape) = due.bucket {
+                // What was spent since it was asked is still owed.
+                self.paid_off -= question.debit * due.pods / shape.accrual;
             }
             if reply.mark.is_some() {
                 self.until = sent + LIFE * USED;
