@@ -20,6 +20,8 @@ pub mod bounds;
 pub mod bucket;
 mod claim;
 pub mod concurrency;
+#[cfg(test)]
+mod dice;
 pub mod fields;
 pub mod fixed_window;
 pub mod held;

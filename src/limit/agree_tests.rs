@@ -9,6 +9,7 @@ use super::*;
 use crate::config::Quota;
 use crate::kv::tests::Server;
 use crate::limit::algorithm::{Micros, State};
+use crate::limit::dice::Dice;
 use crate::limit::local::{Ask, Local};
 use crate::syntax::rate::Rate;
 
@@ -20,23 +21,6 @@ const STEPS: u64 = 60;
 
 /// Replies that are waited for at once.
 const BATCH: usize = 200;
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) % sides
-    }
-
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.roll(all.len() as u64) as usize]
-    }
-}
 
 /// A connection on which commands are written ahead of their replies.
 struct Wire {

@@ -11,6 +11,7 @@ use crate::kv::Reply;
 use crate::kv::bus::Dedicated;
 use crate::kv::tests::Server;
 use crate::limit::algorithm;
+use crate::limit::dice::Dice;
 use crate::limit::shared::{self, Mode, REPAY, ShapeArgs, TAKE_TOKENS};
 use crate::syntax::rate::Rate;
 
@@ -20,19 +21,6 @@ const WAIT: Duration = Duration::from_secs(5);
 
 /// Steps of one history.
 const STEPS: usize = 3000;
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) % sides
-    }
-}
 
 /// One process; its clock runs `speed` times as fast as Redis'.
 struct Pod {
