@@ -300,8 +300,9 @@ async fn while_redis_is_away_each_pod_has_its_part_and_its_return_gives_no_secon
     assert!(!optimised() || added <= usual + Duration::from_millis(5), "p99 {usual:?} before, {added:?} meanwhile");
 }
 
+/// Does not find loans that are spent too late: `limit/loans_tests.rs` does.
 #[tokio::test]
-async fn what_was_lent_is_not_spent_once_it_has_expired() {
+async fn waves_of_requests_after_loans_were_forgotten_keep_the_bound() {
     let (up, redis) = (service(), redis());
     let size = Size { pods: 4, rate: 20, burst: 64, ..Size::new() };
     let setup = setup(&size.limited(r#", redis_down = "deny""#), &up).redis(&redis);
