@@ -1,7 +1,8 @@
 //! Limits: how much of what a client may have.
 //!
-//! A route's limits are taken stage by stage ([`Limiter::take`]), all of one stage or none, from token buckets in Redis
-//! or, without it, in memory. A denial gives back what earlier stages charged: a denied request charges nothing.
+//! A route's limits are taken stage by stage ([`Limiter::take`]), all of one stage or none: by what Redis lent or told this
+//! pod before ([`loans`]), else in Redis or, without it, in memory. A denial gives back what earlier stages charged: a
+//! denied request charges nothing.
 //! Another algorithm is another pair of a pure file and a Lua file, and a variant in [`algorithm`].
 
 use std::cell::RefCell;
