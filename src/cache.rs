@@ -37,7 +37,7 @@ use crate::config::{CacheRule, CacheTiers, CutOff};
 use crate::invalidation::{Invalidation, Subject, Verdict};
 use crate::metrics::{Lookup, Metrics};
 use entry::{Entry, Stored, Uncacheable, Variant, Vary};
-use flight::{Flights, Joined};
+use flight::{Begun, Flights, Joined};
 use freshness::State;
 use key::KeyBuilder;
 use memory::{Memory, Slot};
@@ -331,18 +331,14 @@ impl Cache {
 
     /// Joins the fetch for the request's key, or leads one.
     pub fn join(&self, ask: &Ask<'_>) -> Joined {
-        let known = flight::Known {
-            position: self.invalidation.position(&ask.subject),
-            version: self.invalidation.version(),
-            now: ask.steady,
-        };
+        let version = self.invalidation.version();
         let bound = ask.rule.max_staleness;
         // A pod that is cut off may not know what has overtaken a fetch that takes long.
-        let is_trusted = |position, began| {
-            ask.rule.cut_off == CutOff::Stale || self.invalidation.trusted(position, (ask.steady, began), bound, 0.0)
+        let is_trusted = |&Begun { position, at, .. }: &Begun| {
+            ask.rule.cut_off == CutOff::Stale || self.invalidation.trusted(position, (ask.steady, at), bound, 0.0)
         };
-        let usable = |position, began| {
-            self.invalidation.verdict(position, &ask.subject) != Verdict::Gone && is_trusted(position, began)
+        let usable = |begun: &Begun| {
+            self.invalidation.verdict(begun.position, &ask.subject) != Verdict::Gone && is_trusted(begun)
         };
         // Where the fields that answers vary by are known, requests that differ in them fly apart.
         if let Some(slot) = self.memory.get(ask.key)
@@ -350,10 +346,17 @@ impl Cache {
         {
             return key::with_buffer(|key| {
                 ask.keys.variant(key, ask.key, &vary.names, ask.headers);
-                self.flights.join(key, known, usable)
+                self.flights.join(key, version, usable)
             });
         }
-        self.flights.join(ask.key, known, usable)
+        self.flights.join(ask.key, version, usable)
+    }
+
+    /// What a fetch for `subject` knows that begins now.
+    pub fn begin(&self, subject: &Subject<'_>) -> Begun {
+        // In this order: who comes in between seems to know more, and looks.
+        let version = self.invalidation.version();
+        Begun { position: self.invalidation.position(subject), version, at: self.times().1 }
     }
 
     /// Leads a fetch behind an answer that is served meanwhile, unless somebody fetches already.

@@ -218,9 +218,11 @@ impl Invalidation {
         self.mirror.read().expect("no panic while held").verdict(position, subject)
     }
 
-    /// The lowest number whose fill for `subject` is of use to who would begin one at `position`.
-    pub fn least(&self, position: Position, subject: &Subject<'_>) -> u64 {
-        self.mirror.read().expect("no panic while held").least(position, subject)
+    /// The same, and the lowest number whose fill for `subject` is as good as that.
+    pub fn place(&self, subject: &Subject<'_>) -> (Position, u64) {
+        let mirror = self.mirror.read().expect("no panic while held");
+        let position = mirror.position(subject);
+        (position, mirror.least(position, subject))
     }
 
     /// Whether nothing was invalidated between two positions, themselves left out, that names `subject`; false where that is

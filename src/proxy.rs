@@ -364,11 +364,7 @@ impl Journey<'_> {
                     },
                     Led::Denied(denial) => return self.denied(&denial),
                     Led::Alone => break,
-                    // What others invalidate, however often, is waited for as long as anything: that is what ends it.
-                    Led::Anew => {
-                        joins -= 1;
-                        continue;
-                    }
+                    Led::Anew => continue,
                     Led::Asked(lead) => match self.led(lead, &ask, &parts, why).await {
                         Some(answer) => return answer,
                         None => continue,
@@ -379,7 +375,6 @@ impl Journey<'_> {
                 Followed::Answer(answer) => return answer,
                 Followed::Alone => break,
                 Followed::Again => {}
-                Followed::Anew => joins -= 1,
             }
         }
         // However it came to this: RFC 9111 section 5.2.1.7.

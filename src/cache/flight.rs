@@ -43,8 +43,6 @@ pub enum End {
     TooLarge,
     /// The leader left, or was denied: somebody else may lead.
     Vacant,
-    /// What was waited for is overtaken: everybody begins anew.
-    Overtaken,
 }
 
 /// Where a stored answer came from.
@@ -95,16 +93,24 @@ enum Phase {
 /// A fetch in flight.
 pub struct Flight {
     key: Arc<[u8]>,
-    position: Position,
-    /// The version of the invalidations that its leader knew.
-    version: u64,
-    /// When its leader's request was put; the upstream is asked later.
-    began: SteadyMs,
     state: Mutex<State>,
+}
+
+/// What was known when a fetch began: when the leader stopped to wait, and turned to the upstream.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Begun {
+    /// The position of what it brings.
+    pub position: Position,
+    /// The version of the invalidations, read before the position.
+    pub version: u64,
+    /// When that was.
+    pub at: SteadyMs,
 }
 
 struct State {
     phase: Phase,
+    /// Nothing before the fetch begins: what it brings is as new as anybody who joins by then can want.
+    begun: Option<Begun>,
     /// The head, once it came; the leader's own client sees it even if everything is over by then.
     arrival: Option<Arc<Arrival>>,
     /// Pieces of the body, in order.
@@ -161,17 +167,6 @@ const COPIES_SHARE: usize = 4;
 /// has connections, so that one key that everybody wants leaves room for the others.
 pub const FOLLOWERS: usize = 8_192;
 
-/// What a request knows when it wants an answer that is not there.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Known {
-    /// The position to give its fetch, if it leads one.
-    pub position: Position,
-    /// The version of the invalidations.
-    pub version: u64,
-    /// When it was put.
-    pub now: SteadyMs,
-}
-
 /// What joining a flight gave.
 pub enum Joined {
     /// Nobody flies yet: this request leads.
@@ -194,31 +189,28 @@ impl Flights {
         })
     }
 
-    /// Joins the flight for `key`, or starts one with what is known now.
+    /// Joins the flight for `key`, or starts one. `version` is that of the invalidations that the request knows.
     ///
-    /// A flight that `usable` turns down by its position and beginning (an invalidation has overtaken it, or might have) is
-    /// left to those who joined it before; a new one takes its place in the table.
-    pub fn join(
-        self: &Arc<Self>,
-        key: &[u8],
-        Known { position, version, now }: Known,
-        usable: impl FnOnce(Position, SteadyMs) -> bool,
-    ) -> Joined {
+    /// A fetch that has begun and that `usable` turns down (an invalidation has overtaken it, or might have) is left to
+    /// those who joined it before; a new flight takes its place in the table.
+    pub fn join(self: &Arc<Self>, key: &[u8], version: u64, usable: impl FnOnce(&Begun) -> bool) -> Joined {
         let mut shard = self.shard(key);
-        if let Some(flight) = shard.get(key)
-            && usable(flight.position, flight.began)
-        {
-            let is_full = flight.lock().followers >= FOLLOWERS;
-            return if is_full { Joined::Full } else { Joined::Follow(Follower::new(Arc::clone(flight), version)) };
+        if let Some(flight) = shard.get(key) {
+            let (begun, followers) = {
+                let state = flight.lock();
+                (state.begun, state.followers)
+            };
+            if begun.as_ref().is_none_or(usable) {
+                let is_full = followers >= FOLLOWERS;
+                return if is_full { Joined::Full } else { Joined::Follow(Follower::new(Arc::clone(flight), version)) };
+            }
         }
         let key: Arc<[u8]> = key.into();
         let flight = Arc::new(Flight {
             key: Arc::clone(&key),
-            position,
-            version,
-            began: now,
             state: Mutex::new(State {
                 phase: Phase::Looking,
+                begun: None,
                 arrival: None,
                 pieces: Vec::new(),
                 complete: None,
@@ -265,11 +257,6 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// The position that the fetch began at.
-    pub fn position(&self) -> Position {
-        self.flight.position
-    }
-
     /// The key that is fetched.
     pub fn key(&self) -> &[u8] {
         &self.flight.key
@@ -277,8 +264,12 @@ impl Permit {
 
     /// A place among those who wait, for the leader's own client.
     pub fn follower(&self) -> Follower {
-        let version = self.flight.version;
-        Follower::new(Arc::clone(&self.flight), version)
+        Follower::new(Arc::clone(&self.flight), 0)
+    }
+
+    /// The fetch begins: who knows more from here on has another.
+    pub fn begin(&self, begun: Begun) {
+        self.flight.lock().begun = Some(begun);
     }
 
     /// The shared tier has nothing: the upstream is asked.
@@ -366,19 +357,19 @@ pub struct Follower {
     id: u64,
     saw_asking: bool,
     leads: bool,
-    knows_more: bool,
+    /// Of the invalidations that it knew when it joined.
+    version: u64,
 }
 
 impl Follower {
     fn new(flight: Arc<Flight>, version: u64) -> Self {
-        let knows_more = version != flight.version;
         let id = {
             let mut state = flight.lock();
             state.followers += 1;
             state.next_id += 1;
             state.next_id
         };
-        Self { flight, id, saw_asking: false, leads: false, knows_more }
+        Self { flight, id, saw_asking: false, leads: false, version }
     }
 
     /// Marks the leader's own client, who takes what comes even where its size is unknown.
@@ -391,7 +382,7 @@ impl Follower {
     /// Whether an invalidation came between the beginning of the fetch and this request's joining it. What came later
     /// is no reason to refuse what was asked for before.
     pub fn knows_more(&self) -> bool {
-        self.knows_more
+        self.flight.lock().begun.is_some_and(|begun| self.version > begun.version)
     }
 
     /// Waits for the next thing worth knowing. Each phase is seen once; with a body of unknown size only its end.
@@ -400,9 +391,7 @@ impl Follower {
         let seen = poll_fn(|cx| {
             let mut state = self.flight.lock();
             let seen = match &state.phase {
-                Phase::Ended(End::TooLarge | End::Vacant | End::Overtaken | End::Failed(_))
-                    if leads && state.arrival.is_some() =>
-                {
+                Phase::Ended(End::TooLarge | End::Vacant | End::Failed(_)) if leads && state.arrival.is_some() => {
                     state.arrival.clone().map(Seen::Arriving)
                 }
                 Phase::Ended(end) => Some(Seen::Ended(end.clone())),

@@ -9,7 +9,7 @@
 --       {'held', ms, fence}      somebody else fetches, for so long at most; the bell will ring
 --       {'failed', status}       while the caller waited, a second pod has seen the service fail
 --
--- Who asks again with its token, since the answer was late, has what it was given.
+-- Who asks again with its token, since the answer was late, has what it was given, and begins no earlier than it says now.
 -- A lease is a hash: t token, f fence, i incarnation, s seq, w whether somebody waits; and, of fetches before it that
 -- failed (store.lua): p the pod whose did, q when (us), v the fence of the one by which a second pod saw it, c the status to answer with.
 -- Fences are Redis' time in microseconds, so that one is never given twice, whatever is left of the leases before.
@@ -27,6 +27,7 @@ if #bytes == 8 then
 end
 local held = redis.call('HMGET', KEYS[2], 't', 'f', 'i', 's', 'v', 'c')
 if held[1] == ARGV[1] then
+  redis.call('HSET', KEYS[2], 'i', ARGV[3], 's', ARGV[4])
   redis.call('PEXPIRE', KEYS[2], ARGV[2])
   return {'lead', tonumber(held[2])}
 end

@@ -20,15 +20,16 @@ use super::state::{RouteState, Worker};
 use super::upstream::{Failure, Patience};
 use super::{failing, headers, part, respond, search};
 use crate::cache::entry::{self, Entry, Stored, Uncacheable};
-use crate::cache::flight::{Arrival, End, Origin, Permit};
+use crate::cache::flight::{Arrival, Begun, End, Origin, Permit};
 use crate::cache::freshness::Freshness;
 use crate::cache::memory::Slot;
 use crate::cache::policy::{self, Plan, Received, Refusal, RequestFacts};
 use crate::cache::search::{Rule, Search};
 use crate::cache::shared::{LEASE, Lease, Leased, Token};
 use crate::cache::{Previous, conditional, key, parts};
-use crate::clock::{SteadyMs, Stopwatch, WallMs};
+use crate::clock::{Stopwatch, WallMs};
 use crate::config::Stage;
+use crate::invalidation::Subject;
 use crate::kv::Budget;
 use crate::limit::{Charged, Facts, Slots, Verdict};
 use crate::message::Body;
@@ -54,9 +55,8 @@ pub(crate) struct Fetch {
     pub(crate) rest: Option<Rest>,
     pub(crate) patience: Patience,
     pub(crate) redis_deadline: Duration,
-    pub(crate) asked: SteadyMs,
-    /// The lowest number in the log of a fetch that is as good as this one.
-    pub(crate) least: u64,
+    /// What is known when it turns to the upstream.
+    pub(crate) begun: Begun,
     pub(crate) permit: Permit,
     pub(crate) lease: Option<Lease>,
     pub(crate) previous: Option<Previous>,
@@ -72,11 +72,21 @@ pub(crate) struct Rest {
     pub(crate) request: Request<Body>,
 }
 
-/// On whose behalf a refresh is made: by these the upstream's limits count it.
+/// On whose behalf a refresh is made, and of what: by this the upstream's limits count it, and invalidations name it.
 pub(crate) struct Asker {
     pub(crate) ip: IpAddr,
     pub(crate) host: String,
+    pub(crate) path: String,
     pub(crate) query: Option<String>,
+    pub(crate) also: Vec<Option<String>>,
+    pub(crate) tags: Vec<String>,
+}
+
+impl Asker {
+    fn subject<'a>(&'a self, route: &'a str) -> Subject<'a> {
+        let Self { host, path, query, also, tags, .. } = self;
+        Subject { host, path, query: query.as_deref(), also, route, tags, answer_tags: &[] }
+    }
 }
 
 /// A refresh behind an answer that is served: it happens only if this pod is the one that the fleet elects, and only
@@ -88,9 +98,9 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
         let key = previous.map_or_else(|| Bytes::copy_from_slice(&fetch.primary), |entry| entry.key.clone());
         let seen = previous.map(|entry| entry.fence);
         let (mut token, mut waited) = (Token::fresh(), false);
-        let place = (fetch.permit.position(), fetch.least);
         loop {
             let bell = tier.listen(&key);
+            let place = worker.shared.invalidation.place(&asker.subject(&fetch.route.name));
             let mut budget = Budget::new(fetch.redis_deadline);
             match tier.lease(redis, &key, &mut token, place, seen, &mut budget).await {
                 Leased::Lead(lease) => {
@@ -119,6 +129,8 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
     match admitted(&worker, &fetch.route, &fetch.headers, &asker, deadline).await {
         Some(slots) => {
             fetch.slots = slots;
+            let route = Arc::clone(&fetch.route);
+            fetch.begin(&asker.subject(&route.name));
             run(fetch).await;
         }
         None => {
@@ -226,6 +238,12 @@ async fn admitted(
 }
 
 impl Fetch {
+    /// Takes note of what is known before the upstream is asked: what is invalidated from here on overtakes the answer.
+    pub(crate) fn begin(&mut self, subject: &Subject<'_>) {
+        self.begun = self.worker.shared.cache.begin(subject);
+        self.permit.begin(self.begun);
+    }
+
     /// Asks the upstream: for what a stored part lacks, or to confirm what is stored, where that may do; and for the whole
     /// where it does not.
     async fn ask(&mut self) -> Result<Said, Failure> {
@@ -339,7 +357,7 @@ impl Fetch {
     fn entry(&self, plan: Plan, received: &Received<'_>, body: Bytes) -> Entry {
         let origin = entry::Origin {
             key: self.key(&plan.vary),
-            position: self.permit.position(),
+            position: self.begun.position,
             fence: self.fence(),
             fill_cost_ms: u32::try_from(received.received_at.saturating_sub(received.asked_at)).unwrap_or(u32::MAX),
         };
@@ -408,14 +426,14 @@ impl Fetch {
             return self.store(stored, Fill::Stored, Origin::Fetched).await;
         }
         let told = stored.entry().and_then(|entry| self.told(&entry.key, entry.status));
-        let end = End::Stored(Slot::new(stored, self.asked), Origin::Passed);
+        let end = End::Stored(Slot::new(stored, self.begun.at), Origin::Passed);
         self.over(end, told).await;
     }
 
     /// Memory first, then those who wait, then the fleet; counted once all of them have it.
     async fn store(self, stored: Stored, result: Fill, origin: Origin) {
         let cache = &self.worker.shared.cache;
-        let kept = cache.keep(self.elsewhere.as_ref().unwrap_or(&self.primary), stored, self.asked);
+        let kept = cache.keep(self.elsewhere.as_ref().unwrap_or(&self.primary), stored, self.begun.at);
         let (now, _) = cache.times();
         self.permit.end(End::Stored(Arc::clone(&kept.slot), origin));
         if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
@@ -438,7 +456,7 @@ impl Fetch {
         // Another client's request may well be stored: the verdict is for those that carry credentials too.
         self.route.metrics.fill(Fill::Uncacheable);
         if matches!(refusal, Refusal::Credentials | Refusal::Authorization) {
-            self.worker.shared.cache.keep_apart(&self.primary, self.verdict(), self.asked);
+            self.worker.shared.cache.keep_apart(&self.primary, self.verdict(), self.begun.at);
         }
         self.hand_over(response, refusal.as_str(), End::Uncacheable).await;
     }
@@ -455,7 +473,7 @@ impl Fetch {
         let (now, _) = self.worker.shared.cache.times();
         Uncacheable {
             key: Bytes::copy_from_slice(&self.primary),
-            position: self.permit.position(),
+            position: self.begun.position,
             fence: self.fence(),
             until: now.saturating_add(UNCACHEABLE_MS),
         }
@@ -465,7 +483,7 @@ impl Fetch {
     async fn uncacheable(self, response: Response<Body>, result: Fill, why: &'static str, end: End) {
         self.route.metrics.fill(result);
         let verdict = Stored::Uncacheable(Arc::new(self.verdict()));
-        let kept = self.worker.shared.cache.keep(&self.primary, verdict, self.asked);
+        let kept = self.worker.shared.cache.keep(&self.primary, verdict, self.begun.at);
         let (now, _) = self.worker.shared.cache.times();
         let _ = self.hand_over.send((response, why));
         self.permit.end(end);

@@ -21,8 +21,6 @@ pub(super) enum Followed {
     Answer(Answer),
     /// Join anew, or lead.
     Again,
-    /// The same, through no fault of this one's: it does not count.
-    Anew,
     /// Go alone: nothing will be shared, or the wait was long enough.
     Alone,
 }
@@ -59,7 +57,7 @@ impl Journey<'_> {
                 let forwarded = Forwarded { detail: Some(detail), ..Forwarded::because(why) };
                 Some(forward::answer(response, &forwarded))
             }
-            Seen::Ended(End::Vacant | End::Overtaken) => None,
+            Seen::Ended(End::Vacant) => None,
         }
     }
 
@@ -71,7 +69,6 @@ impl Journey<'_> {
         parts: &Parts,
         why: Forward,
     ) -> Followed {
-        let knows_more = follower.knows_more();
         let wait = tokio::time::sleep_until(self.gives_up(ask.rule.wait_timeout));
         tokio::pin!(wait);
         loop {
@@ -88,7 +85,7 @@ impl Journey<'_> {
                     }
                 }
                 Seen::Arriving(arrival) => {
-                    if !self.worker.shared.cache.suits(&arrival.head, ask, knows_more) {
+                    if !self.worker.shared.cache.suits(&arrival.head, ask, follower.knows_more()) {
                         return Followed::Again;
                     }
                     self.route.metrics.collapsed.inc();
@@ -100,7 +97,7 @@ impl Journey<'_> {
                 }
                 Seen::Ended(End::Stored(slot, origin)) => {
                     return self
-                        .stored(&slot, origin, ask, parts, why, Some(knows_more))
+                        .stored(&slot, origin, ask, parts, why, Some(follower.knows_more()))
                         .map_or(Followed::Again, Followed::Answer);
                 }
                 Seen::Ended(End::Failed(failed)) => {
@@ -109,7 +106,6 @@ impl Journey<'_> {
                 }
                 Seen::Ended(End::Uncacheable | End::TooLarge) => return Followed::Alone,
                 Seen::Ended(End::Vacant) => return Followed::Again,
-                Seen::Ended(End::Overtaken) => return Followed::Anew,
             }
         }
     }

@@ -14,12 +14,11 @@ use super::fetch::{self, Asker, Fetch, Rest};
 use super::lease::OnItsWay;
 use super::{Journey, failing, forward, respond, search};
 use crate::cache::entry::Stored;
-use crate::cache::flight::{End, Follower, Origin, Permit};
+use crate::cache::flight::{Begun, End, Follower, Origin, Permit};
 use crate::cache::memory::Slot;
 use crate::cache::shared::{Lease, Leased, Read, Token};
 use crate::cache::{Ask, Found, Look, Missing, Previous};
 use crate::config::Stage;
-use crate::invalidation::Verdict;
 use crate::kv::Budget;
 use crate::limit::{Denial, Slots};
 use crate::message::Body;
@@ -38,9 +37,6 @@ const LAPSE: Duration = Duration::from_millis(2);
 /// Redis is, but not away; and one pod in a hurry is one more fetch.
 const LATE: usize = 2;
 
-/// Times that a leader finds something stored that is no use to it before it goes on without a lease.
-const OVERTAKEN: usize = 3;
-
 /// What leading came to.
 pub(crate) enum Led {
     /// The shared tier had it, or what is stale may be served.
@@ -49,8 +45,7 @@ pub(crate) enum Led {
     Awaited(Arc<Slot>),
     /// A limit denied this candidacy; somebody else may try.
     Denied(Box<Denial>),
-    /// By a rule that another pod's fetch has brought, it stands under another key; or an invalidation came while that was
-    /// waited for, so that what this candidacy would fetch is overtaken already.
+    /// By a rule that another pod's fetch has brought, it stands under another key.
     Anew,
     /// Nothing will be shared, or another pod took too long: this request goes for itself.
     Alone,
@@ -106,7 +101,7 @@ pub(crate) async fn lead(
     }
 
     // The lease comes before the limits of the upstream: a pod that waits for another's fetch costs it nothing.
-    let lease = match lease(journey, ask, (key, answers), &permit, previous.as_ref()).await {
+    let lease = match lease(journey, ask, (key, answers), previous.as_ref()).await {
         // The client may leave at any wait from here on.
         Waited::Leads(lease) => {
             OnItsWay { lease, worker: Arc::clone(&worker), redis_deadline: journey.live.redis_deadline }
@@ -119,10 +114,7 @@ pub(crate) async fn lead(
             permit.end(End::Uncacheable);
             return Led::Alone;
         }
-        Waited::Anew => {
-            permit.end(End::Overtaken);
-            return Led::Anew;
-        }
+        Waited::Anew => return Led::Anew,
         Waited::LongEnough => return Led::Alone,
         Waited::Failed(status) => {
             let follower = permit.follower().leading();
@@ -146,6 +138,7 @@ pub(crate) async fn lead(
     let (mut fetch, direct, timing) = start(journey, ask, parts, permit, lease.arrive(), previous);
     // What of the upstream it takes up, it takes up until it ends, whoever still waits for it.
     fetch.slots = journey.charged.take_slots_beyond(own);
+    fetch.begin(&ask.subject);
     worker.behind.spawn(fetch::run(fetch));
     Led::Asked(Lead { follower, direct, timing })
 }
@@ -169,7 +162,10 @@ pub(crate) fn refresh(journey: &Journey<'_>, ask: &Ask<'_>, parts: &Parts, found
     let asker = Asker {
         ip: journey.client.ip,
         host: journey.target.host().to_owned(),
+        path: journey.target.path().to_owned(),
         query: journey.target.query().map(str::to_owned),
+        also: ask.subject.also.to_vec(),
+        tags: ask.subject.tags.to_vec(),
     };
     journey.worker.behind.spawn(fetch::run_behind(fetch, asker));
 }
@@ -215,7 +211,6 @@ async fn lease<'k>(
     journey: &mut Journey<'_>,
     ask: &Ask<'k>,
     (mut key, answers): (Cow<'k, [u8]>, bool),
-    permit: &Permit,
     previous: Option<&Previous>,
 ) -> Waited {
     let worker = Arc::clone(journey.worker);
@@ -231,15 +226,11 @@ async fn lease<'k>(
     // Until then another pod is known to fetch, or yet another takes over from it.
     let mut held_until = None;
     let mut seen = previous.and_then(Previous::entry).map(|entry| entry.fence);
-    let mut overtaken = 0;
     loop {
         // Listening starts before the question: a bell that rings in between is heard.
         let bell = tier.listen(&key);
-        let position = permit.position();
-        if worker.shared.invalidation.verdict(position, &ask.subject) == Verdict::Gone {
-            return Waited::Anew;
-        }
-        let place = (position, worker.shared.invalidation.least(position, &ask.subject));
+        // What has been invalidated while this waited is no reason to begin anew: the fetch has not begun.
+        let place = worker.shared.invalidation.place(&ask.subject);
         match tier.lease(redis, &key, &mut token, place, seen, &mut journey.budget).await {
             Leased::Lead(lease) => return Waited::Leads(Some(lease)),
             // One late answer is no reason to ask the upstream what another pod is asking it; that Redis is away is.
@@ -268,12 +259,11 @@ async fn lease<'k>(
                     Look::Fresh(found) | Look::Stale(found) => return Waited::Found(found),
                     Look::Uncacheable => return Waited::Uncacheable,
                     // It is no use to this request, which therefore asks for the lease knowing of it.
-                    Look::Nothing(_) if overtaken < OVERTAKEN => {
-                        overtaken += 1;
+                    Look::Nothing(_) if Instant::now() < give_up => {
                         seen = (!is_marker).then_some(fence);
                         continue;
                     }
-                    Look::Nothing(_) => return Waited::Leads(None),
+                    Look::Nothing(_) => return Waited::LongEnough,
                 }
             }
             // Should its leader have crashed, this is when the lease is free; a moment before, it is held.
@@ -334,8 +324,7 @@ fn start(
         rest,
         patience: forward::patience(journey.route),
         redis_deadline: journey.live.redis_deadline,
-        asked: ask.steady,
-        least: journey.worker.shared.invalidation.least(permit.position(), &ask.subject),
+        begun: Begun::default(),
         permit,
         lease,
         previous,

@@ -134,6 +134,29 @@ async fn an_invalidation_of_something_else_makes_no_second_fetch() {
     }
 }
 
+/// Who waits for another pod's fetch while a tag is invalidated that only the answer carries: it learns what the answer
+/// was called when it comes, and what it then fetches itself is from after.
+#[tokio::test]
+async fn a_fetch_begins_when_the_wait_for_another_ends() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    let tagged = |text| reply(text).header("cache-tag", "t");
+    up.sequence("/a", vec![tagged("old").gate(&gate), tagged("new")]);
+    let weirs = setup(&up, &redis).fleet(2).await;
+    let ask = |proxy| tokio::spawn(async move { get("/a").send(proxy).await });
+    let leader = ask(weirs[0].proxy);
+    gate.reached(1).await;
+    let waiting = ask(weirs[1].proxy);
+    weirs[1].metric_reaches(r#"weir_redis_commands_total{command="lease",result="ok"}"#, 1.0).await;
+    weirs[1].invalidate(r#"{"tags":["t"]}"#).await;
+    gate.open();
+    assert_eq!(patiently("the answer", leader).await.unwrap().text(), "old", "it asked before");
+    assert_eq!(patiently("the answer", waiting).await.unwrap().text(), "new");
+    for weir in &weirs {
+        assert_eq!(weir.get("/a").await.text(), "new");
+    }
+    assert_eq!(up.count("/a"), 2, "what was fetched after the invalidation is of use to everybody");
+}
+
 /// Who waits for another pod's fetch while the key is invalidated again and again waits on, for a fetch that is not overtaken.
 #[tokio::test]
 async fn a_key_that_is_invalidated_again_and_again_is_fetched_once_for_each() {

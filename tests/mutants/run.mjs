@@ -30,7 +30,7 @@ const MUTANTS = [
   ['a gap is passed over', 'src/invalidation/mirror.rs', ['let next = at.seq == log.applied + 1;', 'let next = true;']],
   ['who joins takes what was overtaken', 'src/cache.rs',
     ['same && !is_for_others && (!knows_more ||', 'same && !is_for_others && (!knows_more || true ||'],
-    ['self.invalidation.verdict(position, &ask.subject) != Verdict::Gone && is_trusted(position, began)', 'is_trusted(position, began) || true']],
+    ['self.invalidation.verdict(begun.position, &ask.subject) != Verdict::Gone && is_trusted(begun)', 'is_trusted(begun) || true']],
   ['tags of answers are not looked at', 'src/invalidation/epochs.rs',
     ['for tag in subject.tags.iter().chain(subject.answer_tags) {', 'for tag in subject.tags {']],
   ['prefixes name nothing', 'src/invalidation/epochs.rs', ['if self.has_prefixes {', 'if self.has_prefixes && cfg!(any()) {']],

@@ -1,7 +1,7 @@
 use super::*;
 
 fn join(flights: &Arc<Flights>) -> Joined {
-    flights.join(b"key", Known::default(), |_, _| true)
+    flights.join(b"key", 1, |_| true)
 }
 
 fn follower(flights: &Arc<Flights>) -> Follower {
@@ -17,7 +17,7 @@ fn so_many_follow_one_flight_and_no_more() {
     let mut others: Vec<_> = (1..FOLLOWERS).map(|_| follower(&flights)).collect();
     assert!(matches!(join(&flights), Joined::Full));
     // Another key has a queue of its own.
-    assert!(matches!(flights.join(b"other", Known::default(), |_, _| true), Joined::Lead(_)));
+    assert!(matches!(flights.join(b"other", 1, |_| true), Joined::Lead(_)));
     drop(others.pop());
     let late = follower(&flights);
     assert!(matches!(join(&flights), Joined::Full), "who left made room for one");
@@ -28,11 +28,27 @@ fn so_many_follow_one_flight_and_no_more() {
 }
 
 #[test]
-fn who_may_not_trust_a_flight_begins_another() {
+fn who_may_not_trust_a_fetch_begins_another() {
     let flights = Flights::new(1 << 20);
-    let known = |now| Known { now, ..Known::default() };
-    let Joined::Lead(_first) = flights.join(b"key", known(10), |_, _| true) else { panic!("it is empty") };
-    assert!(matches!(flights.join(b"key", known(20), |_, began| began == 10), Joined::Follow(_)));
-    let Joined::Lead(_second) = flights.join(b"key", known(5_000), |_, began| began > 3_000) else { panic!("too old") };
-    assert!(matches!(flights.join(b"key", known(5_001), |_, began| began > 3_000), Joined::Follow(_)));
+    let join = |least| flights.join(b"key", 1, |begun| begun.at >= least);
+    let begins = |at| Begun { at, ..Begun::default() };
+    let Joined::Lead(first) = join(10) else { panic!("it is empty") };
+    assert!(matches!(join(u64::MAX), Joined::Follow(_)), "it has not begun");
+    first.begin(begins(10));
+    assert!(matches!(join(10), Joined::Follow(_)));
+    let Joined::Lead(second) = join(3_000) else { panic!("too old") };
+    second.begin(begins(5_000));
+    assert!(matches!(join(3_000), Joined::Follow(_)));
+}
+
+#[test]
+fn who_joins_knows_more_than_a_fetch_that_had_begun_by_then() {
+    let flights = Flights::new(1 << 20);
+    let join = |version| flights.join(b"key", version, |_| true);
+    let Joined::Lead(permit) = join(1) else { panic!("it is empty") };
+    // While the leader waits, somebody comes who knows more than it did when it joined.
+    let Joined::Follow(before) = join(2) else { panic!("it is in flight") };
+    permit.begin(Begun { version: 2, ..Begun::default() });
+    let Joined::Follow(after) = join(3) else { panic!("it is in flight") };
+    assert_eq!((permit.follower().knows_more(), before.knows_more(), after.knows_more()), (false, false, true));
 }

@@ -210,11 +210,13 @@ impl Oracle {
         ages.max().map(|age| age > BOUND)
     }
 
-    /// G2: the upstream is asked. Without a fault one fetch is enough for as long as nothing is invalidated.
-    pub fn fetch(&mut self, key: Key, now: Ms) {
+    /// G2: the upstream is asked. Without a fault one fetch is enough for as long as nothing is invalidated, but for a pod
+    /// that has only begun, and has yet to prove that it knows what was.
+    pub fn fetch(&mut self, key: Key, now: Ms, is_unproven: bool) {
         self.count(Seen::Fetches);
         if let Some(last) = self.fetched[key].replace(now)
             && self.expected.is_calm
+            && !is_unproven
             && self.logged.is_none_or(|logged| logged + HEARD < last)
         {
             self.violation = Some((Broken::OneFetch, format!("key {key} was fetched at {last} and again at {now}")));

@@ -16,9 +16,6 @@ const WAIT: Ms = 1500;
 /// Pause between questions for a lease.
 const POLL: Ms = 40;
 
-/// Entries of no use that a leader is shown before it goes on without a lease.
-const OVERTAKEN: u32 = 3;
-
 /// Times that a request begins anew.
 const TRIES: u32 = 4;
 
@@ -35,27 +32,35 @@ pub struct Read {
 pub struct Flight {
     id: u64,
     key: Key,
-    position: Position,
-    version: u64,
     /// When its leader's request began.
-    asked: Ms,
+    since: Ms,
+    /// What was known when it turned to the upstream, if it did.
+    begun: Option<Begun>,
     stage: Stage,
     /// The leader's request; none behind an answer.
     leader: Option<Read>,
-    /// The others, and whether they know of more invalidations than the fetch.
-    followers: Vec<(Read, bool)>,
+    /// The others, and the version of the invalidations that they knew.
+    followers: Vec<(Read, u64)>,
     /// Whether it may be joined.
     is_listed: bool,
     /// Token and fence.
     lease: Option<(u64, u64)>,
     /// Fence of the entry that is of no use.
     seen: Option<u64>,
-    overtaken: u32,
     has_waited: bool,
+    /// Redis has an entry that this pod could not trust, since it has never proven that it knows the log.
+    is_unproven: bool,
     /// What the upstream said, on its way.
     answer: Option<Answer>,
     /// What it brings is not stored: [`Design::PubSubOnly`].
     pub is_doomed: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Begun {
+    position: Position,
+    version: u64,
+    at: Ms,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,13 +84,6 @@ enum Look {
     Fresh,
     Stale,
     Nothing,
-}
-
-/// Where what a flight ends with came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    Shared,
-    Fetched,
 }
 
 impl World {
@@ -116,8 +114,7 @@ impl World {
         }
         if let Some((flight, version)) = self.joinable(pod, read) {
             self.oracle.count(Seen::Followers);
-            let flight = &mut self.pods[pod].flights[flight];
-            return flight.followers.push((read, flight.version != version));
+            return self.pods[pod].flights[flight].followers.push((read, version));
         }
         let id = self.take_off(pod, read.key, read.begun.0);
         self.change(pod, id, |flight| {
@@ -132,13 +129,15 @@ impl World {
         let state = &self.pods[pod];
         let at = state.flights.iter().position(|flight| flight.is_listed && flight.key == read.key)?;
         let flight = &state.flights[at];
-        let is_joinable = self.design.removes() || state.known.is_joinable(flight.position, read.key);
-        let is_trusted = self.design == Design::JoinsUntrusted || self.is_trusted(pod, flight.asked, read.begun.0);
-        (is_joinable && is_trusted).then_some((at, state.known.version))
+        let is_joinable = |begun: Begun| {
+            (self.design.removes() || state.known.is_joinable(begun.position, read.key))
+                && (self.design == Design::JoinsUntrusted || self.is_trusted(pod, begun.at, read.begun.0))
+        };
+        flight.begun.is_none_or(is_joinable).then_some((at, state.known.version))
     }
 
     /// A flight in the place of any other for this key.
-    fn take_off(&mut self, pod: usize, key: Key, asked: Ms) -> u64 {
+    fn take_off(&mut self, pod: usize, key: Key, since: Ms) -> u64 {
         let id = self.id();
         let state = &mut self.pods[pod];
         for other in state.flights.iter_mut().filter(|flight| flight.key == key) {
@@ -147,17 +146,16 @@ impl World {
         let flight = Flight {
             id,
             key,
-            position: state.known.position(key),
-            version: state.known.version,
-            asked,
+            since,
+            begun: None,
             stage: Stage::Looking,
             leader: None,
             followers: Vec::new(),
             is_listed: true,
             lease: None,
             seen: None,
-            overtaken: 0,
             has_waited: false,
+            is_unproven: false,
             answer: None,
             is_doomed: false,
         };
@@ -227,8 +225,9 @@ impl World {
     pub fn ask_for_lease(&mut self, pod: usize, id: u64) {
         self.change(pod, id, |flight| flight.stage = Stage::Leasing);
         let Some(flight) = self.flight(pod, id) else { return };
-        let is_patient = flight.leader.is_none() || self.now < flight.asked + WAIT;
-        let Flight { key, position, seen, .. } = *flight;
+        let is_patient = flight.leader.is_none() || self.now < flight.since + WAIT;
+        let Flight { key, seen, .. } = *flight;
+        let position = self.pods[pod].known.position(key);
         let place = (position, self.pods[pod].known.least(position, key));
         let ask = Ask::Lease { key, token: id, place, seen };
         if is_patient {
@@ -267,26 +266,22 @@ impl World {
         let slot = Slot { entry, asked: 0 };
         self.pods[pod].keep(slot);
         let Some(flight) = self.flight(pod, id) else { return };
-        let (stage, overtaken, leader) = (flight.stage, flight.overtaken, flight.leader);
+        let leader = flight.leader;
         let look = leader.map_or(Look::Fresh, |leader| self.judge(pod, slot, leader.begun.0));
         if look == Look::Nothing {
-            let is_leasing = stage == Stage::Leasing;
+            let is_unproven = self.pods[pod].proven == 0;
             self.change(pod, id, |flight| {
                 flight.seen = Some(entry.fence);
-                flight.overtaken += u32::from(is_leasing);
+                flight.is_unproven |= is_unproven;
             });
-            return if is_leasing && overtaken == OVERTAKEN {
-                self.fetch(pod, id, self.step);
-            } else {
-                self.ask_for_lease(pod, id);
-            };
+            return self.ask_for_lease(pod, id);
         }
         let Some(flight) = self.land(pod, id) else { return };
         if let Some(leader) = leader {
             self.oracle.count(Seen::HitsInRedis);
             self.serve(pod, leader, entry.answer);
         }
-        self.hand_out(pod, flight.followers, slot, Origin::Shared);
+        self.hand_out(pod, flight.followers, slot, None);
         if let Some(leader) = leader.filter(|_| look == Look::Stale) {
             self.refresh(pod, leader, slot);
         }
@@ -300,10 +295,12 @@ impl World {
 
     /// Asks the upstream; `began` is when the lease was granted.
     fn fetch(&mut self, pod: usize, id: u64, began: Step) {
-        self.change(pod, id, |flight| flight.stage = Stage::Fetching);
-        let Some(flight) = self.flight(pod, id) else { return };
-        let key = flight.key;
-        if self.pods[pod].known.is_own(flight.position) {
+        let Some(key) = self.flight(pod, id).map(|flight| flight.key) else { return };
+        let known = &self.pods[pod].known;
+        let (position, version) = (known.position(key), known.version);
+        let begun = Begun { position, version, at: self.now };
+        self.change(pod, id, |flight| (flight.stage, flight.begun) = (Stage::Fetching, Some(begun)));
+        if self.pods[pod].known.is_own(position) {
             self.oracle.count(Seen::OwnPositions);
         }
         let (process, at) = (self.process(pod), self.now + self.upstream_takes(10));
@@ -318,7 +315,8 @@ impl World {
 
     pub fn ask_upstream(&mut self, process: Process, id: u64, key: Key, began: Step) {
         let (pod, life) = process;
-        self.oracle.fetch(key, self.now);
+        let is_unproven = self.flight(pod, id).is_some_and(|flight| flight.is_unproven);
+        self.oracle.fetch(key, self.now, is_unproven);
         let answer = Answer { key, version: self.versions[key], read: self.step, began };
         if self.pods[pod].life == life {
             self.change(pod, id, |flight| flight.answer = Some(answer));
@@ -329,19 +327,20 @@ impl World {
 
     pub fn arrive(&mut self, pod: usize, id: u64, answer: Answer) {
         let Some(flight) = self.land(pod, id) else { return };
+        let Some(begun) = flight.begun else { return };
         let position = match self.design {
             Design::PositionAtEnd => self.pods[pod].known.position(answer.key),
-            _ => flight.position,
+            _ => begun.position,
         };
         let fence = flight.lease.map_or(0, |(_, fence)| fence);
         let entry = Entry { answer, position, fence, received: self.now };
-        let slot = Slot { entry, asked: flight.asked };
+        let slot = Slot { entry, asked: begun.at };
         self.note(|| format!("flight {id} of pod {pod} brings {entry:?}"));
         let is_newest = !flight.is_doomed && self.pods[pod].keep(slot);
         if let Some(leader) = flight.leader {
             self.serve(pod, leader, answer);
         }
-        self.hand_out(pod, flight.followers, slot, Origin::Fetched);
+        self.hand_out(pod, flight.followers, slot, Some(begun));
         let entry = is_newest.then_some(entry);
         if entry.is_some() || flight.lease.is_some() {
             let from = From::Store(entry.map(|_| answer));
@@ -349,16 +348,16 @@ impl World {
         }
     }
 
-    /// Serves those who waited, or lets them begin anew.
-    fn hand_out(&mut self, pod: usize, followers: Vec<(Read, bool)>, slot: Slot, origin: Origin) {
-        for (read, knows_more) in followers {
+    /// Serves those who waited what was fetched, if it has `begun`, or was found; or lets them begin anew.
+    fn hand_out(&mut self, pod: usize, followers: Vec<(Read, u64)>, slot: Slot, begun: Option<Begun>) {
+        for (read, version) in followers {
             let known = &self.pods[pod].known;
-            let suits = !knows_more
+            let suits = begun.is_none_or(|begun| version <= begun.version)
                 || self.design.removes()
                 || known.verdict(slot.entry.position, slot.entry.answer) != Verdict::Gone;
-            let is_usable = origin == Origin::Fetched || self.judge(pod, slot, read.begun.0) != Look::Nothing;
+            let is_usable = begun.is_some() || self.judge(pod, slot, read.begun.0) != Look::Nothing;
             if suits && is_usable {
-                let joined = (origin == Origin::Fetched).then_some(slot.asked);
+                let joined = begun.map(|begun| begun.at);
                 self.serve_joined(pod, read, slot.entry.answer, joined);
             } else {
                 self.again(pod, read);
@@ -378,7 +377,7 @@ impl World {
     /// What it gets is younger than the request.
     fn go_alone(&mut self, pod: usize, read: Option<Read>) {
         if let Some(read) = read {
-            self.oracle.fetch(read.key, self.now);
+            self.oracle.fetch(read.key, self.now, false);
             let answer = Answer { key: read.key, version: self.versions[read.key], read: self.step, began: self.step };
             self.serve(pod, read, answer);
         }
