@@ -120,5 +120,5 @@ fn fences_that_repeat_are_caught() {
 
 #[test]
 fn believing_a_page_of_another_log_is_caught() {
-    is_caught(Design::BelievesPages, 400_000);
+    is_caught(Design::BelievesPages, 20_000);
 }
