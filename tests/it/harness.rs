@@ -34,7 +34,7 @@ pub use h2::H2;
 pub use load::{Load, Report};
 pub use raw_upstream::{black_hole, raw_upstream, refusing};
 pub use recorder::{Recorder, Seen, recorder};
-pub use redis::{Redis, redis, redis_by, redis_not_started};
+pub use redis::{Line, Redis, redis, redis_by, redis_not_started};
 pub use reply::{Reply, reply};
 pub use scratch::Scratch;
 pub use servers::Servers;

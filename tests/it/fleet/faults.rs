@@ -9,13 +9,16 @@ use super::driver::Stage;
 use super::fetches::{Loss, Trouble};
 use super::pods::Pod;
 use super::{BOUND, Micros};
-use crate::harness::redis_by;
+use crate::harness::{Line, redis_by};
 
 /// Between the end of one fault and the next.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
 
 /// How long one lasts: shorter and longer than B.
 const LENGTHS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(4_000));
+
+/// So many bytes are evicted at once.
+const EVICTED: u64 = 64 << 10;
 
 /// How far clocks are set, in seconds.
 const STEP: i64 = 3600;
@@ -47,6 +50,18 @@ pub enum Fault {
     RedisFlushed,
     /// It can take nothing.
     RedisFull,
+    /// It takes nothing, for want of replicas.
+    RedisWithoutReplicas,
+    /// It is a replica that has lost its master, and answers nothing.
+    RedisWithoutMaster,
+    /// It runs somebody's script that does not end.
+    RedisBusy,
+    /// It has room for three connections.
+    RedisCrowded,
+    /// It lets nobody run scripts.
+    RedisForbids,
+    /// It evicts some of its keys, whatever they are.
+    RedisEvicts,
     /// The log is trimmed to nothing.
     LogTrimmed,
     /// Its scripts are gone.
@@ -79,12 +94,20 @@ impl Fault {
             // It listens before it has read the log.
             Self::PodKilled => (Some(pod), SETTLED * 3, Loss::None),
             Self::PodStopped | Self::WayCut | Self::WaySwallowed | Self::WaySlow => (Some(pod), SETTLED, Loss::None),
-            Self::AllCut | Self::AllSwallowed | Self::BusKicked | Self::RedisFrozen | Self::RedisFull => {
-                (None, SETTLED, Loss::None)
-            }
+            Self::AllCut
+            | Self::AllSwallowed
+            | Self::BusKicked
+            | Self::RedisFrozen
+            | Self::RedisFull
+            | Self::RedisWithoutReplicas
+            | Self::RedisWithoutMaster
+            | Self::RedisBusy
+            | Self::RedisCrowded
+            | Self::RedisForbids => (None, SETTLED, Loss::None),
             Self::PodClockForward | Self::PodClockBack => (Some(pod), SETTLED, Loss::Whole),
             Self::RedisEmpty
             | Self::RedisFlushed
+            | Self::RedisEvicts
             | Self::LogTrimmed
             | Self::RedisClockForward
             | Self::RedisClockBack
@@ -129,6 +152,12 @@ pub const OF_REDIS: &[Fault] = &[
     Fault::RedisEmpty,
     Fault::RedisFlushed,
     Fault::RedisFull,
+    Fault::RedisWithoutReplicas,
+    Fault::RedisWithoutMaster,
+    Fault::RedisBusy,
+    Fault::RedisCrowded,
+    Fault::RedisForbids,
+    Fault::RedisEvicts,
     Fault::LogTrimmed,
     Fault::ScriptsGone,
     Fault::FailedOver,
@@ -188,6 +217,16 @@ async fn inflict(stage: &Arc<Stage>, fault: Fault, pod: usize, length: Duration)
         }
         Fault::RedisFlushed => say(stage, &["FLUSHALL"]).await,
         Fault::RedisFull => say(stage, &["CONFIG", "SET", "maxmemory", "1"]).await,
+        Fault::RedisWithoutReplicas => say(stage, &["CONFIG", "SET", "min-replicas-to-write", "1"]).await,
+        Fault::RedisWithoutMaster => {
+            say(stage, &["CONFIG", "SET", "replica-serve-stale-data", "no"]).await;
+            // Nobody listens there.
+            say(stage, &["REPLICAOF", "127.0.0.1", "1"]).await;
+        }
+        Fault::RedisBusy => return by_line(stage, move |line| keep_busy(line, length)).await,
+        Fault::RedisCrowded => return by_line(stage, move |line| crowd(line, length)).await,
+        Fault::RedisForbids => say(stage, &["ACL", "SETUSER", "default", "-@scripting"]).await,
+        Fault::RedisEvicts => by_line(stage, evict).await,
         Fault::LogTrimmed => say(stage, &["XTRIM", "it:log:{it:invalidate:in}", "MAXLEN", "0"]).await,
         Fault::ScriptsGone => say(stage, &["SCRIPT", "FLUSH"]).await,
         Fault::FailedOver => fail_over(stage, Heir::Whole).await,
@@ -211,8 +250,63 @@ async fn inflict(stage: &Arc<Stage>, fault: Fault, pod: usize, length: Duration)
             tokio::time::sleep(length).await;
             say(stage, &["CONFIG", "SET", "maxmemory", "0"]).await;
         }
+        Fault::RedisWithoutReplicas => {
+            tokio::time::sleep(length).await;
+            say(stage, &["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
+        }
+        Fault::RedisWithoutMaster => {
+            tokio::time::sleep(length).await;
+            say(stage, &["REPLICAOF", "NO", "ONE"]).await;
+            say(stage, &["CONFIG", "SET", "replica-serve-stale-data", "yes"]).await;
+        }
+        Fault::RedisForbids => {
+            tokio::time::sleep(length).await;
+            say(stage, &["ACL", "SETUSER", "default", "+@all"]).await;
+        }
+        Fault::RedisEvicts => {
+            tokio::time::sleep(length).await;
+            say(stage, &["CONFIG", "SET", "maxmemory", "0"]).await;
+            say(stage, &["CONFIG", "SET", "maxmemory-policy", "noeviction"]).await;
+        }
         _ => {}
     }
+}
+
+/// Does something by a connection of its own, which may wait.
+async fn by_line(stage: &Arc<Stage>, what: impl FnOnce(&mut Line) -> std::io::Result<()> + Send + 'static) {
+    let redis = stage.redis();
+    let done = tokio::task::spawn_blocking(move || what(&mut redis.line())).await.expect("no panic");
+    done.expect("Redis does as it is told");
+}
+
+/// A script runs for so long that Redis answers BUSY to everybody, until somebody ends it.
+fn keep_busy(line: &mut Line, length: Duration) -> std::io::Result<()> {
+    line.say(&["CONFIG", "SET", "lua-time-limit", "20"])?;
+    let script = format!("local n = 0 while n < {} do n = n + 1 end", u64::MAX);
+    let mut other = line.another()?;
+    line.begin(&["EVAL", &script, "0"])?;
+    std::thread::sleep(length);
+    other.say(&["SCRIPT", "KILL"])?;
+    other.say(&["CONFIG", "SET", "lua-time-limit", "5000"]).map(drop)
+}
+
+/// Everybody is sent away, and only two may come back.
+fn crowd(line: &mut Line, length: Duration) -> std::io::Result<()> {
+    line.say(&["CONFIG", "SET", "maxclients", "3"])?;
+    for kind in ["normal", "pubsub"] {
+        line.say(&["CLIENT", "KILL", "TYPE", kind])?;
+    }
+    std::thread::sleep(length);
+    line.say(&["CONFIG", "SET", "maxclients", "10000"]).map(drop)
+}
+
+/// From now on there is less room than what is there takes.
+fn evict(line: &mut Line) -> std::io::Result<()> {
+    let memory = line.say(&["INFO", "memory"])?;
+    let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse::<u64>().ok());
+    let less = used.expect("INFO says it").saturating_sub(EVICTED).to_string();
+    line.say(&["CONFIG", "SET", "maxmemory-policy", "allkeys-random"])?;
+    line.say(&["CONFIG", "SET", "maxmemory", &less]).map(drop)
 }
 
 /// What a replica has when it takes over.

@@ -150,15 +150,55 @@ impl Redis {
         self.call(words, ANSWER)
     }
 
+    /// A connection that is kept, to say more by it when nobody else is let in.
+    pub fn line(&self) -> Line {
+        self.connect(ANSWER).expect("it accepts")
+    }
+
     fn call(&self, words: &[&str], longest: Duration) -> std::io::Result<String> {
+        self.connect(longest)?.say(words)
+    }
+
+    fn connect(&self, longest: Duration) -> std::io::Result<Line> {
         let stream = TcpStream::connect_timeout(&self.address(), longest)?;
         stream.set_read_timeout(Some(longest))?;
+        Ok(Line(BufReader::new(stream)))
+    }
+}
+
+/// A connection to a Redis.
+pub struct Line(BufReader<TcpStream>);
+
+impl Line {
+    /// A command, and what it answers.
+    ///
+    /// # Errors
+    /// It does not answer, or by an error.
+    pub fn say(&mut self, words: &[&str]) -> std::io::Result<String> {
+        self.begin(words)?;
+        read_reply(&mut self.0)
+    }
+
+    /// Another to the same.
+    ///
+    /// # Errors
+    /// It is not let in.
+    pub fn another(&self) -> std::io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&self.0.get_ref().peer_addr()?, ANSWER)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    /// A command that is not answered soon.
+    ///
+    /// # Errors
+    /// It cannot be sent.
+    pub fn begin(&mut self, words: &[&str]) -> std::io::Result<()> {
         let mut command = format!("*{}\r\n", words.len());
         for word in words {
             command += &format!("${}\r\n{word}\r\n", word.len());
         }
-        (&stream).write_all(command.as_bytes())?;
-        read_reply(&mut BufReader::new(&stream))
+        self.0.get_ref().write_all(command.as_bytes())
     }
 }
 
