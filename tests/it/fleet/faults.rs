@@ -287,6 +287,8 @@ fn keep_busy(line: &mut Line, length: Duration) -> std::io::Result<()> {
     line.begin(&["EVAL", &script, "0"])?;
     std::thread::sleep(length);
     other.say(&["SCRIPT", "KILL"])?;
+    // Only then is it over.
+    line.answer().expect_err("it was killed");
     other.say(&["CONFIG", "SET", "lua-time-limit", "5000"]).map(drop)
 }
 

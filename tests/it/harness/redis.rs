@@ -176,6 +176,14 @@ impl Line {
     /// It does not answer, or by an error.
     pub fn say(&mut self, words: &[&str]) -> std::io::Result<String> {
         self.begin(words)?;
+        self.answer()
+    }
+
+    /// What the next command that was begun answers.
+    ///
+    /// # Errors
+    /// It does not answer, or by an error.
+    pub fn answer(&mut self) -> std::io::Result<String> {
         read_reply(&mut self.0)
     }
 
