@@ -3,7 +3,7 @@
 //!
 //! `make limits` runs it at full size. Chance comes from `WEIR_SEED`; the machine's own timing is not replayed.
 
-mod check;
+pub mod check;
 mod driver;
 mod pods;
 
