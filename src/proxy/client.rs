@@ -97,8 +97,7 @@ impl Client {
         let mut proto = None;
         let mut hops = 0;
         for field in fields.get_all(FORWARDED).iter().rev() {
-            let Some(elements) = field.to_str().ok().and_then(split_unquoted) else { break };
-            for element in elements.into_iter().rev() {
+            for element in unquoted_from_right(&String::from_utf8_lossy(field.as_bytes())) {
                 let Some(hop) = parse_element(element).filter(|_| hops < HOPS) else { return };
                 hops += 1;
                 proto = hop.proto.or(proto);
@@ -113,12 +112,40 @@ impl Client {
     }
 }
 
-/// The elements of a list field, several fields joined, last first; empty ones are none (RFC 9110 section 5.6.1.2). A
-/// field that is not text gives one element that cannot be read.
+/// The elements of a list field, several fields joined, last first; empty ones are none (RFC 9110 section 5.6.1.2). What
+/// is not text is an element that cannot be read, and hides none that a proxy appended to it.
 fn elements_from_right<'f>(fields: &'f HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'f str> {
     let values = fields.get_all(name).iter().rev();
-    let texts = values.map(|value: &HeaderValue| value.to_str().unwrap_or("-"));
-    texts.flat_map(|text| text.rsplit(',')).map(str::trim).filter(|element| !element.is_empty())
+    let elements = values.flat_map(|value: &HeaderValue| value.as_bytes().rsplit(|&byte| byte == b','));
+    let texts = elements.map(|element| std::str::from_utf8(element.trim_ascii()).unwrap_or("-"));
+    texts.filter(|element| !element.is_empty())
+}
+
+/// The elements of a `Forwarded` field, last first. Read from the right, so that a quote which a client left open hides none
+/// of those that proxies appended.
+fn unquoted_from_right(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    let pieces = std::iter::from_fn(move || {
+        let text = rest?;
+        let bytes = text.as_bytes();
+        let mut quoted = false;
+        for at in (0..bytes.len()).rev() {
+            match bytes[at] {
+                b'"' => {
+                    let escapes = bytes[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
+                    quoted ^= !quoted || escapes % 2 == 0;
+                }
+                b',' if !quoted => {
+                    rest = Some(&text[..at]);
+                    return Some(&text[at + 1..]);
+                }
+                _ => {}
+            }
+        }
+        rest = None;
+        Some(text)
+    });
+    pieces.map(str::trim).filter(|piece| !piece.is_empty())
 }
 
 /// `X-Forwarded-Proto` at the hop with this number from the right. Most proxies set one value rather than append one, so
