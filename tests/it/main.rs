@@ -28,6 +28,7 @@ mod leases;
 mod life;
 mod limit_algorithms;
 mod limit_answers;
+mod limit_attacks;
 mod limit_peers;
 mod limits;
 mod limits_fleet;
