@@ -67,6 +67,10 @@ limits: redis ## What eight Weirs admit under 20,000 requests a second, kills an
 	WEIR_PODS=8 WEIR_RPS=20000 WEIR_SECONDS=60 WEIR_AWAY=60 WEIR_IDENTITIES=10000000 \
 		cargo test --locked --release --test it -- limits_fleet:: --nocapture --test-threads=1
 
+.PHONY: peers
+peers: redis ## What Weir and models of other limiters admit of the same histories (WEIR_SEED=1)
+	cargo test --locked --test it -- limit_peers:: --nocapture
+
 .PHONY: flood
 flood: redis ## Invalidations in very large numbers: a tag of a million entries, then 5,000 a second for a minute by eight Weirs
 	WEIR_ENTRIES=1000000 WEIR_PODS=8 WEIR_RATE=5000 WEIR_SECONDS=60 \

@@ -66,9 +66,9 @@ fn peers(history: &History, redis: &Redis) -> Vec<(&'static str, Box<dyn Peer>)>
     vec![
         ("Weir", Box::new(ours::Weir::new(quotas, history.has_redis.then_some(redis)))),
         ("envoyproxy/ratelimit", Box::new(envoy::RateLimit::new(quotas, false))),
-        ("the same, not counting what it denies", Box::new(envoy::RateLimit::new(quotas, true))),
+        ("envoyproxy/ratelimit, stop option", Box::new(envoy::RateLimit::new(quotas, true))),
         ("Envoy `local_ratelimit`", Box::new(envoy::Local::new(quotas, false))),
-        ("the same, shared out", Box::new(envoy::Local::new(quotas, true))),
+        ("Envoy `local_ratelimit`, shared", Box::new(envoy::Local::new(quotas, true))),
         ("Kong, `local`", Box::new(kong::Local::new(quotas))),
         ("Kong, `redis`", Box::new(kong::Redis::new(quotas, None))),
         ("Kong, `redis`, `sync_rate = 1`", Box::new(kong::Redis::new(quotas, Some(1_000_000)))),
@@ -184,9 +184,9 @@ const HOLE: f64 = 1.2;
 const HOLES: [(&str, &[&str]); 11] = [
     ("Weir", &[]),
     ("envoyproxy/ratelimit", &["away", "clocks", "edges"]),
-    ("the same, not counting what it denies", &["away", "clocks", "edges"]),
+    ("envoyproxy/ratelimit, stop option", &["away", "clocks", "edges"]),
     ("Envoy `local_ratelimit`", &["away", "clocks", "restarts", "rotation", "waves"]),
-    ("the same, shared out", &["restarts"]),
+    ("Envoy `local_ratelimit`, shared", &["restarts"]),
     ("Kong, `local`", &["away", "clocks", "edges", "restarts", "rotation", "waves"]),
     ("Kong, `redis`", &["away", "clocks", "edges"]),
     ("Kong, `redis`, `sync_rate = 1`", &["away", "clocks", "edges", "waves"]),
@@ -195,8 +195,9 @@ const HOLES: [(&str, &[&str]); 11] = [
     ("nginx `limit_req`", &["away", "clocks", "restarts", "rotation", "waves"]),
 ];
 
-/// Those that charge the limit behind for requests that the limit in front denies.
-const BURNING: [&str; 3] = ["envoyproxy/ratelimit", "Envoy `local_ratelimit`", "Kong, `redis`"];
+/// Those that charge one limit for requests that another one denies.
+const BURNING: [&str; 4] =
+    ["envoyproxy/ratelimit", "Envoy `local_ratelimit`", "Envoy `local_ratelimit`, shared", "Kong, `redis`"];
 
 #[test]
 fn the_holes_of_each_are_found_and_weir_has_none() {
@@ -219,11 +220,11 @@ fn the_holes_of_each_are_found_and_weir_has_none() {
         }
         assert_eq!(open, holes, "seed {seed}: {name}: {found:#?}");
         let burnt = found["two limits"].burnt;
-        assert_eq!(
-            burnt > 0.01,
-            BURNING.contains(name) || *name == "the same, shared out",
-            "seed {seed}: {name}: {burnt}"
-        );
+        assert_eq!(burnt > 0.01, BURNING.contains(name), "seed {seed}: {name}: {burnt}");
+        assert!(*name != "Weir" || burnt.abs() < 1e-6, "seed {seed}: {burnt}");
+    }
+    if seed == 1 {
+        page::hold(&all);
     }
 }
 
