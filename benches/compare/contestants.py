@@ -90,7 +90,7 @@ http {{
 HAPROXY_CACHE = "http-request cache-use c\n  http-response cache-store c"
 HAPROXY_LIMIT = """stick-table type ip size 100k expire 30s store http_req_rate(1s)
   http-request track-sc0 src
-  http-request deny deny_status 429 if { sc_http_req_rate(0) gt 1000000 }
+  http-request deny deny_status 429 if { sc_http_req_rate(0) gt %d }
   """
 
 

@@ -189,7 +189,7 @@ def memory_mib(*pids, kind="Pss"):
 class Load:
     """What wrk reports of `seconds` on CONNECTIONS connections, each asking again as soon as it is answered.
 
-    `args` are the script's.
+    `args` are the script's. `refused` are answers that are neither 2xx nor 3xx.
     """
 
     def __init__(self, core, port, path, seconds, script=None, *args):
@@ -207,4 +207,4 @@ class Load:
         errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", done.stdout)
         refused = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
         self.errors = sum(map(int, errors.groups())) if errors else 0
-        self.errors += int(refused.group(1)) if refused else 0
+        self.refused = int(refused.group(1)) if refused else 0

@@ -23,6 +23,7 @@ from harness import DEBIAN, LUA_FILES, ROOT, Bench, Load, cpu_s, fail, fetch, fr
 PAGE, BEGIN, END = ROOT / "docs/benchmarks.md", "<!-- figures -->", "<!-- end of figures -->"
 YARDSTICKS = ("bare hyper", "plain hyper forwarder")
 LOG_LINE_MIN_BYTES = 40
+DENIED_AT_LEAST = 0.95
 
 # Drawn once and then cycled through, so that the load's own work is the same for everybody and small.
 DRAWN = """
@@ -46,7 +47,8 @@ end
 """
 ZIPF, UNIFORM = DRAWN % (c.KEYS, "1 / i"), DRAWN % (c.KEYS, "1")
 
-Scenario = collections.namedtuple("Scenario", "contestants path size script is_hit redis access", defaults=["/", 1024, None, True, None, False])
+Scenario = collections.namedtuple("Scenario", "contestants path size script is_hit redis access denies",
+                                  defaults=["/", 1024, None, True, None, False, False])
 Round = collections.namedtuple("Round", "rate p99_ms cpu_us memory_mib errors redis_reads")
 
 
@@ -90,7 +92,14 @@ def scenarios(bench, origin):
                                        'rate = "1000000/s"\nburst = 1000000\n'),
             "nginx": lambda: c.nginx(bench, origin.port, f"{c.NGINX_CACHE} limit_req zone=l burst=100000 nodelay;",
                                      http="limit_req_zone $binary_remote_addr zone=l:10m rate=1000000r/s;"),
-            "haproxy": lambda: c.haproxy(bench, origin.port, c.HAPROXY_LIMIT + c.HAPROXY_CACHE)}),
+            "haproxy": lambda: c.haproxy(bench, origin.port, c.HAPROXY_LIMIT % 1_000_000 + c.HAPROXY_CACHE)}),
+        "limit that denies nearly all": Scenario({
+            "weir": lambda: start_weir(cached + '\nlimits = ["hot"]', tables='[[limit]]\nname = "hot"\nkey = ["ip"]\n'
+                                       'rate = "100/s"\nburst = 100\n'),
+            "nginx": lambda: c.nginx(bench, origin.port, f"{c.NGINX_CACHE} limit_req zone=l burst=99 nodelay;",
+                                     http="limit_req_zone $binary_remote_addr zone=l:10m rate=100r/s; "
+                                          "limit_req_status 429; limit_req_log_level info;"),
+            "haproxy": lambda: c.haproxy(bench, origin.port, c.HAPROXY_LIMIT % 100 + c.HAPROXY_CACHE)}, denies=True),
         "hit, 1 KiB, access log on": Scenario(logged, access=True),
     }
 
@@ -118,9 +127,12 @@ def measure(bench, origin, name, start, scenario, script, seconds):
     reads = (redis.hits() - read) / load.requests if redis else None
     if redis and reads < 0.5:
         fail(f"{name} was to answer from Redis, and read it {reads:.2f} times a request")
+    if scenario.denies and load.refused < DENIED_AT_LEAST * load.requests:
+        fail(f"{name} was to deny nearly all, and denied {load.refused} of {load.requests} requests")
     if scenario.access and running.log.stat().st_size < load.requests * LOG_LINE_MIN_BYTES:
         fail(f"{name} was to log each of {load.requests} requests, and wrote {running.log.stat().st_size} bytes")
-    return Round(load.rate, load.p99_ms, used / load.requests * 1e6, memory_mib(*running.pids), load.errors, reads)
+    return Round(load.rate, load.p99_ms, used / load.requests * 1e6, memory_mib(*running.pids),
+                 load.errors + (0 if scenario.denies else load.refused), reads)
 
 
 def run(bench, origin, scenario, rounds, seconds, without):
