@@ -56,7 +56,10 @@ pub(super) struct Account {
     /// Not before this is the bucket asked again, as it had nothing left; 0 if it had.
     ask_at: Micros,
     denied: Option<Refusal>,
-    /// When this pod's own part of the limit has gained again all that was spent of it while Redis was away.
+    /// When the bucket would be full, as it last said.
+    full_at: Micros,
+    /// When this pod's own part of the limit has gained again all that was spent of it while Redis was away. It gains from
+    /// `full_at` on only: until then the bucket gains what it lacked before.
     paid_off: Micros,
     /// Where it is in Redis, while something is lent.
     pub(super) key: Option<Box<[u8]>>,
@@ -170,13 +173,18 @@ impl Account {
 
     /// A request was taken from this pod's own part of the limit, because Redis is away.
     pub(super) fn spent_away(&mut self, due: &Due, shape: &Shape, now: Micros) {
-        self.paid_off = self.paid_off.max(now) + due.cost * shape.price * due.pods / shape.accrual;
+        self.paid_off = self.paid_off.max(now).max(self.full_at) + due.cost * shape.price * due.pods / shape.accrual;
+    }
+
+    /// What was spent while Redis was away and is not told yet, as the time in which this pod's part gains it.
+    fn owed(&self, now: Micros) -> Micros {
+        (self.paid_off - now.max(self.full_at)).max(0.0)
     }
 
     /// What Redis is told with a request; nothing is lent that would not be spent.
     pub(super) fn question(&mut self, due: &Due, shape: &Shape, lends: bool, now: Micros) -> Question {
         let wanted = if lends { self.wanted(due, shape) } else { 0.0 };
-        let debit = ((self.paid_off - now).max(0.0) * shape.accrual / due.pods).floor();
+        let debit = (self.owed(now) * shape.accrual / due.pods).floor();
         if self.asking(now).is_some() || (wanted == 0.0 && self.held == 0.0 && debit == 0.0) {
             return Question::default();
         }
@@ -201,12 +209,16 @@ impl Account {
         }
         let lent = due.bucket.map_or(0, |shape| (reply.lent / shape.price) as u64);
         self.level = Level { remaining: reply.level.remaining.saturating_sub(lent), ..reply.level };
-        if question.serial != 0 && question.serial == self.serial {
+        let is_answer = question.serial != 0 && question.serial == self.serial;
+        if let Some(shape) = due.bucket {
+            // What was spent since it was asked is still owed, of a bucket that is full at another time now.
+            let told = if is_answer { question.debit * due.pods / shape.accrual } else { 0.0 };
+            let owed = self.owed(sent) - told;
+            self.full_at = sent + reply.level.full_ms as f64 * 1000.0;
+            self.paid_off = if owed > 0.0 { self.full_at + owed } else { 0.0 };
+        }
+        if is_answer {
             self.held = reply.lent;
-            if let Some(shape) = due.bucket {
-                // What was spent since it was asked is still owed.
-                self.paid_off -= question.debit * due.pods / shape.accrual;
-            }
             if reply.mark.is_some() {
                 self.until = sent + LIFE * USED;
                 if self.held > 0.0 && self.key.is_none() {

@@ -334,6 +334,22 @@ fn what_was_spent_while_redis_was_away_is_owed_less_what_the_pods_part_gains() {
     assert_eq!(asks(&loans, 1.0, 1_000_001.0).questions[0].debit, 0.0);
 }
 
+/// Until the bucket is full it gains what it lacked before, and nobody's part gains what was spent meanwhile.
+#[test]
+fn what_was_spent_while_the_bucket_was_not_full_is_owed_whole_until_it_is() {
+    let loans = Loans::new(1.0);
+    let price = due(1.0).bucket.unwrap().price;
+    // Full in five seconds.
+    said(asks(&loans, 1.0, 0.0), Some(0.0));
+    (0..10).for_each(|_| loans.spent_away(&due(1.0), 0.0));
+    let debit = |now| asks(&loans, 1.0, now).questions[0].debit / price;
+    assert_eq!([1e6, 5e6, 6e6, 7e6].map(debit), [10.0, 10.0, 5.0, 0.0]);
+    (0..10).for_each(|_| loans.spent_away(&due(1.0), 8e6));
+    assert_eq!(debit(9e6), 5.0, "by then it was full");
+    said(asks(&loans, 1.0, 9e6), Some(0.0));
+    assert_eq!(debit(10e6), 0.0, "and it was told");
+}
+
 #[test]
 fn accounts_are_bounded_and_those_that_matter_stay() {
     let loans = lent();

@@ -207,12 +207,11 @@ fn the_holes_of_each_are_found_and_weir_has_none() {
     for ((name, found), (expected, holes)) in all.iter().zip(HOLES) {
         assert_eq!(*name, expected);
         let is_open = |(history, found): &(&&str, &Found)| **history != "two limits" && found.worst > HOLE;
-        let mut open: Vec<&str> = found.iter().filter(is_open).map(|(history, _)| *history).collect();
+        let open: Vec<&str> = found.iter().filter(is_open).map(|(history, _)| *history).collect();
         if *name == "Weir" {
-            // One burst more for an outage, in windows that reach across its end or its beginning (G3).
+            // Windows that reach across an outage's end or beginning may have more (G3); how much a pod did not hear of.
             let away = found["away"];
-            assert!(away.worst <= 2.0 && away.apart.iter().all(|worst| *worst <= EXACT), "seed {seed}: {away:?}");
-            open.retain(|history| *history != "away");
+            assert!(away.apart.iter().all(|worst| *worst <= EXACT), "seed {seed}: {away:?}");
             for (history, found) in found.iter().filter(|(history, _)| **history != "away") {
                 assert!(found.worst <= EXACT, "seed {seed}: {history}: {found:?}");
                 assert!(found.share >= 0.95, "seed {seed}: {history}: {found:?}");
