@@ -15,6 +15,7 @@ use super::loans::Spent;
 use super::local::{Ask, Few, Reading};
 use super::{Facts, fields};
 use crate::config::{self, FieldEdits, Quota};
+use crate::message;
 use crate::metrics::{Decision, Source};
 use crate::syntax::rate::Rate;
 
@@ -145,10 +146,24 @@ impl Charged {
         self.slots.split_off(first.min(self.slots.len()))
     }
 
-    /// Adds `RateLimit-Policy` and `RateLimit` for the stages that were taken.
+    /// Adds `RateLimit-Policy` and `RateLimit` for the stages that were taken, to an answer from memory in place.
+    pub fn tell(&self, answer: &mut message::Answer) {
+        let tightest = self.tightest();
+        if (self.policy.is_none() && tightest.is_none())
+            || (answer.fields.is_empty() && fields::push(self.policy.as_ref(), tightest, &mut answer.lines))
+        {
+            return;
+        }
+        self.append_fields(&mut answer.fields);
+    }
+
+    /// The same among other fields.
     pub fn append_fields(&self, fields: &mut HeaderMap) {
-        let tightest = self.tightest.as_ref().map(|(bound, level)| (&*bound.quoted, &bound.shape, level));
-        fields::append(self.policy.as_ref(), tightest, fields);
+        fields::append(self.policy.as_ref(), self.tightest(), fields);
+    }
+
+    fn tightest(&self) -> Option<(&str, &Shape, &Level)> {
+        self.tightest.as_ref().map(|(bound, level)| (&*bound.quoted, &bound.shape, level))
     }
 
     /// The `X-RateLimit` fields, where a limit asks for them. Allocates for such a limit only.
