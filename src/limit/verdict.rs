@@ -12,7 +12,7 @@ use super::bounds::{Bound, StageLimits};
 use super::held::{Slot, Slots};
 use super::identity::LocalName;
 use super::loans::Spent;
-use super::local::{Ask, Few, Reading};
+use super::local::{Ask, Reading};
 use super::{Facts, fields};
 use crate::config::{self, FieldEdits, Quota};
 use crate::message;
@@ -176,7 +176,7 @@ impl Charged {
         (self.tightest, self.tightest_x, self.policy) = (None, None, None);
     }
 
-    pub(super) fn note(&mut self, stage: &StageLimits, answers: Few<Answer>, hold: impl Fn(Charge) -> Slot) {
+    pub(super) fn note(&mut self, stage: &StageLimits, answers: &mut [Answer], hold: impl Fn(Charge) -> Slot) {
         self.policy.clone_from(&stage.policy);
         for (bound, answer) in stage.bounds.iter().zip(answers) {
             if let Some(level) = answer.level.filter(|_| !bound.limit.dry_run) {
@@ -192,7 +192,8 @@ impl Charged {
             if (stage.refundable || is_held)
                 && (answer.local.is_some() || answer.redis.is_some() || answer.loan.is_some())
             {
-                let Answer { name, cost, local, redis, loan, .. } = answer;
+                let Answer { name, cost, local, loan, .. } = *answer;
+                let redis = answer.redis.take();
                 let charge = Charge { bound: Arc::clone(bound), name, cost, local, redis, loan };
                 if is_held {
                     self.slots.push(hold(charge));
@@ -320,7 +321,7 @@ impl Denial {
 
 /// Counts each limit's own decision, once whatever rates it has. One that would have let a denied request through decided
 /// nothing.
-pub(super) fn count(bounds: &[Arc<Bound>], answers: &Few<Answer>, admitted: bool) {
+pub(super) fn count(bounds: &[Arc<Bound>], answers: &[Answer], admitted: bool) {
     let mut at = 0;
     while let Some(bound) = bounds.get(at) {
         let rates = bound.limit.quotas.len();
@@ -337,7 +338,7 @@ pub(super) fn count(bounds: &[Arc<Bound>], answers: &Few<Answer>, admitted: bool
 }
 
 /// The denial, if a limit that may deny is short: of several, the one with the longest wait.
-pub(super) fn denial(stage: &StageLimits, answers: &Few<Answer>, facts: &Facts<'_>) -> Option<Box<Denial>> {
+pub(super) fn denial(stage: &StageLimits, answers: &[Answer], facts: &Facts<'_>) -> Option<Box<Denial>> {
     let short = stage.bounds.iter().zip(answers).filter(|(bound, answer)| answer.short && !bound.limit.dry_run);
     let (bound, answer) = short.max_by_key(|(_, answer)| answer.wait_ms())?;
     let wait_ms = Some(answer.wait_ms()).filter(|&wait_ms| wait_ms != NEVER_MS);
