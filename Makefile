@@ -167,6 +167,11 @@ compare: ## Side by side with nginx, HAProxy and Varnish; writes docs/benchmarks
 	python3 benches/compare/run.py --write
 	python3 benches/compare/footprint.py
 
+.PHONY: compare-limits
+compare-limits: redis ## What a limit costs a hit: none, in memory, lent, asked of Redis (ARGS='--weir old=PATH --weir new=PATH')
+	cargo build --release --locked --bin weir --example bare
+	python3 benches/compare/limits.py $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## Every parser of foreign bytes, FUZZ_SECONDS each (60)
 	fuzz/run.sh

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use prometheus::Registry;
 use weir::cache::conditional::{self, Reply};
@@ -23,6 +23,7 @@ use weir::invalidation::{Invalidation, Subject};
 use weir::kv::Budget;
 use weir::limit::{Charged, Facts, Limiter, RouteLimits, Settings, Verdict};
 use weir::log::Access;
+use weir::message::Answer;
 use weir::message::chunked::{ChunkDecoder, Decoded};
 use weir::metrics::{Metrics, Outcome, Tier};
 use weir::proxy::route::Router;
@@ -49,13 +50,25 @@ key = ["ip"]
 rate = "1000000/s"
 burst = 1000000
 
+[[limit]]
+name = "per-network"
+key = ["ip", "host"]
+rate = "1000000/s"
+burst = 1000000
+
+[[limit]]
+name = "all"
+key = ["route"]
+rate = "1000000/s"
+burst = 1000000
+
 [[route]]
 name = "item"
 path = "/catalog/{id}"
 cache.ttl = "60s"
 cache.key_headers = ["accept-language"]
 cache.tags = ["product:{id}"]
-limits = ["per-client"]
+limits = ["per-client", "per-network", "all"]
 "#;
 
 fn main() {
@@ -222,11 +235,19 @@ fn entries(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One limit by address in this process, from the request's facts to the verdict.
+/// Limits by address in this process, from the request's facts to the verdict, and to what the answer says of it.
 fn limits(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("limit");
+    for (name, count) in [("one", 1), ("three", 3)] {
+        group.bench_function(name, |b| limited(b, count));
+    }
+    group.finish();
+}
+
+fn limited(bencher: &mut Bencher<'_>, count: usize) {
     let shop = Shop::new();
     let limiter = Limiter::new(shop.clock.clone(), Settings { secret: Secret::new(*b"secret"), replicas: 1 });
-    let route = RouteLimits::new(&shop.metrics, &shop.route.name, &shop.route.limits);
+    let route = RouteLimits::new(&shop.metrics, &shop.route.name, &shop.route.limits[..count]);
     let fields = request_fields();
     let facts = Facts {
         ip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
@@ -236,17 +257,20 @@ fn limits(criterion: &mut Criterion) {
         host: "shop.example",
         method: &Method::GET,
     };
-    criterion.bench_function("limit", |b| {
-        b.iter(|| {
-            shop.clock.advance(Duration::from_millis(1));
-            let (mut charged, mut budget) = (Charged::default(), Budget::new(Duration::ZERO));
+    bencher.iter(|| {
+        shop.clock.advance(Duration::from_millis(1));
+        let (mut charged, mut budget) = (Charged::default(), Budget::new(Duration::ZERO));
+        {
             let take = pin!(limiter.take(None, &route, Stage::Request, &facts, &mut charged, &mut budget));
             match take.poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Verdict::Allow) => {}
                 Poll::Ready(Verdict::Deny(_)) => panic!("a thousand a millisecond is enough"),
                 Poll::Pending => panic!("without Redis nothing is waited for"),
             }
-        });
+        }
+        let mut answer = Answer::new(StatusCode::OK);
+        charged.tell(&mut answer);
+        answer
     });
 }
 

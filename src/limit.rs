@@ -38,7 +38,7 @@ pub mod window;
 
 use algorithm::{Level, Mark, Micros, Shape};
 pub use bounds::RouteLimits;
-use bounds::{Bound, CostText, StageLimits};
+use bounds::{Bound, CostText, StageLimits, cost_text};
 pub use held::{RENEWAL, Slots};
 use held::{Shelf, Slot};
 pub use identity::Facts;
@@ -87,17 +87,17 @@ pub struct Limiter {
 }
 
 /// A limit's state that is to be asked for one request.
-struct Named<T> {
+#[derive(Clone, Copy)]
+struct Named {
     name: LocalName,
     cost: f64,
-    more: T,
 }
 
-/// A request at a stage whose limits may be in Redis.
+/// A request at a stage whose limits are in Redis, which has to be asked.
 struct Going<'a> {
     stage: &'a StageLimits,
     facts: &'a Facts<'a>,
-    names: Few<Named<CostText>>,
+    names: Few<Named>,
     dues: Few<Due>,
     id: u64,
 }
@@ -177,59 +177,138 @@ impl Limiter {
             }
         }
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
-        let answers = match redis {
-            None => self.take_local(&stage.bounds, facts, id),
-            Some(redis) => {
-                let names = self.names(&stage.bounds, facts, |_, _, cost| cost);
-                let pods = self.replicas.load(Ordering::Relaxed);
-                let dues = stage.bounds.iter().zip(&names).map(|(bound, named)| bound.due(named, pods)).collect();
-                let going = Going { stage, facts, names, dues, id };
-                match self.loans.consult(&going.dues, false, self.shelf.steady()) {
-                    Known::Spent(spent) => self.spent(&going, spent),
-                    Known::Denied(nth, level) => denied_before(&going, nth, level),
-                    // Boxed: the ways without Redis keep their small future.
-                    known => Box::pin(self.take_shared(redis, &going, known, budget)).await,
-                }
-            }
+        // Most decisions are made without waiting; so they are made without a future, whose state would hold all this.
+        let denial = match redis {
+            None => self.take_local(stage, facts, id, charged),
+            Some(redis) => match self.take_known(stage, facts, id, charged) {
+                Ok(denial) => denial,
+                Err(asking) => Box::pin(self.take_asking(redis, asking, charged, budget)).await,
+            },
         };
-        let denial = denial(stage, &answers, facts);
-        count(&stage.bounds, &answers, denial.is_none());
-        let Some(denial) = denial else {
-            charged.note(stage, answers, |charge| Slot::new(&self.shelf, redis, charge));
-            return Verdict::Allow;
-        };
+        let Some(denial) = denial else { return Verdict::Allow };
         // Before the denial is answered, so that a client which retries at once finds its tokens.
         self.refund(redis, charged, budget).await;
         Verdict::Deny(denial)
     }
 
-    /// Names of the request's states in memory, what it costs there, and what `each` makes of the canonical identities.
-    fn names<T>(
+    /// The denial, if a limit denies; else the charges are noted.
+    fn conclude(
         &self,
-        bounds: &[Arc<Bound>],
+        redis: Option<&kv::Redis>,
+        stage: &StageLimits,
         facts: &Facts<'_>,
-        each: impl Fn(&Bound, &[u8], CostText) -> T,
-    ) -> Few<Named<T>> {
-        let named = |bound: &Arc<Bound>| {
-            with_scratch(|scratch| {
-                identity::canonical(&bound.limit.key, facts, scratch);
-                let (cost, text) = bound.cost(facts);
-                let name = self.names.of(&bound.scope, scratch);
-                Named { name, cost, more: each(bound, scratch, text) }
-            })
-        };
-        bounds.iter().map(named).collect()
+        answers: &mut [Answer],
+        charged: &mut Charged,
+    ) -> Option<Box<Denial>> {
+        let denial = denial(stage, answers, facts);
+        count(&stage.bounds, answers, denial.is_none());
+        if denial.is_none() {
+            charged.note(stage, answers, |charge| Slot::new(&self.shelf, redis, charge));
+        }
+        denial
     }
 
-    fn take_local(&self, bounds: &[Arc<Bound>], facts: &Facts<'_>, id: u64) -> Few<Answer> {
-        let names = self.names(bounds, facts, |_, _, _| ());
-        let asks: Few<Ask<'_>> = bounds
-            .iter()
-            .zip(&names)
-            .map(|(bound, named)| bound.ask(named.name, bound.shape.divided(1), named.cost, id))
-            .collect();
-        let readings = self.shelf.local.take(&asks, self.shelf.steady());
-        asks.iter().zip(readings).map(|(ask, reading)| Answer::here(ask, &reading, Source::Local)).collect()
+    /// The name in memory of the request's state of one limit, and what it costs there.
+    fn named(&self, bound: &Bound, facts: &Facts<'_>) -> Named {
+        let name = with_scratch(|scratch| {
+            identity::canonical(&bound.limit.key, facts, scratch);
+            self.names.of(&bound.scope, scratch)
+        });
+        Named { name, cost: bound.cost(facts) }
+    }
+
+    /// The name of the same state in Redis.
+    fn key(&self, redis: &kv::Redis, bound: &Bound, facts: &Facts<'_>) -> Vec<u8> {
+        let identity = with_scratch(|scratch| {
+            identity::canonical(&bound.limit.key, facts, scratch);
+            self.pseudonym.of(scratch)
+        });
+        redis.shared().keys.bucket(&bound.scope, &identity)
+    }
+
+    /// From memory alone.
+    fn take_local(
+        &self,
+        stage: &StageLimits,
+        facts: &Facts<'_>,
+        id: u64,
+        charged: &mut Charged,
+    ) -> Option<Box<Denial>> {
+        let ask = |bound| {
+            let Named { name, cost } = self.named(bound, facts);
+            bound.ask(name, bound.shape.divided(1), cost, id)
+        };
+        let now = self.shelf.steady();
+        // One limit is the usual, and needs no lists.
+        if let [bound] = &stage.bounds[..] {
+            let ask = ask(bound);
+            let reading = self.shelf.local.take_one(&ask, now);
+            return self.conclude(None, stage, facts, &mut [Answer::here(&ask, &reading, Source::Local)], charged);
+        }
+        let asks: Few<Ask<'_>> = stage.bounds.iter().map(|bound| ask(bound)).collect();
+        let readings = self.shelf.local.take(&asks, now);
+        let answers = asks.iter().zip(&readings).map(|(ask, reading)| Answer::here(ask, reading, Source::Local));
+        self.conclude(None, stage, facts, &mut answers.collect::<Few<_>>(), charged)
+    }
+
+    /// From what Redis lent or told this pod before.
+    ///
+    /// # Errors
+    /// It has to be asked.
+    fn take_known<'a>(
+        &'a self,
+        stage: &'a StageLimits,
+        facts: &'a Facts<'_>,
+        id: u64,
+        charged: &mut Charged,
+    ) -> Result<Option<Box<Denial>>, Box<(Going<'a>, Known<'a>)>> {
+        let pods = self.replicas.load(Ordering::Relaxed);
+        if let [bound] = &stage.bounds[..] {
+            let named = self.named(bound, facts);
+            return self.consult(stage, facts, id, &[named], &[bound.due(&named, pods)], charged);
+        }
+        let names: Few<Named> = stage.bounds.iter().map(|bound| self.named(bound, facts)).collect();
+        let dues: Few<Due> = stage.bounds.iter().zip(&names).map(|(bound, named)| bound.due(named, pods)).collect();
+        self.consult(stage, facts, id, &names, &dues, charged)
+    }
+
+    fn consult<'a>(
+        &'a self,
+        stage: &'a StageLimits,
+        facts: &'a Facts<'_>,
+        id: u64,
+        names: &[Named],
+        dues: &[Due],
+        charged: &mut Charged,
+    ) -> Result<Option<Box<Denial>>, Box<(Going<'a>, Known<'a>)>> {
+        let now = self.shelf.steady();
+        let known = self.loans.consult(dues, false, now);
+        if let (Known::Spent(spent), [bound], [named]) = (&known, &stage.bounds[..], names) {
+            let mut answer = [self.paid(bound, named, &spent[0], id, now)];
+            return Ok(self.conclude(None, stage, facts, &mut answer, charged));
+        }
+        let mut answers = match known {
+            Known::Spent(spent) => self.spent(&stage.bounds, names, id, &spent, now),
+            Known::Denied(nth, level) => denied_before(names, nth, level),
+            known => {
+                let going = Going { stage, facts, names: names.into(), dues: dues.into(), id };
+                return Err(Box::new((going, known)));
+            }
+        };
+        // What holds something until its end asks Redis, so that there is nothing to give back there.
+        Ok(self.conclude(None, stage, facts, &mut answers, charged))
+    }
+
+    async fn take_asking<'l>(
+        &'l self,
+        redis: &kv::Redis,
+        asking: Box<(Going<'l>, Known<'l>)>,
+        charged: &mut Charged,
+        budget: &mut Budget,
+    ) -> Option<Box<Denial>> {
+        let (going, known) = *asking;
+        let mut answers = self.take_shared(redis, &going, known, budget).await;
+        self.conclude(Some(redis), going.stage, going.facts, &mut answers, charged)
     }
 
     async fn take_shared<'l>(
@@ -239,22 +318,21 @@ impl Limiter {
         known: Known<'l>,
         budget: &mut Budget,
     ) -> Few<Answer> {
-        let Going { stage, names, .. } = going;
+        let Going { stage, facts, names, .. } = going;
         let bounds = &stage.bounds;
         let question = match self.wait(known, &going.dues, budget).await {
             Some(Known::Ask(question)) => question,
-            Some(Known::Spent(spent)) => return self.spent(going, spent),
-            Some(Known::Denied(nth, level)) => return denied_before(going, nth, level),
+            Some(Known::Spent(spent)) => return self.spent(bounds, names, going.id, &spent, self.shelf.steady()),
+            Some(Known::Denied(nth, level)) => return denied_before(names, nth, level),
             Some(Known::Wait(_)) | None => return self.fall_back(going),
         };
-        let keys = self.names(bounds, going.facts, |bound, identity, _| {
-            redis.shared().keys.bucket(&bound.scope, &self.pseudonym.of(identity))
-        });
-        let keys: Vec<&[u8]> = keys.iter().map(|named| named.more.as_slice()).collect();
+        let keys: Few<Vec<u8>> = bounds.iter().map(|bound| self.key(redis, bound, facts)).collect();
+        let keys: Few<&[u8]> = keys.iter().map(Vec::as_slice).collect();
         let own = going.id.to_le_bytes();
         let loans: Few<Vec<u8>> =
             question.questions.iter().map(|one| shared::loan_arg(self.loans.who(), one)).collect();
-        let costs = bounds.iter().zip(names).map(|(bound, named)| (&bound.args, &*named.more, bound.mode()));
+        let costs: Few<CostText> = names.iter().map(|named| cost_text(named.cost)).collect();
+        let costs = bounds.iter().zip(&costs).map(|(bound, cost)| (&bound.args, &**cost, bound.mode()));
         let mut args = shared::take_args(&own, costs);
         args.extend(loans.iter().map(Vec::as_slice));
         let lost = if stage.minds_loss { shared::lost_arg(redis.shared().lost_ms()) } else { None };
@@ -285,20 +363,24 @@ impl Limiter {
         Some(known)
     }
 
-    /// What was paid from loans, with the local states charged alike.
-    fn spent(&self, going: &Going<'_>, spent: Few<Spent>) -> Few<Answer> {
-        let now = self.shelf.steady();
-        let answer = |((bound, named), spent): ((&Arc<Bound>, &Named<CostText>), Spent)| Answer {
+    /// What was paid from loans.
+    fn spent(&self, bounds: &[Arc<Bound>], names: &[Named], id: u64, spent: &[Spent], now: Micros) -> Few<Answer> {
+        let each = bounds.iter().zip(names).zip(spent);
+        each.map(|((bound, named), spent)| self.paid(bound, named, spent, id, now)).collect()
+    }
+
+    /// What was paid from a loan, with the local state charged alike.
+    fn paid(&self, bound: &Bound, named: &Named, spent: &Spent, id: u64, now: Micros) -> Answer {
+        Answer {
             level: Some(spent.level),
-            local: self.shadow(bound, named, going.id, now),
-            loan: Some(spent),
+            local: self.shadow(bound, named, id, now),
+            loan: Some(*spent),
             ..Answer::unchecked(named.name, named.cost, Source::Loan)
-        };
-        going.stage.bounds.iter().zip(&going.names).zip(spent).map(answer).collect()
+        }
     }
 
     /// Charges the state that takes over should Redis go, as the limit's other states were charged.
-    fn shadow<T>(&self, bound: &Bound, named: &Named<T>, id: u64, now: Micros) -> Option<(Shape, Mark)> {
+    fn shadow(&self, bound: &Bound, named: &Named, id: u64, now: Micros) -> Option<(Shape, Mark)> {
         let shape = self.part(bound);
         let ask = bound.ask(named.name, shape, named.cost, id);
         (bound.limit.redis_down == RedisDown::Local).then(|| (shape, self.shelf.local.shadow(&ask, now)))
@@ -323,10 +405,8 @@ impl Limiter {
     /// What `redis_down` says, all or nothing as ever.
     fn fall_back(&self, Going { stage, names, dues, id, .. }: &Going<'_>) -> Few<Answer> {
         let bounds = &stage.bounds;
-        let unchecked = |named: &Named<CostText>, short| Answer {
-            short,
-            ..Answer::unchecked(named.name, named.cost, Source::Fallback)
-        };
+        let unchecked =
+            |named: &Named, short| Answer { short, ..Answer::unchecked(named.name, named.cost, Source::Fallback) };
         let refused = bounds.iter().any(|bound| bound.limit.redis_down == RedisDown::Deny && !bound.limit.dry_run);
         let asked = |bound: &Bound| bound.limit.redis_down == RedisDown::Local && !refused;
         let asks: Few<Ask<'_>> = bounds
@@ -341,11 +421,10 @@ impl Limiter {
             dues.iter().filter(|due| due.name == ask.name).for_each(|due| self.loans.spent_away(due, now));
         }
         let mut taken = asks.iter().zip(&readings);
-        let answer =
-            |(bound, named): (&Arc<Bound>, &Named<CostText>)| match if asked(bound) { taken.next() } else { None } {
-                Some((ask, reading)) => Answer::here(ask, reading, Source::Fallback),
-                None => unchecked(named, bound.limit.redis_down == RedisDown::Deny),
-            };
+        let answer = |(bound, named): (&Arc<Bound>, &Named)| match if asked(bound) { taken.next() } else { None } {
+            Some((ask, reading)) => Answer::here(ask, reading, Source::Fallback),
+            None => unchecked(named, bound.limit.redis_down == RedisDown::Deny),
+        };
         bounds.iter().zip(names).map(answer).collect()
     }
 
@@ -383,9 +462,9 @@ fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
 }
 
 /// What is known to be denied by one limit, and asks none.
-fn denied_before(going: &Going<'_>, nth: usize, level: Level) -> Few<Answer> {
-    let unchecked = |named: &Named<CostText>| Answer::unchecked(named.name, named.cost, Source::Loan);
-    let mut answers: Few<Answer> = going.names.iter().map(unchecked).collect();
+fn denied_before(names: &[Named], nth: usize, level: Level) -> Few<Answer> {
+    let mut answers: Few<Answer> =
+        names.iter().map(|named| Answer::unchecked(named.name, named.cost, Source::Loan)).collect();
     (answers[nth].short, answers[nth].level) = (true, Some(level));
     answers
 }

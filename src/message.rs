@@ -227,8 +227,8 @@ impl Answer {
     }
 }
 
-/// Room for a hit's `age` and `cache-status`.
-const LINES_BYTES: usize = 120;
+/// Room for a hit's `age` and `cache-status`, 120 bytes at most, and for what most limits say of themselves.
+const LINES_BYTES: usize = 192;
 
 /// A few short field lines (`name: value\r\n`), in place: a hit allocates nothing for them.
 pub struct Lines {
@@ -251,6 +251,16 @@ impl Lines {
         } else {
             debug_assert!(false, "the lines of a hit have a known greatest length");
         }
+    }
+
+    /// Appends text in pieces, if all of it fits; whether it did.
+    pub fn push_all(&mut self, pieces: &[&[u8]]) -> bool {
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let fits = length <= LINES_BYTES - self.length;
+        if fits {
+            pieces.iter().for_each(|piece| self.push(piece));
+        }
+        fits
     }
 
     /// Keeps the lines that `is_kept` is true of.

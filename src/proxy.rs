@@ -184,7 +184,7 @@ impl Proxy {
         if let Some(name) = journey.named {
             respond::name_key(&mut answer, name);
         }
-        journey.charged.append_fields(&mut answer.fields);
+        journey.charged.tell(&mut answer);
         forward::edit(&mut answer, &journey.charged.x_fields());
         // Until the last byte of the answer it is in flight.
         journey.exchange.slots = journey.charged.take_slots();

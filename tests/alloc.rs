@@ -2,7 +2,11 @@
 //! in it.
 
 use std::alloc::System;
+use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -15,8 +19,11 @@ use weir::cache::key::{self, KeyBuilder, Target};
 use weir::cache::policy::{self, Received, RequestFacts};
 use weir::cache::{Ask, Cache, Look, ranges};
 use weir::clock::{Clock, WallMs};
-use weir::config::{CacheRule, Config, Overrides};
+use weir::config::{CacheRule, Config, Limit, Overrides, Secret, Stage};
 use weir::invalidation::{Invalidation, Subject};
+use weir::kv::Budget;
+use weir::limit::{Charged, Facts, Limiter, RouteLimits, Settings, Verdict};
+use weir::message::Answer;
 use weir::metrics::Metrics;
 
 #[global_allocator]
@@ -34,6 +41,11 @@ cache.enabled = true
 cache.key_headers = ["accept-language", "accept-encoding", "x-currency"]
 cache.client_directives = "honor"
 cache.tags = ["product:{id}"]
+limits = [
+    { name = "a", key = ["ip"], rate = "100/s" , burst = 100 },
+    { name = "b", key = ["header:accept-language"], rate = "1000/m", algorithm = "fixed_window" },
+    { name = "c", key = ["route"], rate = "1000/s", burst = 1000 },
+]
 "#;
 
 fn fields(lines: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -46,6 +58,7 @@ struct Shop {
     clock: Clock,
     keys: KeyBuilder,
     rule: CacheRule,
+    limits: Vec<Arc<Limit>>,
 }
 
 impl Shop {
@@ -57,7 +70,7 @@ impl Shop {
         let invalidation = Invalidation::local(clock.clone(), Arc::clone(&metrics));
         let cache = Cache::new(&loaded.config.cache, invalidation, clock.clone(), &metrics);
         let keys = KeyBuilder::new("v1", "item", &rule, b"secret");
-        Self { cache, clock, keys, rule }
+        Self { cache, clock, keys, rule, limits: loaded.config.routes[0].limits.clone() }
     }
 
     fn key(&self, key: &mut Vec<u8>, request: &HeaderMap) {
@@ -80,6 +93,12 @@ impl Shop {
         let origin = Origin { key: Bytes::copy_from_slice(&key), position, fence: 1, fill_cost_ms: 5 };
         let entry = Entry::new(origin, StatusCode::OK, answer, plan, Bytes::from_static(b"body"));
         self.cache.keep(&primary, Stored::Entry(Arc::new(entry)), self.clock.steady());
+    }
+
+    fn limits(&self, count: usize) -> (Limiter, RouteLimits) {
+        let settings = Settings { secret: Secret::new("secret"), replicas: 1 };
+        let limits = RouteLimits::new(&Metrics::new(Registry::new()), "item", &self.limits[..count]);
+        (Limiter::new(self.clock.clone(), settings), limits)
     }
 
     /// What is decided between a request's parsed head and its answer's: as `proxy` does it.
@@ -140,6 +159,22 @@ enum Decision {
     Part,
 }
 
+/// The answer to a request that all limits of this process admit, with what it says of them.
+fn taken(limiter: &Limiter, limits: &RouteLimits, request: &HeaderMap) -> Answer {
+    let ip = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
+    let (route, host) = ("item", "shop.example");
+    let facts = Facts { ip, headers: request, query: None, route, host, method: &Method::GET };
+    let (mut charged, mut budget) = (Charged::default(), Budget::new(Duration::ZERO));
+    {
+        let take = pin!(limiter.take(None, limits, Stage::Request, &facts, &mut charged, &mut budget));
+        let verdict = take.poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(verdict, Poll::Ready(Verdict::Allow)), "{verdict:?}");
+    }
+    let mut answer = Answer::new(StatusCode::OK);
+    charged.tell(&mut answer);
+    answer
+}
+
 fn subject(tags: &[String]) -> Subject<'_> {
     Subject {
         host: "shop.example",
@@ -198,6 +233,18 @@ fn a_hit_is_decided_without_allocating() {
         let region = Region::new(ALLOCATOR);
         assert_eq!(shop.decide(&part, None), Decision::Part);
         assert_eq!(region.change().allocations, 1, "a part is a list of one");
+    }
+    let request = fields(&browser);
+    for count in 1..=3 {
+        let (limiter, limits) = shop.limits(count);
+        // The first makes the states.
+        taken(&limiter, &limits, &request);
+        let region = Region::new(ALLOCATOR);
+        let answer = taken(&limiter, &limits, &request);
+        let change = region.change();
+        let told = String::from_utf8_lossy(answer.lines.as_bytes()).into_owned();
+        assert!(told.ends_with("ratelimit: \"a\";r=98;t=1\r\n"), "{told}");
+        assert_eq!((change.allocations, change.reallocations), (0, 0), "{count} limits: {change:?}");
     }
     // What is left: a key longer than any that is kept.
     let long: &'static str = "x".repeat(5000).leak();

@@ -12,7 +12,14 @@ Running = collections.namedtuple("Running", "port pids log", defaults=[None])
 KEYS = 1000
 
 
-def weir(bench, upstream, route, access=False, redis=None, tables=""):
+ALL = """[[route]]
+name = "all"
+path = "/{*path}"
+"""
+
+
+def weir(bench, upstream, route, access=False, redis=None, tables="", binary=None):
+    """`route` is the fields of one that takes everything, or whole tables of routes."""
     port, admin = free_port(), free_port()
     if redis:
         tables += f'[redis]\nurl = "redis://127.0.0.1:{redis}/0"\nnamespace = "compare"\n'
@@ -28,12 +35,9 @@ access = {str(access).lower()}
 [upstream]
 url = "http://127.0.0.1:{upstream}"
 {tables}
-[[route]]
-name = "all"
-path = "/{{*path}}"
-{route}
+{"" if route.startswith("[[route]]") else ALL}{route}
 """)
-    pid = bench.start(bench.proxy_core, f"weir-{port}", port, bench.bin / "weir", "run", "--config", config)
+    pid = bench.start(bench.proxy_core, f"weir-{port}", port, binary or bench.bin / "weir", "run", "--config", config)
     return Running(port, [pid], bench.dir / f"weir-{port}.log")
 
 

@@ -105,9 +105,12 @@ impl Account {
             *self = Self { serial, shape: Some(due.shape), key: self.key.take(), ..Self::default() };
         }
         if !again {
-            let past = (now - self.seen).max(0.0);
-            self.demand = self.demand * (-past / MEMORY).exp() + due.cost;
-            self.seen = now;
+            // Many come within a tick of the clock.
+            if now != self.seen {
+                self.demand *= (-(now - self.seen).max(0.0) / MEMORY).exp();
+                self.seen = now;
+            }
+            self.demand += due.cost;
         }
         if now >= self.until {
             self.held = 0.0;

@@ -27,8 +27,6 @@ pub(super) struct Bound {
     pub(super) metrics: LimitMetrics,
     pub(super) shape: Shape,
     pub(super) args: ShapeArgs,
-    /// What a request costs as a script reads it, where it is the same for all.
-    cost: Box<[u8]>,
     /// Its name in `RateLimit`.
     pub(super) quoted: Box<str>,
 }
@@ -121,10 +119,6 @@ impl Bound {
             Some(rate) => fields::quoted(&format!("{} {rate}", limit.name)),
             None => fields::quoted(&limit.name),
         };
-        let cost = match &limit.cost {
-            Cost::Fixed(cost) => cost.to_string(),
-            Cost::Header { .. } => String::new(),
-        };
         Self {
             limit: Arc::clone(limit),
             quota,
@@ -133,19 +127,17 @@ impl Bound {
             metrics: metrics.limit(route, &limit.name),
             shape,
             args: ShapeArgs::new(&shape),
-            cost: cost.into_bytes().into(),
             quoted: name,
         }
     }
 
-    /// What the request costs, and that as a script reads it.
-    pub(super) fn cost(&self, facts: &Facts<'_>) -> (f64, CostText) {
+    /// What the request costs.
+    pub(super) fn cost(&self, facts: &Facts<'_>) -> f64 {
         match &self.limit.cost {
-            Cost::Fixed(cost) => (f64::from(*cost), CostText::from_slice(&self.cost)),
+            Cost::Fixed(cost) => f64::from(*cost),
             Cost::Header { name, max, default } => {
                 let cost = facts.headers.get(name).and_then(|value| said(value.as_bytes())).unwrap_or(*default);
-                let cost = cost.clamp(1, *max);
-                (f64::from(cost), CostText::from_slice(itoa::Buffer::new().format(cost).as_bytes()))
+                f64::from(cost.clamp(1, *max))
             }
         }
     }
@@ -158,7 +150,7 @@ impl Bound {
     }
 
     /// What is to be known of it for one request. A limit that only counts knows nothing beforehand.
-    pub(super) fn due<T>(&self, named: &Named<T>, pods: u32) -> Due {
+    pub(super) fn due(&self, named: &Named, pods: u32) -> Due {
         let decides = self.limit.loans && !self.limit.dry_run;
         let remembers = decides && !self.shape.is_held() && named.cost <= self.shape.capacity();
         let bucket = match self.shape {
@@ -180,6 +172,11 @@ impl Bound {
             (true, true) => Mode::Joined,
         }
     }
+}
+
+/// A cost, which is a whole number of requests, as a script reads it.
+pub(super) fn cost_text(cost: f64) -> CostText {
+    CostText::from_slice(itoa::Buffer::new().format(cost as u64).as_bytes())
 }
 
 /// The whole number that a field says, however large.

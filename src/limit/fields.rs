@@ -15,6 +15,7 @@ use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 use super::algorithm::{Level, NEVER_MS, Shape};
 use super::bounds::Bound;
 use crate::config::FieldEdits;
+use crate::message::Lines;
 
 /// `RateLimit-Policy`.
 pub const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -73,13 +74,31 @@ pub fn append(policy: Option<&HeaderValue>, tightest: Option<(&str, &Shape, &Lev
         fields.append(RATELIMIT_POLICY, policy.clone());
     }
     let Some((quoted, shape, level)) = tightest else { return };
-    let mut text = format!("{quoted};r={}", level.remaining);
-    if let Some(seconds) = reset(shape, level) {
-        let _ = write!(text, ";t={seconds}");
-    }
-    if let Ok(value) = HeaderValue::try_from(text) {
+    let mut buffers = Digits::default();
+    if let Ok(value) = HeaderValue::from_bytes(&limit(quoted, shape, level, &mut buffers).concat()) {
         fields.append(RATELIMIT, value);
     }
+}
+
+/// The same as lines of an answer that has no other fields yet: nothing is allocated. Whether there is room for them.
+pub fn push(policy: Option<&HeaderValue>, tightest: Option<(&str, &Shape, &Level)>, lines: &mut Lines) -> bool {
+    let mut buffers = Digits::default();
+    let policy: [&[u8]; 3] =
+        policy.map_or_else(Default::default, |policy| [b"ratelimit-policy: ", policy.as_bytes(), b"\r\n"]);
+    let Some((quoted, shape, level)) = tightest else { return lines.push_all(&policy) };
+    let [a, b, c, d, e] = limit(quoted, shape, level, &mut buffers);
+    lines.push_all(&[policy[0], policy[1], policy[2], b"ratelimit: ", a, b, c, d, e, b"\r\n"])
+}
+
+/// Where numbers are written.
+type Digits = [itoa::Buffer; 2];
+
+/// The value of `RateLimit`, in pieces.
+fn limit<'a>(quoted: &'a str, shape: &Shape, level: &Level, [left, wait]: &'a mut Digits) -> [&'a [u8]; 5] {
+    let reset = reset(shape, level);
+    let seconds = reset.map_or("", |seconds| wait.format(seconds));
+    let t: &[u8] = if reset.is_some() { b";t=" } else { b"" };
+    [quoted.as_bytes(), b";r=", left.format(level.remaining).as_bytes(), t, seconds.as_bytes()]
 }
 
 /// The fields of old of a limit, which are no lists: they stand in place of the upstream's own.

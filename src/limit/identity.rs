@@ -241,8 +241,11 @@ impl Pseudonym {
     /// The name of `identity` (canonical bytes): 32 hex digits.
     pub fn of(&self, identity: &[u8]) -> String {
         let digest = self.0.clone().chain_update(identity).finalize().into_bytes();
-        let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
-        digest[..PSEUDONYM_BYTES].iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+        let mut name = Vec::with_capacity(2 * PSEUDONYM_BYTES);
+        for byte in &digest[..PSEUDONYM_BYTES] {
+            name.extend_from_slice(&[byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
+        }
+        String::from_utf8(name).expect("digits are ASCII")
     }
 }
 

@@ -456,7 +456,8 @@ async fn a_bucket_that_lent_outlives_the_time_that_its_loans_take() {
     parts.extend(take.args.iter().map(Vec::as_slice));
     let mut redis = lender.redis;
     let reply = redis.command(&parts, WAIT).await.unwrap();
-    assert_eq!(reply.items().last().and_then(Reply::number), Some((10.0 * shape.price) as u64));
+    let asked = |_| (algorithm::Shape::TokenBucket(shape), 1.0);
+    assert_eq!(shared::taken(&reply, 0, 1, asked).unwrap()[0].lent, 10.0 * shape.price);
     let ttl = redis.command(&[b"PTTL", b"key"], WAIT).await.unwrap().number().unwrap();
     assert!(ttl > 11 * 60_000 - 1000, "{ttl} ms: eleven tokens are to be gained");
 }
@@ -474,7 +475,8 @@ async fn a_crowd_of_borrowers_leaves_half_of_the_bucket() {
             now += 7_500.0;
             let question = Question { serial: round + 1, wanted: 2.0 * shape.price, ..Question::default() };
             let reply = lender.run(&lender.take(f64::from(pod), &question, 1.0), now).await;
-            admitted += reply.items()[1].number().unwrap();
+            let asked = |_| (algorithm::Shape::TokenBucket(shape), 1.0);
+            admitted += usize::from(shared::taken(&reply, 0, 1, asked).unwrap()[0].mark.is_some());
         }
     }
     // What was lent is spent as well, or was given back.

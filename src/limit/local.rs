@@ -90,6 +90,9 @@ impl Local {
     ///
     /// One that is not enforced is charged if it can be, and denies nobody. No bucket may be asked twice.
     pub fn take(&self, asks: &[Ask<'_>], now: Micros) -> Few<Reading> {
+        if let [ask] = asks {
+            return Few::from_iter([self.take_one(ask, now)]);
+        }
         let mut shards = self.lock(asks);
         let mut covered: Few<bool> = asks.iter().map(|ask| shards.of(ask.name).covers(ask, now)).collect();
         let admitted = asks.iter().zip(&covered).all(|(ask, covered)| !ask.enforced || *covered);
@@ -101,6 +104,14 @@ impl Local {
             readings.push(Reading { mark, level: shard.level(ask, now), lent: 0.0 });
         }
         readings
+    }
+
+    /// [`Local::take`] from one bucket.
+    pub fn take_one(&self, ask: &Ask<'_>, now: Micros) -> Reading {
+        let mut shard = self.shard(ask.name);
+        let covered = shard.covers(ask, now);
+        let mark = covered.then(|| shard.charge(ask, now));
+        Reading { mark, level: shard.level(ask, now), lent: 0.0 }
     }
 
     /// Charges a bucket for what somebody else let through, as far as it goes.

@@ -26,7 +26,12 @@ macro_rules! on_algorithms {
 /// defines, it defines anew each time that it runs.
 pub static TAKE_TOKENS: Script = Script {
     name: "limit_take",
-    source: concat!(include_str!("algorithm.lua"), include_str!("bucket.lua"), include_str!("take.lua")),
+    source: concat!(
+        include_str!("take_one.lua"),
+        include_str!("algorithm.lua"),
+        include_str!("bucket.lua"),
+        include_str!("take.lua")
+    ),
 };
 
 /// The same for stages in which any algorithm is.
@@ -47,10 +52,10 @@ pub static RENEW: Script = Script {
     source: concat!(include_str!("algorithm.lua"), include_str!("sets.lua"), include_str!("renew.lua")),
 };
 
-/// Integers that `take.lua` answers before those of the first limit.
+/// Numbers that `take.lua` answers before those of the first limit.
 const TAKEN_HEAD: usize = 1;
 
-/// Integers that `take.lua` answers for each limit.
+/// Numbers that `take.lua` answers for each limit.
 const TAKEN_EACH: usize = 6;
 
 /// And behind all of them.
@@ -120,23 +125,23 @@ pub fn lost_arg(at_ms: u64) -> Option<Vec<u8>> {
 
 /// `take.lua`'s reply to the request `id` and limits of these shapes for these costs; `None` if it is not one.
 pub fn taken(reply: &Reply, id: u64, limits: usize, asked: impl Fn(usize) -> (Shape, f64)) -> Option<Few<Reading>> {
-    let Reply::Array(items) = reply else { return None };
-    if items.len() != TAKEN_HEAD + limits * (TAKEN_EACH + TAKEN_LENT) {
+    let (numbers, rest) = reply.bytes()?.as_chunks();
+    if numbers.len() != TAKEN_HEAD + limits * (TAKEN_EACH + TAKEN_LENT) || !rest.is_empty() {
         return None;
     }
-    let number = |at: usize| match items[at] {
-        Reply::Int(number) if number >= 0 => Some(number as u64),
-        _ => None,
-    };
-    let now = number(0)? as f64;
+    // One that is no number is not 0 or more either.
+    let number = |at: usize| Some(f64::from_le_bytes(numbers[at])).filter(|number| *number >= 0.0);
+    let now = number(0)?;
     let mut readings = Few::new();
     for limit in 0..limits {
         let at = TAKEN_HEAD + limit * TAKEN_EACH;
-        let level = Level { remaining: number(at + 1)?, wait_ms: number(at + 2)?, full_ms: number(at + 3)? };
-        let said = [number(at + 4)? as f64, number(at + 5)? as f64];
+        let [remaining, wait_ms, full_ms] =
+            [number(at + 1)?, number(at + 2)?, number(at + 3)?].map(|whole| whole as u64);
+        let level = Level { remaining, wait_ms, full_ms };
+        let said = [number(at + 4)?, number(at + 5)?];
         let (shape, cost) = asked(limit);
-        let mark = (number(at)? == 1).then(|| shape.mark(cost, id, now, said));
-        let lent = number(TAKEN_HEAD + limits * TAKEN_EACH + limit)? as f64;
+        let mark = (number(at)? == 1.0).then(|| shape.mark(cost, id, now, said));
+        let lent = number(TAKEN_HEAD + limits * TAKEN_EACH + limit)?;
         readings.push(Reading { mark, level, lent });
     }
     Some(readings)

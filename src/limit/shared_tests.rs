@@ -26,23 +26,38 @@ async fn a_bucket_in_redis_has_a_ttl_of_its_time_to_full() {
 
 #[test]
 fn a_reply_that_is_none_is_told_apart() {
-    let good: Vec<Reply> = [5, 1, 9, 0, 7, 0, 0, 4].map(Reply::Int).into();
+    let good = [5.0, 1.0, 9.0, 0.0, 7.0, 0.0, 0.0, 4.0];
     let shape = Shape::TokenBucket(bucket::Shape { accrual: 1.0, price: 3.0, capacity: 9.0 });
     let asked = |_| (shape, 2.0);
-    let readings = taken(&Reply::Array(good.clone()), 0, 1, asked).unwrap();
+    let readings = taken(&packed(&good), 0, 1, asked).unwrap();
     let mark = bucket::Mark { at: 5.0, room: 0.0, paid: 6.0, returned: 0.0 };
     assert_eq!(readings[0].mark, Some(Mark::Tokens(mark)));
     assert_eq!(readings[0].lent, 4.0);
     assert_eq!(readings[0].level, Level { remaining: 9, wait_ms: 0, full_ms: 7 });
     for at in 0..good.len() {
-        let mut bad = good.clone();
-        bad[at] = Reply::Int(-1);
-        assert_eq!(taken(&Reply::Array(bad.clone()), 0, 1, asked), None);
-        bad.remove(at);
-        assert_eq!(taken(&Reply::Array(bad), 0, 1, asked), None);
+        for number in [-1.0, f64::NAN] {
+            let mut bad = good.to_vec();
+            bad[at] = number;
+            assert_eq!(taken(&packed(&bad), 0, 1, asked), None);
+            bad.remove(at);
+            assert_eq!(taken(&packed(&bad), 0, 1, asked), None);
+        }
     }
-    assert_eq!(taken(&Reply::Array(good), 0, 2, asked), None);
+    let cut = packed(&good).bytes().unwrap().slice(1..);
+    assert_eq!(taken(&Reply::Bytes(cut), 0, 1, asked), None);
+    assert_eq!(taken(&packed(&good), 0, 2, asked), None);
     assert_eq!(taken(&Reply::Nil, 0, 0, asked), None);
+}
+
+fn packed(numbers: &[f64]) -> Reply {
+    Reply::Bytes(numbers.iter().flat_map(|number| number.to_le_bytes()).collect())
+}
+
+/// The numbers of a reply.
+fn unpacked(reply: &Reply) -> Vec<f64> {
+    let (numbers, rest) = reply.bytes().unwrap().as_chunks();
+    assert!(rest.is_empty());
+    numbers.iter().map(|number| f64::from_le_bytes(*number)).collect()
 }
 
 /// A denial writes nothing; but if it did not write that the clock was set back, the next would gain nothing either.
@@ -57,8 +72,7 @@ async fn a_clock_set_back_denies_nobody_until_it_is_where_it_was() {
         args[0] = now.as_bytes();
         let mut parts: Vec<&[u8]> = vec![b"EVAL", TAKE_TOKENS.source.as_bytes(), b"1", b"key"];
         parts.extend(args);
-        let Reply::Array(items) = redis.command(&parts, Duration::from_secs(5)).await.unwrap() else { panic!("list") };
-        items[1] == Reply::Int(1)
+        unpacked(&redis.command(&parts, Duration::from_secs(5)).await.unwrap())[1] == 1.0
     };
     let now = 1_700_000_000_000_000;
     let back = now - 3_600_000_000;
@@ -84,17 +98,16 @@ async fn a_bucket_that_redis_lost_holds_what_it_gained_since() {
         args.extend([&b""[..], lost]);
         let mut parts: Vec<&[u8]> = vec![b"EVAL", TAKE_TOKENS.source.as_bytes(), b"1", key.as_bytes()];
         parts.extend(args);
-        let Reply::Array(items) = redis.command(&parts, Duration::from_secs(5)).await.unwrap() else { panic!("list") };
-        let Reply::Int(wait_ms) = items[3] else { panic!("a number") };
-        (items[1] == Reply::Int(1)).then_some(&items[2]).cloned().ok_or(wait_ms)
+        let said = unpacked(&redis.command(&parts, Duration::from_secs(5)).await.unwrap());
+        if said[1] == 1.0 { Ok(said[2]) } else { Err(said[3]) }
     };
-    assert_eq!(left("a", 0, &lost).await, Err(1000));
-    assert_eq!(left("a", 600, &lost).await, Err(400), "a denial writes nothing, and it gains all the same");
-    assert_eq!(left("a", 1000, &lost).await, Ok(Reply::Int(0)));
-    assert_eq!(left("a", 1999, &lost).await, Err(1), "from then on it is known");
-    assert_eq!(left("b", 2500, &lost).await, Ok(Reply::Int(1)));
-    assert_eq!(left("c", 60_000, &lost).await, Ok(Reply::Int(3)));
-    assert_eq!(left("d", 0, b"").await, Ok(Reply::Int(3)), "of no loss, it is full");
-    assert_eq!(left("e", -500, &lost).await, Err(1500), "a clock that was set back by little is waited for");
-    assert_eq!(left("f", -5000, &lost).await, Ok(Reply::Int(3)), "by more, nobody waits an hour for it");
+    assert_eq!(left("a", 0, &lost).await, Err(1000.0));
+    assert_eq!(left("a", 600, &lost).await, Err(400.0), "a denial writes nothing, and it gains all the same");
+    assert_eq!(left("a", 1000, &lost).await, Ok(0.0));
+    assert_eq!(left("a", 1999, &lost).await, Err(1.0), "from then on it is known");
+    assert_eq!(left("b", 2500, &lost).await, Ok(1.0));
+    assert_eq!(left("c", 60_000, &lost).await, Ok(3.0));
+    assert_eq!(left("d", 0, b"").await, Ok(3.0), "of no loss, it is full");
+    assert_eq!(left("e", -500, &lost).await, Err(1500.0), "a clock that was set back by little is waited for");
+    assert_eq!(left("f", -5000, &lost).await, Ok(3.0), "by more, nobody waits an hour for it");
 }

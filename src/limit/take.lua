@@ -8,7 +8,7 @@
 --        question, the units that he has left, those that he wants to have, and those that he spent while Redis was away;
 --        then one a limit, or none at all: '', or the time in microseconds at which Redis lost what it knew, for a bucket
 --        that was empty then if it is not known
--- Reply  now in microseconds; then six a limit: 1 charged or 0 not; whole requests left, those that are lent included;
+-- Reply  little-endian doubles in one string: now in microseconds; then six a limit: 1 charged or 0 not; whole requests left, those that are lent included;
 --        milliseconds until as much is there; milliseconds until all is; and for refund.lua the two numbers of the
 --        charge; then one a limit: the units that the borrower has now
 --
@@ -79,4 +79,4 @@ end
 for i = 1, #KEYS do
   reply[#reply + 1] = lent[i] or 0
 end
-return reply
+return struct.pack('<' .. string.rep('d', #reply), unpack(reply))

@@ -11,6 +11,7 @@ use crate::config;
 use crate::config::{AfterLoss, Cost, IdentityPart, Missing, Quota, Told};
 use crate::kv::Reply;
 use crate::kv::tests::Server;
+use crate::message;
 use crate::metrics::{Decision, Metrics};
 use crate::syntax::rate::Rate;
 
@@ -183,6 +184,36 @@ async fn the_wait_that_is_told_is_true() {
     assert!(pod.denied(Stage::Request).await.is_some());
     pod.clock.advance(Duration::from_millis(1));
     assert!(pod.denied(Stage::Request).await.is_none());
+}
+
+/// In place where it is the first and there is room, else among other fields; the same either way.
+#[tokio::test]
+async fn an_answer_is_told_of_limits_wherever_there_is_room() {
+    for (name, has_fields, is_in_place) in
+        [("a".to_owned(), false, true), ("a".to_owned(), true, false), ("n".repeat(200), false, false)]
+    {
+        let pod = Pod::new(vec![limit(&name, (50, 1000), 100, Stage::Request)]);
+        let mut charged = Charged::default();
+        pod.take(Stage::Request, &mut charged).await;
+        let mut answer = message::Answer::new(StatusCode::OK);
+        answer.lines.push(b"age: 1\r\n");
+        if has_fields {
+            answer.fields.insert("ratelimit", "theirs".parse().unwrap());
+        }
+        charged.tell(&mut answer);
+        let said = [format!("\"{name}\";q=100;w=2"), format!("\"{name}\";r=99;t=1")];
+        let lines = if is_in_place {
+            format!("age: 1\r\nratelimit-policy: {}\r\nratelimit: {}\r\n", said[0], said[1])
+        } else {
+            "age: 1\r\n".to_owned()
+        };
+        assert_eq!(String::from_utf8_lossy(answer.lines.as_bytes()), lines);
+        let policy: Vec<_> = answer.fields.get_all("ratelimit-policy").iter().collect();
+        let own: Vec<_> = answer.fields.get_all("ratelimit").iter().filter(|value| *value != "theirs").collect();
+        let (none, one) = (Vec::<&str>::new(), |nth: usize| vec![said[nth].as_str()]);
+        assert_eq!(policy, if is_in_place { none.clone() } else { one(0) });
+        assert_eq!(own, if is_in_place { none } else { one(1) });
+    }
 }
 
 #[tokio::test]

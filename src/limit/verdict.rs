@@ -12,9 +12,10 @@ use super::bounds::{Bound, StageLimits};
 use super::held::{Slot, Slots};
 use super::identity::LocalName;
 use super::loans::Spent;
-use super::local::{Ask, Few, Reading};
+use super::local::{Ask, Reading};
 use super::{Facts, fields};
 use crate::config::{self, FieldEdits, Quota};
+use crate::message;
 use crate::metrics::{Decision, Source};
 use crate::syntax::rate::Rate;
 
@@ -145,10 +146,24 @@ impl Charged {
         self.slots.split_off(first.min(self.slots.len()))
     }
 
-    /// Adds `RateLimit-Policy` and `RateLimit` for the stages that were taken.
+    /// Adds `RateLimit-Policy` and `RateLimit` for the stages that were taken, to an answer from memory in place.
+    pub fn tell(&self, answer: &mut message::Answer) {
+        let tightest = self.tightest();
+        if (self.policy.is_none() && tightest.is_none())
+            || (answer.fields.is_empty() && fields::push(self.policy.as_ref(), tightest, &mut answer.lines))
+        {
+            return;
+        }
+        self.append_fields(&mut answer.fields);
+    }
+
+    /// The same among other fields.
     pub fn append_fields(&self, fields: &mut HeaderMap) {
-        let tightest = self.tightest.as_ref().map(|(bound, level)| (&*bound.quoted, &bound.shape, level));
-        fields::append(self.policy.as_ref(), tightest, fields);
+        fields::append(self.policy.as_ref(), self.tightest(), fields);
+    }
+
+    fn tightest(&self) -> Option<(&str, &Shape, &Level)> {
+        self.tightest.as_ref().map(|(bound, level)| (&*bound.quoted, &bound.shape, level))
     }
 
     /// The `X-RateLimit` fields, where a limit asks for them. Allocates for such a limit only.
@@ -161,7 +176,7 @@ impl Charged {
         (self.tightest, self.tightest_x, self.policy) = (None, None, None);
     }
 
-    pub(super) fn note(&mut self, stage: &StageLimits, answers: Few<Answer>, hold: impl Fn(Charge) -> Slot) {
+    pub(super) fn note(&mut self, stage: &StageLimits, answers: &mut [Answer], hold: impl Fn(Charge) -> Slot) {
         self.policy.clone_from(&stage.policy);
         for (bound, answer) in stage.bounds.iter().zip(answers) {
             if let Some(level) = answer.level.filter(|_| !bound.limit.dry_run) {
@@ -177,7 +192,8 @@ impl Charged {
             if (stage.refundable || is_held)
                 && (answer.local.is_some() || answer.redis.is_some() || answer.loan.is_some())
             {
-                let Answer { name, cost, local, redis, loan, .. } = answer;
+                let Answer { name, cost, local, loan, .. } = *answer;
+                let redis = answer.redis.take();
                 let charge = Charge { bound: Arc::clone(bound), name, cost, local, redis, loan };
                 if is_held {
                     self.slots.push(hold(charge));
@@ -305,7 +321,7 @@ impl Denial {
 
 /// Counts each limit's own decision, once whatever rates it has. One that would have let a denied request through decided
 /// nothing.
-pub(super) fn count(bounds: &[Arc<Bound>], answers: &Few<Answer>, admitted: bool) {
+pub(super) fn count(bounds: &[Arc<Bound>], answers: &[Answer], admitted: bool) {
     let mut at = 0;
     while let Some(bound) = bounds.get(at) {
         let rates = bound.limit.quotas.len();
@@ -322,7 +338,7 @@ pub(super) fn count(bounds: &[Arc<Bound>], answers: &Few<Answer>, admitted: bool
 }
 
 /// The denial, if a limit that may deny is short: of several, the one with the longest wait.
-pub(super) fn denial(stage: &StageLimits, answers: &Few<Answer>, facts: &Facts<'_>) -> Option<Box<Denial>> {
+pub(super) fn denial(stage: &StageLimits, answers: &[Answer], facts: &Facts<'_>) -> Option<Box<Denial>> {
     let short = stage.bounds.iter().zip(answers).filter(|(bound, answer)| answer.short && !bound.limit.dry_run);
     let (bound, answer) = short.max_by_key(|(_, answer)| answer.wait_ms())?;
     let wait_ms = Some(answer.wait_ms()).filter(|&wait_ms| wait_ms != NEVER_MS);
