@@ -21,12 +21,14 @@ pub mod bounds;
 pub mod bucket;
 mod claim;
 pub mod concurrency;
+pub mod delay;
 #[cfg(test)]
 mod dice;
 pub mod fields;
 pub mod fixed_window;
 pub mod held;
 pub mod identity;
+mod line;
 pub mod loans;
 pub mod local;
 mod screen;
@@ -39,10 +41,12 @@ pub mod window;
 use algorithm::{Level, Mark, Micros, Shape};
 pub use bounds::RouteLimits;
 use bounds::{Bound, CostText, StageLimits, cost_text};
+pub use delay::{Halt, Taking};
 pub use held::{RENEWAL, Slots};
 use held::{Shelf, Slot};
 pub use identity::Facts;
 use identity::{LocalName, LocalNames, Pseudonym};
+use line::Lines;
 use loans::{Due, Known, Loans, REPAID_AT_ONCE, Spent};
 use local::{Ask, Few, Reading};
 pub use screen::Reach;
@@ -80,6 +84,7 @@ pub struct Limiter {
     shelf: Arc<Shelf>,
     loans: Loans,
     names: LocalNames,
+    lines: Lines,
     pseudonym: Pseudonym,
     replicas: AtomicU32,
     /// The next request's, from a random one on: no two requests of the fleet share one.
@@ -110,6 +115,7 @@ impl Limiter {
             shelf: Arc::new(Shelf::new(clock)),
             loans: Loans::new(loans::borrower(kv::random())),
             names: LocalNames::default(),
+            lines: Lines::default(),
             pseudonym: Pseudonym::new(&secret),
             replicas: replicas.into(),
             ids: kv::random().into(),
@@ -201,7 +207,9 @@ impl Limiter {
         charged: &mut Charged,
     ) -> Option<Box<Denial>> {
         let denial = denial(stage, answers, facts);
-        count(&stage.bounds, answers, denial.is_none());
+        if !denial.as_ref().is_some_and(|denial| charged.puts_off(denial)) {
+            count(&stage.bounds, answers, denial.is_none());
+        }
         if denial.is_none() {
             charged.note(stage, answers, |charge| Slot::new(&self.shelf, redis, charge));
         }

@@ -4,6 +4,7 @@
 //! not depend on what clients send.
 
 mod labels;
+mod limits;
 mod ratio;
 mod upstream;
 
@@ -12,14 +13,16 @@ use std::time::Duration;
 
 use http::StatusCode;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 pub use self::labels::{
     Decision, Door, Ended, Fault, Fill, Layer, Lookup, NotTaken, Outcome, RedisResult, Reload, Retry, Shed, Source,
     Tier,
 };
+use self::limits::LimitFamilies;
+pub use self::limits::LimitMetrics;
 use self::ratio::RatioWindow;
 pub use self::upstream::UpstreamMetrics;
 
@@ -37,7 +40,7 @@ pub struct Metrics {
     registry: Registry,
     route_families: RouteFamilies,
     hit_ratio: GaugeVec,
-    limit_decisions: IntCounterVec,
+    limits: LimitFamilies,
     invalidations: IntCounterVec,
     redis_commands: IntCounterVec,
     redis_seconds: HistogramVec,
@@ -105,14 +108,6 @@ struct RouteFamilies {
     upstream_seconds: HistogramVec,
 }
 
-/// Handles of one limit on one route.
-pub struct LimitMetrics {
-    route: String,
-    limit: String,
-    family: IntCounterVec,
-    decisions: Cells<IntCounter>,
-}
-
 /// Handles of one Redis command.
 pub struct CommandMetrics {
     name: String,
@@ -148,11 +143,7 @@ impl Metrics {
                 "Share answered from the cache in the last minute; NaN where nothing was asked",
                 &["route"],
             ),
-            limit_decisions: families.counters(
-                "weir_limit_decisions_total",
-                "What limits said",
-                &["route", "limit", "decision", "source"],
-            ),
+            limits: LimitFamilies::register(&families),
             invalidations: families.counters(
                 "weir_invalidations_total",
                 "Invalidations that came in here",
@@ -255,12 +246,7 @@ impl Metrics {
 
     /// The handles of `limit` on `route`.
     pub fn limit(&self, route: &str, limit: &str) -> LimitMetrics {
-        LimitMetrics {
-            route: route.to_owned(),
-            limit: limit.to_owned(),
-            family: self.limit_decisions.clone(),
-            decisions: Cells::new(Decision::ALL.len() * Source::ALL.len()),
-        }
+        LimitMetrics::new(&self.limits, route, limit)
     }
 
     /// The handles of a Redis command or script.
@@ -406,16 +392,6 @@ impl RouteMetrics {
     }
 }
 
-impl LimitMetrics {
-    /// Counts a decision.
-    pub fn decided(&self, decision: Decision, source: Source) {
-        let labels = || [self.route.as_str(), self.limit.as_str(), decision.as_str(), source.as_str()];
-        self.decisions
-            .at(decision as usize * Source::ALL.len() + source as usize, || self.family.with_label_values(&labels()))
-            .inc();
-    }
-}
-
 impl CommandMetrics {
     /// Counts a command that ended.
     pub fn ended(&self, result: RedisResult, took: Duration) {
@@ -451,6 +427,10 @@ impl Families {
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
         self.add(GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn levels(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
     }
 
     fn gauge(&self, name: &str, help: &str) -> IntGauge {

@@ -15,6 +15,7 @@ pub mod http1;
 pub mod http2;
 pub mod lead;
 pub mod lease;
+mod limited;
 pub mod overload;
 pub mod part;
 pub mod respond;
@@ -45,7 +46,7 @@ use crate::clock::Stopwatch;
 use crate::config::{AmbiguousPaths, CacheRule, ClientDirectives, Stage};
 use crate::invalidation::Subject;
 use crate::kv::Budget;
-use crate::limit::{Charged, Denial, Facts, Verdict};
+use crate::limit::{Charged, Denial};
 use crate::message::interim::Interim;
 use crate::message::{Answer, Body, Peer};
 use crate::metrics::{Lookup, Outcome, Tier};
@@ -217,28 +218,6 @@ impl Journey<'_> {
         *self.gives_up.get_or_insert_with(|| Instant::now() + longest)
     }
 
-    /// Takes the limits of one stage.
-    pub(crate) async fn limited(&mut self, stage: Stage, parts: &Parts) -> Result<(), Box<Denial>> {
-        if self.route.limits.is_empty(stage) || (stage == Stage::Miss && std::mem::replace(&mut self.missed, true)) {
-            return Ok(());
-        }
-        let facts = Facts {
-            ip: self.client.ip,
-            headers: &parts.headers,
-            query: self.target.query(),
-            route: &self.route.name,
-            host: self.target.host(),
-            method: &parts.method,
-        };
-        let limiter = &self.worker.shared.limiter;
-        let redis = self.worker.redis.as_ref();
-        let limits = &self.route.limits;
-        match limiter.take(redis, limits, stage, &facts, &mut self.charged, &mut self.budget).await {
-            Verdict::Allow => Ok(()),
-            Verdict::Deny(denial) => Err(denial),
-        }
-    }
-
     fn denied(&mut self, denial: &Denial) -> Answer {
         let answer = respond::denied(denial);
         self.exchange.decide(Outcome::Denied, answer.status);
@@ -375,6 +354,7 @@ impl Journey<'_> {
                 Followed::Answer(answer) => return answer,
                 Followed::Alone => break,
                 Followed::Again => {}
+                Followed::Anew => joins -= 1,
             }
         }
         // However it came to this: RFC 9111 section 5.2.1.7.

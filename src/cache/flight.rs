@@ -43,6 +43,8 @@ pub enum End {
     TooLarge,
     /// The leader left, or was denied: somebody else may lead.
     Vacant,
+    /// The leader has to wait before it may ask, and others need not: somebody else may lead.
+    Yielded,
 }
 
 /// Where a stored answer came from.

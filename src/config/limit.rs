@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -47,6 +48,17 @@ pub struct Limit {
     pub status: StatusCode,
     /// Body of its denials, in place of a problem's (RFC 9457).
     pub notice: Option<Notice>,
+    /// Whether a request may wait for its turn in place of a denial.
+    pub delay: Option<Delay>,
+}
+
+/// `max_delay` and `max_delayed`: how requests wait for a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delay {
+    /// Longest that one waits, all in all.
+    pub longest: Duration,
+    /// How many wait at once in each pod.
+    pub places: usize,
 }
 
 /// One of the `rates` of a limit, by its `algorithm`.

@@ -12,7 +12,7 @@ use super::loans::Due;
 use super::local::Ask;
 use super::shared::{Mode, ShapeArgs, TAKE_ANY, TAKE_TOKENS};
 use super::{Facts, Named, screen};
-use crate::config::{self, AfterLoss, Cost, Quota, Stage};
+use crate::config::{self, AfterLoss, Cost, Delay, Quota, Stage};
 use crate::kv::Script;
 use crate::metrics::{LimitMetrics, Metrics};
 
@@ -47,6 +47,8 @@ pub(super) struct StageLimits {
     pub(super) is_screened: bool,
     /// Whether some of its buckets are empty after Redis lost its data.
     pub(super) minds_loss: bool,
+    /// Whether a request may have to wait for one of them.
+    pub(super) delays: bool,
 }
 
 /// A route's limits by stage, with their handles; built with the route.
@@ -73,6 +75,7 @@ impl RouteLimits {
             stages[index].policy = fields::policy_beyond(None, told.map(|bound| &**bound));
             stages[index].is_screened = stages[index].bounds.iter().any(|bound| screen::is_needed(&bound.limit));
             stages[index].minds_loss = stages[index].bounds.iter().any(|bound| bound.minds_loss());
+            stages[index].delays = stages[index].bounds.iter().any(|bound| bound.delay().is_some());
             if stages[index].bounds.iter().any(|bound| !matches!(bound.shape, Shape::TokenBucket(_))) {
                 stages[index].script = &TAKE_ANY;
             }
@@ -84,6 +87,11 @@ impl RouteLimits {
     /// Whether the route has no limit at this stage.
     pub fn is_empty(&self, stage: Stage) -> bool {
         self.stage(stage).bounds.is_empty()
+    }
+
+    /// Whether a request may have to wait at this stage.
+    pub fn delays(&self, stage: Stage) -> bool {
+        self.stage(stage).delays
     }
 
     /// Every limit, stage by stage, as it is taken.
@@ -107,6 +115,7 @@ impl StageLimits {
             refundable,
             is_screened: false,
             minds_loss: false,
+            delays: false,
         }
     }
 }
@@ -159,6 +168,11 @@ impl Bound {
         };
         let (shape, counts, pods) = (self.shape, self.limit.dry_run, f64::from(pods.max(1)));
         Due { name: named.name, shape, bucket, cost: named.cost, pods, remembers, counts }
+    }
+
+    /// How requests wait for it; for one that only counts, none does.
+    pub(super) fn delay(&self) -> Option<Delay> {
+        self.limit.delay.filter(|_| !self.limit.dry_run)
     }
 
     pub(super) fn minds_loss(&self) -> bool {

@@ -42,6 +42,7 @@ fn limit(name: &str, rate: (u32, u32), burst: u32, on: Stage) -> config::Limit {
         headers: Told::Draft,
         status: StatusCode::TOO_MANY_REQUESTS,
         notice: None,
+        delay: None,
     }
 }
 
@@ -387,3 +388,6 @@ async fn after_a_loss_buckets_that_mind_it_hold_what_they_gained_since() {
 
 #[path = "screen_tests.rs"]
 mod screen_tests;
+
+#[path = "delay_tests.rs"]
+mod delays;

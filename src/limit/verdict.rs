@@ -11,6 +11,7 @@ use super::algorithm::{Level, Mark, NEVER_MS, Shape};
 use super::bounds::{Bound, StageLimits};
 use super::held::{Slot, Slots};
 use super::identity::LocalName;
+use super::line::Told;
 use super::loans::Spent;
 use super::local::{Ask, Reading};
 use super::{Facts, fields};
@@ -43,10 +44,10 @@ pub struct Denial {
     /// `Content-Type` of a request that is a call by gRPC, whose answers have a status of their own.
     pub grpc: Option<HeaderValue>,
     cause: Cause,
-    bound: Arc<Bound>,
-    cost: f64,
+    pub(super) bound: Arc<Bound>,
+    pub(super) cost: f64,
     /// What its state says; `None` if it was not, or could not be, asked.
-    level: Option<Level>,
+    pub(super) level: Option<Level>,
     policy: Option<HeaderValue>,
 }
 
@@ -76,6 +77,8 @@ pub struct Charged {
     pub(super) policy: Option<HeaderValue>,
     /// Whether a limit was not for this request: then `policy` is not what the stage has ready.
     pub(super) is_narrowed: bool,
+    /// For how long it has waited for limits, if it may.
+    pub(super) waited: Option<Duration>,
 }
 
 /// A charge that may have to be given back.
@@ -171,6 +174,25 @@ impl Charged {
         self.tightest_x.as_ref().map_or_else(FieldEdits::default, |(bound, level)| fields::x(&bound.shape, level))
     }
 
+    /// Whether a denial by a limit that was asked is a reason to wait: what it would take is within what the limit allows.
+    pub(super) fn puts_off(&self, denial: &Denial) -> bool {
+        let Some((waited, delay)) = self.waited.zip(denial.bound.delay()) else { return false };
+        let wait = denial.retry_after.filter(|_| denial.level.is_some());
+        wait.is_some_and(|wait| waited + wait <= delay.longest)
+    }
+
+    /// How long another request like this one would have to wait, as far as that is known.
+    pub(super) fn next_wait(&self) -> Duration {
+        let known = self.tightest.as_ref().or(self.tightest_x.as_ref());
+        Duration::from_millis(known.map_or(0, |(_, level)| level.wait_ms))
+    }
+
+    /// Nothing was taken yet: what was has been given back.
+    pub(super) fn begin_anew(&mut self) {
+        self.hush();
+        self.is_narrowed = false;
+    }
+
     /// Tells of nothing any more: the answer is a denial, which tells of itself.
     pub fn hush(&mut self) {
         (self.tightest, self.tightest_x, self.policy) = (None, None, None);
@@ -230,6 +252,39 @@ impl Denial {
             cost: 0.0,
             level: None,
             policy,
+        }
+    }
+
+    /// Of a request that stands behind others: `bound`'s state said so much, and is there for it in `wait`.
+    pub(super) fn behind(
+        told: Told,
+        cost: f64,
+        wait: Duration,
+        facts: &Facts<'_>,
+        policy: Option<HeaderValue>,
+    ) -> Self {
+        let Told { bound, level, source } = told;
+        let mut denial = Self {
+            limit: Arc::clone(&bound.limit),
+            retry_after: None,
+            source,
+            grpc: grpc(facts),
+            cause: Cause::Spent,
+            bound,
+            cost,
+            level: Some(level),
+            policy,
+        };
+        denial.take_effect(wait);
+        denial
+    }
+
+    /// It is lifted in so long.
+    pub(super) fn take_effect(&mut self, wait: Duration) {
+        let wait_ms = u64::try_from(wait.as_micros().div_ceil(1000)).map_or(NEVER_MS, |wait_ms| wait_ms.max(1));
+        self.retry_after = Some(Duration::from_millis(wait_ms));
+        if let Some(level) = &mut self.level {
+            (level.wait_ms, level.full_ms) = (wait_ms, level.full_ms.max(wait_ms));
         }
     }
 

@@ -134,6 +134,8 @@ labels! {
         Denied = "denied",
         /// Would have been denied (`dry_run`).
         DryRun = "dry_run",
+        /// Has to wait (`max_delay`); what comes of it is counted as well.
+        Delayed = "delayed",
     }
 }
 

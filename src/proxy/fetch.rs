@@ -233,6 +233,10 @@ async fn admitted(
     };
     let (mut charged, mut budget) = (Charged::default(), Budget::new(deadline));
     let (limiter, redis) = (&worker.shared.limiter, worker.redis.as_ref());
+    // Clients who wait for the same come first: nobody waits for this.
+    if limiter.is_awaited(&route.limits, Stage::Origin, &facts) {
+        return None;
+    }
     let verdict = limiter.take(redis, &route.limits, Stage::Origin, &facts, &mut charged, &mut budget).await;
     matches!(verdict, Verdict::Allow).then(|| charged.take_slots())
 }

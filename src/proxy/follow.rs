@@ -21,6 +21,8 @@ pub(super) enum Followed {
     Answer(Answer),
     /// Join anew, or lead.
     Again,
+    /// The same, where there was no fetch to wait for yet: it does not count.
+    Anew,
     /// Go alone: nothing will be shared, or the wait was long enough.
     Alone,
 }
@@ -57,7 +59,7 @@ impl Journey<'_> {
                 let forwarded = Forwarded { detail: Some(detail), ..Forwarded::because(why) };
                 Some(forward::answer(response, &forwarded))
             }
-            Seen::Ended(End::Vacant) => None,
+            Seen::Ended(End::Vacant | End::Yielded) => None,
         }
     }
 
@@ -106,6 +108,7 @@ impl Journey<'_> {
                 }
                 Seen::Ended(End::Uncacheable | End::TooLarge) => return Followed::Alone,
                 Seen::Ended(End::Vacant) => return Followed::Again,
+                Seen::Ended(End::Yielded) => return Followed::Anew,
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::cache::shared::{Lease, Leased, Read, Token};
 use crate::cache::{Ask, Found, Look, Missing, Previous};
 use crate::config::Stage;
 use crate::kv::Budget;
-use crate::limit::{Denial, Slots};
+use crate::limit::{Denial, Halt, Slots};
 use crate::message::Body;
 use crate::metrics::{Lookup, Outcome, Tier};
 
@@ -96,8 +96,15 @@ pub(crate) async fn lead(
 
     // Those who wait are told that it is a miss: each counts as one from here on.
     permit.asking();
-    if let Err(denial) = journey.limited(Stage::Miss, parts).await {
-        return Led::Denied(denial);
+    match journey.limited_at_once(Stage::Miss, parts).await {
+        Ok(()) => {}
+        Err(Halt::Denied(denial)) => return Led::Denied(denial),
+        Err(Halt::Wait(denial)) => {
+            // Whoever need not wait leads meanwhile.
+            permit.end(End::Yielded);
+            let admitted = Box::pin(journey.delayed(Stage::Miss, parts, denial)).await;
+            return admitted.map_or_else(Led::Denied, |()| Led::Anew);
+        }
     }
 
     // The lease comes before the limits of the upstream: a pod that waits for another's fetch costs it nothing.
@@ -128,7 +135,12 @@ pub(crate) async fn lead(
         journey.charged.keep();
     }
     let own = journey.charged.holds();
-    if let Err(denial) = journey.limited(Stage::Origin, parts).await {
+    let admitted = match &excuse {
+        None => journey.limited(Stage::Origin, parts).await,
+        // What is stale is there at once.
+        Some(_) => journey.limited_at_once(Stage::Origin, parts).await.map_err(Halt::denied),
+    };
+    if let Err(denial) = admitted {
         return match excuse {
             Some(previous) => Led::Found(worker.shared.cache.found(&previous.slot, ask), Outcome::Stale),
             None => Led::Denied(denial),

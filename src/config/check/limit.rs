@@ -95,6 +95,7 @@ impl Check<'_, '_> {
         let allow = self.allowed_networks(&raw.allow, &deny);
         let (status, notice) = (self.denial_status(&raw.status), self.notice(raw));
         let on = raw.on.as_ref().map_or(Stage::Request, |at| at.value);
+        let delay = self.delay(raw, on);
         let name = name?;
         let (Some(key), Some(quotas)) = (key, quotas) else { return Some((name, None)) };
         if key.contains(&IdentityPart::Ip) && self.proxies_unsaid {
@@ -125,6 +126,7 @@ impl Check<'_, '_> {
             headers: raw.headers.as_ref().map_or(Told::Draft, |at| at.value),
             status,
             notice,
+            delay,
         };
         Some((name, Some(limit)))
     }

@@ -1,6 +1,7 @@
 //! `[[limit]]`, and the `limits` of a route.
 
 use std::fmt;
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
@@ -61,6 +62,10 @@ pub(in crate::config) struct Limit {
     pub(in crate::config) algorithm: Maybe<Algorithm>,
     /// What a bucket holds that Redis does not know after it lost its data. For "token_bucket".
     pub(in crate::config) after_loss: Maybe<AfterLoss>,
+    /// Longest that a request waits for its turn in place of a denial.
+    pub(in crate::config) max_delay: MaybeText<Duration>,
+    /// How many wait at once in each pod.
+    pub(in crate::config) max_delayed: Maybe<i64>,
 }
 
 /// `cost` of a limit.

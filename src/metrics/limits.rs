@@ -1,0 +1,85 @@
+//! What limits said, and how requests waited for them.
+
+use std::time::Duration;
+
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+
+use super::labels::{Decision, Source};
+use super::{Cells, Families, SECONDS};
+
+/// What a limit's handles are resolved from; clones share it.
+#[derive(Clone)]
+pub(super) struct LimitFamilies {
+    decisions: IntCounterVec,
+    delays: HistogramVec,
+    waiting: IntGaugeVec,
+}
+
+/// Handles of one limit on one route.
+pub struct LimitMetrics {
+    route: String,
+    limit: String,
+    families: LimitFamilies,
+    decisions: Cells<IntCounter>,
+    delays: Cells<Histogram>,
+    waiting: Cells<IntGauge>,
+}
+
+impl LimitFamilies {
+    pub(super) fn register(families: &Families) -> Self {
+        Self {
+            decisions: families.counters(
+                "weir_limit_decisions_total",
+                "What limits said",
+                &["route", "limit", "decision", "source"],
+            ),
+            delays: families.histograms(
+                "weir_limit_delay_seconds",
+                "How long requests waited for a limit",
+                &["route", "limit"],
+                SECONDS,
+            ),
+            waiting: families.levels("weir_limit_waiting", "Requests that wait for a limit", &["route", "limit"]),
+        }
+    }
+}
+
+impl LimitMetrics {
+    pub(super) fn new(families: &LimitFamilies, route: &str, limit: &str) -> Self {
+        Self {
+            route: route.to_owned(),
+            limit: limit.to_owned(),
+            families: families.clone(),
+            decisions: Cells::new(Decision::ALL.len() * Source::ALL.len()),
+            delays: Cells::new(1),
+            waiting: Cells::new(1),
+        }
+    }
+
+    /// Counts a decision.
+    pub fn decided(&self, decision: Decision, source: Source) {
+        let labels = || [self.route.as_str(), self.limit.as_str(), decision.as_str(), source.as_str()];
+        self.decisions
+            .at(decision as usize * Source::ALL.len() + source as usize, || {
+                self.families.decisions.with_label_values(&labels())
+            })
+            .inc();
+    }
+
+    /// A request begins to wait.
+    pub fn waits(&self) {
+        self.waiting().inc();
+    }
+
+    /// It has waited for so long, whatever comes of it.
+    pub fn waited(&self, took: Duration) {
+        self.waiting().dec();
+        let labels = [self.route.as_str(), self.limit.as_str()];
+        self.delays.at(0, || self.families.delays.with_label_values(&labels)).observe(took.as_secs_f64());
+    }
+
+    fn waiting(&self) -> &IntGauge {
+        let labels = [self.route.as_str(), self.limit.as_str()];
+        self.waiting.at(0, || self.families.waiting.with_label_values(&labels))
+    }
+}
