@@ -139,7 +139,7 @@ impl Limiter {
         for stage in STAGES.into_iter().filter(|stage| *stage <= last) {
             match self.take(redis, limits, stage, facts, charged, budget).await {
                 Verdict::Allow => {}
-                denied => return denied,
+                denied @ Verdict::Deny(_) => return denied,
             }
         }
         Verdict::Allow

@@ -49,12 +49,13 @@ impl Crowd {
     }
 
     fn waiting(&self) -> u64 {
-        self.sum("weir_limit_waiting{")
+        self.sum("limit_waiting")
     }
 
     fn sum(&self, series: &str) -> u64 {
         let text = self.pod.metrics.render(0);
-        let lines = text.lines().filter(|line| line.starts_with(series));
+        let wanted = format!("_{series}{{");
+        let lines = text.lines().filter(|line| line.find(&wanted) == Some("weir".len()));
         lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 }
@@ -102,7 +103,7 @@ async fn whoever_may_wait_goes_on_in_its_turn_and_whoever_may_not_hears_when() {
     assert_eq!(crowd.pod.counted("slow", Decision::Delayed, Source::Local), 2);
     assert_eq!(crowd.pod.counted("slow", Decision::Allowed, Source::Local), 3);
     assert_eq!(crowd.pod.counted("slow", Decision::Denied, Source::Local), 2);
-    assert_eq!(crowd.sum("weir_limit_delay_seconds_count{"), 2);
+    assert_eq!(crowd.sum("limit_delay_seconds_count"), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,4 +234,63 @@ async fn a_limit_that_only_counts_delays_nobody() {
         assert!(about(&crowd.come(1).await.unwrap(), 0));
     }
     assert_eq!(crowd.pod.counted("dry", Decision::DryRun, Source::Local), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_comes_behind_those_who_wait() {
+    let crowd = Crowd::new(vec![slow("slow", 1000, 100, Stage::Origin)]);
+    let is_awaited = |last: u8| {
+        let headers = HeaderMap::new();
+        let ip = [192, 0, 2, last].into();
+        let facts =
+            Facts { ip, headers: &headers, query: None, route: "catalog", host: "shop.example", method: &Method::GET };
+        crowd.pod.limiter.is_awaited(&crowd.pod.limits, Stage::Origin, &facts)
+    };
+    assert!(crowd.send(1, Stage::Origin).await.unwrap().1.is_ok());
+    assert!(!is_awaited(1));
+    let waits = crowd.send(1, Stage::Origin);
+    sleep(Duration::from_millis(10)).await;
+    assert!(is_awaited(1) && !is_awaited(2));
+    assert!(waits.await.unwrap().1.is_ok());
+    assert!(!is_awaited(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_goes_from_the_longest_line_to_a_shorter_one_only() {
+    let crowd = Crowd::new(vec![slow("slow", 2000, 9, Stage::Request)]);
+    // One of each client is served at once; five, three and one wait.
+    let all = [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3].map(|last| crowd.come(last));
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(crowd.waiting(), 9);
+    let gets_one = crowd.come(2);
+    sleep(Duration::from_millis(10)).await;
+    let denied = crowd.come(2).await.unwrap();
+    assert!(matches!(denied, (_, Err(Some(470..=490)))), "four and four wait: {denied:?}");
+    assert!(gets_one.await.unwrap().1.is_ok());
+    let mut lost = 0;
+    for one in all {
+        lost += usize::from(one.await.unwrap().1.is_err());
+    }
+    assert_eq!(lost, 1, "the last of the five");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_it_has_waited_before_counts() {
+    let crowd = Crowd::new(vec![slow("slow", 150, 100, Stage::Request)]);
+    assert!(crowd.come(1).await.unwrap().1.is_ok());
+    let headers = HeaderMap::new();
+    let ip = [192, 0, 2, 1].into();
+    let facts =
+        Facts { ip, headers: &headers, query: None, route: "catalog", host: "shop.example", method: &Method::GET };
+    let (mut charged, mut budget) = (Charged::default(), Budget::new(Duration::from_secs(5)));
+    let pod = &crowd.pod;
+    let taking = Taking { redis: None, limits: &pod.limits, stage: Stage::Request, facts: &facts };
+    let Err(Halt::Wait(denial)) = pod.limiter.admit(&taking, &mut charged, &mut budget).await else {
+        panic!("it may wait for 100 ms")
+    };
+    // At other stages, say.
+    charged.waited = Some(Duration::from_millis(60));
+    let ended = pod.limiter.delay(&taking, &mut charged, &mut budget, denial).await;
+    assert!((90..=93).contains(&crowd.began.elapsed().as_millis()), "{:?}", crowd.began.elapsed());
+    assert!(ended.is_err_and(|denial| denial.retry_after.is_some_and(|wait| wait.as_millis() <= 12)));
 }

@@ -103,8 +103,9 @@ impl Line {
 impl Lobby {
     /// Takes the place of the last of the longest line, for one who is behind `own` others; whether that was fair.
     fn evict(&mut self, own: usize) -> bool {
-        // Who has as many as an average line has not come short.
-        if own * self.lines.len() >= self.taken {
+        // Every other line has one at least: often no look at them is needed to know that none is longer.
+        let others = self.lines.len() - usize::from(own > 0);
+        if self.taken < own + others + own + 1 {
             return false;
         }
         let Some(longest) = self.lines.values_mut().max_by_key(|line| line.waiters.len()) else { return false };

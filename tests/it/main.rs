@@ -31,6 +31,7 @@ mod limit_answers;
 mod limit_attacks;
 mod limit_peers;
 mod limits;
+mod limits_delay;
 mod limits_fleet;
 mod methods;
 mod once;
