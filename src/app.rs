@@ -261,6 +261,8 @@ impl Parts {
         if let Some(kv) = &kv {
             runtime.spawn(renew(Arc::clone(&limiter), Arc::clone(kv)));
             runtime.spawn(repay(Arc::clone(&limiter), Arc::clone(kv)));
+            limiter.follow(config.routes.iter().flat_map(|route| &route.limits).map(|limit| &**limit));
+            runtime.spawn(read_tiers(Arc::clone(&limiter), Arc::clone(kv)));
         }
         let fleet = config.redis.as_ref().map(|redis| Fleet::new(Arc::clone(&invalidation), redis.replicas));
         let workers = config.server.workers.get();
@@ -363,6 +365,7 @@ impl Parts {
         self.token.store(config.admin.token.clone().map(Arc::new));
         self.sink.set_access(config.log.access);
         self.shared.invalidation.set_bounds(Bounds::over(config.bounds()));
+        self.shared.limiter.follow(config.routes.iter().flat_map(|route| &route.limits).map(|limit| &**limit));
         self.shared.replace(Live::new(Arc::new(config.clone()), &self.secret, &self.metrics));
         reloader.take(config, loaded.files);
         self.metrics.reloaded(Reload::Applied);
@@ -427,6 +430,17 @@ async fn repay(limiter: Arc<Limiter>, kv: Arc<kv::Shared>) {
     loop {
         tick.tick().await;
         limiter.repay(&redis, false).await;
+    }
+}
+
+/// Reads for whom limits are others, for as long as the process runs.
+async fn read_tiers(limiter: Arc<Limiter>, kv: Arc<kv::Shared>) {
+    let redis = kv::Redis::control(kv);
+    let mut tick = interval(limit::tiers::REFRESH);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        limiter.read_tiers(&redis).await;
     }
 }
 

@@ -34,7 +34,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub use limit::{AfterLoss, Cost, Delay, IdentityPart, Limit, Missing, Notice, Quota, RedisDown, Stage, Told};
+pub use limit::{AfterLoss, Cost, Delay, IdentityPart, Limit, Missing, Notice, Quota, RedisDown, Stage, Tiers, Told};
 pub use limits::{Http2Limits, ServerLimits};
 pub use overrides::Overrides;
 pub use report::Report;

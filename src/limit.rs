@@ -35,6 +35,8 @@ mod screen;
 pub mod shared;
 pub mod sliding_log;
 pub mod sliding_window;
+mod text;
+pub mod tiers;
 pub mod verdict;
 pub mod window;
 
@@ -50,6 +52,7 @@ use line::Lines;
 use loans::{Due, Known, Loans, REPAID_AT_ONCE, Spent};
 use local::{Ask, Few, Reading};
 pub use screen::Reach;
+use tiers::Tiers;
 use verdict::{Answer, count, denial};
 pub use verdict::{Charged, Denial, Verdict};
 
@@ -85,6 +88,7 @@ pub struct Limiter {
     loans: Loans,
     names: LocalNames,
     lines: Lines,
+    tiers: Tiers,
     pseudonym: Pseudonym,
     replicas: AtomicU32,
     /// The next request's, from a random one on: no two requests of the fleet share one.
@@ -116,6 +120,7 @@ impl Limiter {
             loans: Loans::new(loans::borrower(kv::random())),
             names: LocalNames::default(),
             lines: Lines::default(),
+            tiers: Tiers::default(),
             pseudonym: Pseudonym::new(&secret),
             replicas: replicas.into(),
             ids: kv::random().into(),
@@ -169,7 +174,7 @@ impl Limiter {
         }
         let narrowed;
         if stage.is_screened || charged.is_narrowed {
-            match screen::narrowed(stage, facts, charged) {
+            match screen::narrowed(stage, &self.tiers, facts, charged) {
                 Ok(None) => {}
                 Ok(Some(some)) if some.bounds.is_empty() => return Verdict::Allow,
                 Ok(Some(some)) => {

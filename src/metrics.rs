@@ -19,10 +19,10 @@ use prometheus::{
 
 pub use self::labels::{
     Decision, Door, Ended, Fault, Fill, Layer, Lookup, NotTaken, Outcome, RedisResult, Reload, Retry, Shed, Source,
-    Tier,
+    Tier, TiersRead,
 };
 use self::limits::LimitFamilies;
-pub use self::limits::LimitMetrics;
+pub use self::limits::{LimitMetrics, TiersMetrics};
 use self::ratio::RatioWindow;
 pub use self::upstream::UpstreamMetrics;
 
@@ -41,6 +41,8 @@ pub struct Metrics {
     route_families: RouteFamilies,
     hit_ratio: GaugeVec,
     limits: LimitFamilies,
+    /// Identities for whom limits are others.
+    pub tiers: TiersMetrics,
     invalidations: IntCounterVec,
     redis_commands: IntCounterVec,
     redis_seconds: HistogramVec,
@@ -144,6 +146,7 @@ impl Metrics {
                 &["route"],
             ),
             limits: LimitFamilies::register(&families),
+            tiers: TiersMetrics::register(&families),
             invalidations: families.counters(
                 "weir_invalidations_total",
                 "Invalidations that came in here",

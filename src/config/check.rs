@@ -14,6 +14,7 @@ mod redis;
 mod route;
 mod secret;
 mod shape;
+mod tiers;
 mod tls;
 
 use std::ops::RangeInclusive;
@@ -43,6 +44,8 @@ struct Check<'s, 't> {
     /// Whether nothing says who stands in front: neither `server.trusted_proxies`, of which an empty list says that nobody
     /// does, nor `server.proxy_protocol`.
     proxies_unsaid: bool,
+    /// Whether there is a Redis.
+    has_redis: bool,
     /// Secret files that were named.
     files: Vec<PathBuf>,
     problems: &'s mut Vec<Problem>,
@@ -69,7 +72,8 @@ pub(super) fn check(
     };
     let says_who = |server: &super::raw::Server| server.trusted_proxies.is_some() || server.proxy_protocol.is_some();
     let proxies_unsaid = !raw.server.as_ref().is_some_and(says_who);
-    let mut check = Check { sources, machine, directory, proxies_unsaid, files: Vec::new(), problems };
+    let has_redis = raw.redis.is_some();
+    let mut check = Check { sources, machine, directory, proxies_unsaid, has_redis, files: Vec::new(), problems };
     let config = check.config(&raw);
     (config, check.files)
 }

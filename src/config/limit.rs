@@ -1,5 +1,6 @@
 //! `[[limit]]`, checked.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,17 @@ pub struct Limit {
     pub notice: Option<Notice>,
     /// Whether a request may wait for its turn in place of a denial.
     pub delay: Option<Delay>,
+    /// Identities for whom it is another.
+    pub tiers: Option<Tiers>,
+}
+
+/// `tiers` and `tier`: identities for whom a limit is another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tiers {
+    /// The hash in Redis that says which identities have which.
+    pub hash: String,
+    /// What each counts by, by its name. Several rates have none.
+    pub quotas: BTreeMap<String, Quota>,
 }
 
 /// `max_delay` and `max_delayed`: how requests wait for a limit.

@@ -37,6 +37,11 @@ impl Keys {
         [&self.namespace, ":l:", scope, ":", identity].concat().into_bytes()
     }
 
+    /// Which identities have which tier of limits: `ns:tiers:name`, a hash. No TTL: it is the operator's.
+    pub fn tiers(&self, name: &str) -> Vec<u8> {
+        format!("{}:tiers:{name}", self.namespace).into_bytes()
+    }
+
     /// Channel on which every logged invalidation is announced.
     pub fn bus(&self) -> String {
         format!("{}:bus", self.namespace)

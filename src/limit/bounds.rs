@@ -1,5 +1,6 @@
 //! A route's limits by stage, with their handles; built with the route.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::HeaderValue;
@@ -29,6 +30,8 @@ pub(super) struct Bound {
     pub(super) args: ShapeArgs,
     /// Its name in `RateLimit`.
     pub(super) quoted: Box<str>,
+    /// What it is for the identities of a tier, by the tier's name.
+    pub(super) tiers: BTreeMap<Box<str>, Arc<Bound>>,
 }
 
 /// A cost in decimal digits.
@@ -122,7 +125,21 @@ impl StageLimits {
 
 impl Bound {
     fn new(metrics: &Metrics, route: &str, limit: &Arc<config::Limit>, nth: usize) -> Self {
-        let (quota, several) = (limit.quotas[nth], limit.quotas.len() > 1);
+        let tiers = limit.tiers.iter().flat_map(|tiers| &tiers.quotas);
+        let tier = |quota| Arc::new(Self::by(metrics, route, limit, nth, quota, BTreeMap::new()));
+        let tiers = tiers.map(|(name, quota)| (name.as_str().into(), tier(*quota))).collect();
+        Self::by(metrics, route, limit, nth, limit.quotas[nth], tiers)
+    }
+
+    fn by(
+        metrics: &Metrics,
+        route: &str,
+        limit: &Arc<config::Limit>,
+        nth: usize,
+        quota: Quota,
+        tiers: BTreeMap<Box<str>, Arc<Self>>,
+    ) -> Self {
+        let several = limit.quotas.len() > 1;
         let shape = Shape::new(&quota);
         let name = match quota.rate().filter(|_| several) {
             Some(rate) => fields::quoted(&format!("{} {rate}", limit.name)),
@@ -137,6 +154,7 @@ impl Bound {
             shape,
             args: ShapeArgs::new(&shape),
             quoted: name,
+            tiers,
         }
     }
 

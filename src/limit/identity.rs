@@ -20,7 +20,7 @@ use crate::config::{IdentityPart, Secret};
 const VALUE_MAX: usize = 256;
 
 /// Bytes in front of a part's value: kind and length.
-const PART_HEAD: usize = 5;
+pub(super) const PART_HEAD: usize = 5;
 
 /// Bytes of an HMAC that name a bucket in Redis: 128 bits, far beyond any accidental collision.
 const PSEUDONYM_BYTES: usize = 16;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::bounds::{Bound, StageLimits};
+use super::tiers::Tiers;
 use super::verdict::{Cause, Charged, Denial};
 use super::{Facts, fields, identity, with_scratch};
 use crate::config::{self, Missing};
@@ -24,22 +25,23 @@ pub enum Reach {
     Unidentified,
 }
 
-/// Whether a limit has anything to say before its state is asked.
+/// Whether a limit has anything to say before its state is asked, or is another for somebody.
 pub(super) fn is_needed(limit: &config::Limit) -> bool {
-    !limit.allow.is_empty() || !limit.deny.is_empty() || limit.missing != Missing::Share
+    !limit.allow.is_empty() || !limit.deny.is_empty() || limit.missing != Missing::Share || limit.tiers.is_some()
 }
 
-/// The stage as this request has it: `None` if all of it, else those limits that count it.
+/// The stage as this request has it: `None` if all of it, else those limits that count it, as they are for its identity.
 ///
 /// # Errors
 /// The denial of the first limit that denies it unasked.
 pub(super) fn narrowed(
     stage: &StageLimits,
+    tiers: &Tiers,
     facts: &Facts<'_>,
     charged: &mut Charged,
 ) -> Result<Option<Box<StageLimits>>, Box<Denial>> {
     let mut bounds: Vec<Arc<Bound>> = Vec::with_capacity(stage.bounds.len());
-    let mut counts = true;
+    let (mut counts, mut is_other) = (true, false);
     for bound in &stage.bounds {
         // Several rates are one limit.
         if !bound.follows {
@@ -55,10 +57,12 @@ pub(super) fn narrowed(
             }
         }
         if counts {
-            bounds.push(Arc::clone(bound));
+            let own = tiers.bound_of(bound, facts);
+            is_other |= own.is_some();
+            bounds.push(own.unwrap_or_else(|| Arc::clone(bound)));
         }
     }
-    if bounds.len() == stage.bounds.len() && !charged.is_narrowed {
+    if bounds.len() == stage.bounds.len() && !is_other && !charged.is_narrowed {
         return Ok(None);
     }
     charged.is_narrowed = true;
@@ -68,6 +72,7 @@ pub(super) fn narrowed(
         policy,
         script: stage.script,
         minds_loss: stage.minds_loss,
+        delays: stage.delays,
         ..StageLimits::none(stage.refundable)
     })))
 }

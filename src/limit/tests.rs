@@ -43,6 +43,7 @@ fn limit(name: &str, rate: (u32, u32), burst: u32, on: Stage) -> config::Limit {
         status: StatusCode::TOO_MANY_REQUESTS,
         notice: None,
         delay: None,
+        tiers: None,
     }
 }
 
@@ -391,3 +392,6 @@ mod screen_tests;
 
 #[path = "delay_tests.rs"]
 mod delays;
+
+#[path = "tiers_tests.rs"]
+mod tiered;

@@ -156,6 +156,18 @@ labels! {
 }
 
 labels! {
+    /// How reading a hash of tiers ended.
+    TiersRead {
+        /// Read; what it says holds.
+        Ok = "ok",
+        /// It has more identities than one may have; what was read before holds.
+        TooLarge = "too_large",
+        /// Redis did not answer, or by an error; what was read before holds.
+        Unavailable = "unavailable",
+    }
+}
+
+labels! {
     /// The way an invalidation came in.
     Door {
         /// `POST /invalidate`.

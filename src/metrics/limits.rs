@@ -1,10 +1,10 @@
-//! What limits said, and how requests waited for them.
+//! What limits said, how requests waited for them, and for whom they are others.
 
 use std::time::Duration;
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::labels::{Decision, Source};
+use super::labels::{Decision, Source, TiersRead};
 use super::{Cells, Families, SECONDS};
 
 /// What a limit's handles are resolved from; clones share it.
@@ -81,5 +81,37 @@ impl LimitMetrics {
     fn waiting(&self) -> &IntGauge {
         let labels = [self.route.as_str(), self.limit.as_str()];
         self.waiting.at(0, || self.families.waiting.with_label_values(&labels))
+    }
+}
+
+/// Identities for whom limits are others, by the hash that says so.
+pub struct TiersMetrics {
+    reads: IntCounterVec,
+    identities: IntGaugeVec,
+    unknown: IntGaugeVec,
+}
+
+impl TiersMetrics {
+    pub(super) fn register(families: &Families) -> Self {
+        Self {
+            reads: families.counters("weir_limit_tiers_reads_total", "Readings of tiers", &["tiers", "result"]),
+            identities: families.levels("weir_limit_tiers_identities", "Identities that have a tier", &["tiers"]),
+            unknown: families.levels(
+                "weir_limit_tiers_unknown",
+                "Identities with a tier that no limit has",
+                &["tiers"],
+            ),
+        }
+    }
+
+    /// Counts a reading of the hash called `tiers`.
+    pub fn read(&self, tiers: &str, result: TiersRead) {
+        self.reads.with_label_values(&[tiers, result.as_str()]).inc();
+    }
+
+    /// What it said.
+    pub fn hold(&self, tiers: &str, identities: usize, unknown: usize) {
+        self.identities.with_label_values(&[tiers]).set(identities as i64);
+        self.unknown.with_label_values(&[tiers]).set(unknown as i64);
     }
 }

@@ -14,7 +14,12 @@ fn touch_everything(metrics: &Metrics) {
     route.fill(Fill::Stored);
     route.upstream(Some(StatusCode::OK), took);
     route.upstream(None, took);
-    metrics.limit("catalog", "per-client").decided(Decision::Denied, Source::Redis);
+    let limit = metrics.limit("catalog", "per-client");
+    limit.decided(Decision::Denied, Source::Redis);
+    limit.waits();
+    limit.waited(took);
+    metrics.tiers.read("api", TiersRead::Ok);
+    metrics.tiers.hold("api", 2, 1);
     metrics.command("get").ended(RedisResult::Ok, took);
     metrics.invalidated("tag", Door::Admin);
     metrics.reloaded(Reload::Applied);
@@ -145,6 +150,7 @@ fn every_label_value_is_documented() {
     values.extend(RedisResult::ALL.iter().map(|v| v.as_str()));
     values.extend(Shed::ALL.iter().map(|v| v.as_str()));
     values.extend(Retry::ALL.iter().map(|v| v.as_str()));
+    values.extend(TiersRead::ALL.iter().map(|v| v.as_str()));
     values.extend(Reload::ALL.iter().map(|v| v.as_str()));
     for value in values {
         assert!(page.contains(&format!("`{value}`")), "{value}");

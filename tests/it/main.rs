@@ -33,6 +33,7 @@ mod limit_peers;
 mod limits;
 mod limits_delay;
 mod limits_fleet;
+mod limits_tiers;
 mod methods;
 mod once;
 mod overload;

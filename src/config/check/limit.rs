@@ -89,7 +89,11 @@ impl Check<'_, '_> {
         let name = self.read(&raw.name).map(|name| name.0);
         let key = raw.key.as_ref().and_then(|key| self.identity(key));
         let quotas = self.quotas(raw, span);
-        let cost = self.cost(raw.cost.as_ref(), quotas.as_deref());
+        let tiers = self.limit_tiers(raw);
+        let all: Option<Vec<Quota>> = quotas
+            .as_ref()
+            .map(|quotas| quotas.iter().chain(tiers.iter().flat_map(|tiers| tiers.quotas.values())).copied().collect());
+        let cost = self.cost(raw.cost.as_ref(), all.as_deref());
         let after_loss = self.after_loss(raw, quotas.as_deref());
         let deny = self.denied_networks(&raw.deny);
         let allow = self.allowed_networks(&raw.allow, &deny);
@@ -127,6 +131,7 @@ impl Check<'_, '_> {
             status,
             notice,
             delay,
+            tiers,
         };
         Some((name, Some(limit)))
     }

@@ -7,11 +7,11 @@ use crate::config::{Cost, Quota};
 use crate::syntax::rate::Rate;
 
 /// Largest bucket, in requests; the scripts count in doubles, which hold it exactly.
-const MOST_BURST: u32 = 1_000_000_000;
+pub(super) const MOST_BURST: u32 = 1_000_000_000;
 /// Most times that a log keeps of one identity.
-const MOST_LOGGED: u32 = 10_000;
+pub(super) const MOST_LOGGED: u32 = 10_000;
 /// Most requests in flight that are told apart.
-const MOST_IN_FLIGHT: u32 = 10_000;
+pub(super) const MOST_IN_FLIGHT: u32 = 10_000;
 
 impl Check<'_, '_> {
     /// One quota a rate; `None` if there is none that can be read.
@@ -154,7 +154,7 @@ impl Check<'_, '_> {
 }
 
 /// The requests of one second, at least one.
-fn default_burst(rate: Rate) -> u32 {
+pub(super) fn default_burst(rate: Rate) -> u32 {
     let second = u64::from(rate.amount) * 1000 / u64::from(rate.period_ms.max(1));
     u32::try_from(second).unwrap_or(MOST_BURST).clamp(1, MOST_BURST)
 }

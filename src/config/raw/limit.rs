@@ -1,5 +1,6 @@
 //! `[[limit]]`, and the `limits` of a route.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -66,6 +67,22 @@ pub(in crate::config) struct Limit {
     pub(in crate::config) max_delay: MaybeText<Duration>,
     /// How many wait at once in each pod.
     pub(in crate::config) max_delayed: Maybe<i64>,
+    /// Hash in Redis that says which identities have which tier.
+    pub(in crate::config) tiers: MaybeText<Name>,
+    /// What the limit is for the identities of a tier.
+    pub(in crate::config) tier: Option<BTreeMap<At<String>, At<Tier>>>,
+}
+
+/// `tier` of a limit.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Tier {
+    /// In place of the limit's own.
+    pub(in crate::config) rate: MaybeText<Rate>,
+    /// In place of the limit's own.
+    pub(in crate::config) burst: Maybe<i64>,
+    /// In place of the limit's own.
+    pub(in crate::config) max: Maybe<i64>,
 }
 
 /// `cost` of a limit.
