@@ -266,12 +266,18 @@ async fn a_place_goes_from_the_longest_line_to_a_shorter_one_only() {
     sleep(Duration::from_millis(10)).await;
     let denied = crowd.come(2).await.unwrap();
     assert!(matches!(denied, (_, Err(Some(470..=490)))), "four and four wait: {denied:?}");
-    assert!(gets_one.await.unwrap().1.is_ok());
+    // Four, three and two: nobody is shorter of a place than who would lose one.
+    let gets_another = crowd.come(3);
+    sleep(Duration::from_millis(10)).await;
+    for last in [1, 2] {
+        assert!(crowd.come(last).await.unwrap().1.is_err(), "{last}");
+    }
+    assert!(gets_another.await.unwrap().1.is_ok());
     let mut lost = 0;
-    for one in all {
+    for one in all.into_iter().chain([gets_one]) {
         lost += usize::from(one.await.unwrap().1.is_err());
     }
-    assert_eq!(lost, 1, "the last of the five");
+    assert_eq!(lost, 2, "the last of the five, and that of one of the fours");
 }
 
 #[tokio::test(start_paused = true)]
