@@ -166,8 +166,11 @@ mod tests {
         let (file, other) = (scratch.0.join("weir.toml"), scratch.0.join("token"));
         fs::write(&file, "a").unwrap();
         let (_watch, mut changes) = Watch::start(vec![Seen::now(file.clone()), Seen::now(other.clone())]).unwrap();
-        fs::write(&file, "a").unwrap();
-        fs::write(scratch.0.join("unrelated"), "x").unwrap();
+        // Replaced at once: who looks while it is written sees an empty file.
+        let (unrelated, same) = (scratch.0.join("unrelated"), scratch.0.join("same"));
+        fs::write(&same, "a").unwrap();
+        fs::rename(&same, &file).unwrap();
+        fs::write(&unrelated, "x").unwrap();
         assert!(timeout(DEBOUNCE * 3, changes.recv()).await.is_err());
         fs::write(&other, "new").unwrap();
         timeout(PATIENCE, changes.recv()).await.unwrap().unwrap();
