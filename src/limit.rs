@@ -33,6 +33,7 @@ pub mod loans;
 pub mod local;
 mod screen;
 pub mod shared;
+mod sketch;
 pub mod sliding_log;
 pub mod sliding_window;
 mod text;

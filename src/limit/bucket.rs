@@ -78,6 +78,19 @@ impl Bucket {
         Self { credit: shape.capacity, stamp: now, unit: shape.price, returned: 0.0 }
     }
 
+    /// One that will be full at `full_at`, and counts as having been given back `returned` units so far.
+    pub fn owing(shape: &Shape, now: Micros, full_at: Micros, returned: f64) -> Self {
+        let credit = shape.capacity - (full_at - now).max(0.0) * shape.accrual;
+        // Times are rounded up to the microsecond: less than none by less than that is none.
+        let credit = if credit > -shape.accrual { credit.max(0.0) } else { credit };
+        Self { credit, stamp: now, unit: shape.price, returned }
+    }
+
+    /// Requests given back so far.
+    pub fn returned(&self) -> f64 {
+        self.returned / self.unit
+    }
+
     /// Brings it to `now`.
     pub fn refill(&mut self, shape: &Shape, now: Micros) {
         if self.unit != shape.price {

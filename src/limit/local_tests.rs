@@ -71,32 +71,130 @@ fn a_shadow_goes_down_to_nothing_and_is_given_back() {
     assert!(admits(&local, &[ask(1, hourly(2))], 0.0));
 }
 
+/// `amount` requests from one hour to the next.
+fn window(amount: u32) -> Shape {
+    Shape::FixedWindow(Window::new(Rate { amount, period_ms: 3_600_000 }))
+}
+
 #[test]
 fn a_flood_of_identities_is_bounded_and_refills_nobody() {
     let local = Local::with_shard_max(8);
     let known = ask(newcomer(0), hourly(2));
     assert!(admits(&local, &[known], 0.0) && admits(&local, &[known], 0.0));
-    for number in 1..1000 {
+    for number in 1..500 {
         local.take(&[ask(newcomer(number), hourly(2))], 0.0);
     }
     assert_eq!(local.len(), 8);
     assert!(!admits(&local, &[known], 0.0));
-    assert!(!admits(&local, &[ask(newcomer(2000), hourly(2))], 0.0), "newcomers share what is left");
-    assert!(admits(&local, &[Ask { scope: "another", ..ask(newcomer(2001), hourly(2)) }], 0.0), "but within a limit");
+    let fresh = ask(newcomer(2000), hourly(2));
+    assert!(admits(&local, &[fresh], 0.0), "who comes for the first time has a bucket of its own");
+    assert!(admits(&local, &[fresh], 0.0) && !admits(&local, &[fresh], 0.0), "and no more than that");
+}
+
+#[test]
+fn who_had_to_make_room_finds_what_it_left() {
+    let local = Local::with_shard_max(1);
+    let asks: Vec<_> = (0..4).map(|number| ask(newcomer(number), hourly(3))).collect();
+    for _ in 0..3 {
+        // Whoever has a bucket of its own has taken more than the others, who have to make room then.
+        assert!(asks.iter().all(|ask| admits(&local, &[*ask], 0.0)));
+    }
+    assert!(asks.iter().all(|ask| !admits(&local, &[*ask], 0.0)));
+    assert!(asks.iter().all(|ask| !admits(&local, &[*ask], HOUR_US - 1000.0)));
+    assert!(asks.iter().all(|ask| admits(&local, &[*ask], HOUR_US)));
+    assert!(asks.iter().all(|ask| !admits(&local, &[*ask], HOUR_US)));
+}
+
+#[test]
+fn a_bucket_makes_room_for_one_that_lacks_more() {
+    let local = Local::with_shard_max(1);
+    assert!(admits(&local, &[ask(newcomer(0), hourly(9))], 0.0));
+    assert!(admits(&local, &[ask(newcomer(1), hourly(9))], 0.0));
+    assert!(local.state(newcomer(0)).is_some(), "as much is not more");
+    assert!(admits(&local, &[ask(newcomer(1), hourly(9))], 0.0));
+    assert!(local.state(newcomer(0)).is_none() && local.state(newcomer(1)).is_some());
+    assert!(admits(&local, &[Ask { cost: 8.0, ..ask(newcomer(0), hourly(9)) }], 0.0));
+    assert!(!admits(&local, &[ask(newcomer(0), hourly(9))], 0.0));
+}
+
+#[test]
+fn of_limits_that_a_reload_changed_as_much_is_owed_as_before() {
+    let local = Local::with_shard_max(1);
+    let secondly = |burst| Shape::TokenBucket(bucket::Shape::new(Rate { amount: 1, period_ms: 1000 }, burst));
+    let keeper = Ask { scope: "keeper", ..ask(newcomer(0), hourly(100)) };
+    assert!(admits(&local, &[Ask { cost: 100.0, ..keeper }], 0.0));
+    let late = newcomer(1);
+    assert!(admits(&local, &[Ask { cost: 4.0, ..ask(late, hourly(9)) }], 0.0));
+    let left = local.take(&[Ask { cost: 9.0, ..ask(late, secondly(9)) }], 0.0)[0].level;
+    assert_eq!((left.remaining, left.wait_ms), (5, 4000), "four requests, and not four hours");
+    assert!(admits(&local, &[ask(newcomer(2), secondly(9))], 0.0));
+    let left = local.take(&[Ask { cost: 9.0, ..ask(late, hourly(9)) }], 0.0)[0].level;
+    assert_eq!((left.remaining, left.wait_ms), (5, 4 * 3_600_000));
+}
+
+/// What comes for another limit, and is soon forgotten.
+fn passing(name: LocalName) -> Ask<'static> {
+    let shape = Shape::TokenBucket(bucket::Shape::new(Rate { amount: 1, period_ms: 1000 }, 9));
+    Ask { scope: "another", ..ask(name, shape) }
+}
+
+#[test]
+fn who_was_forgotten_is_given_back_no_more_than_it_would_have_been() {
+    let local = Local::with_shard_max(1);
+    let known = ask(newcomer(0), hourly(2));
+    let marks = [(); 2].map(|()| local.take(&[known], 0.0)[0].mark.unwrap());
+    local.refund(&known, &marks[0], 0.0);
+    // It is full by now, with the second as without it.
+    assert!(admits(&local, &[passing(newcomer(1))], HOUR_US));
+    assert!(local.state(known.name).is_none());
+    assert!(admits(&local, &[known], HOUR_US));
+    local.refund(&known, &marks[1], HOUR_US);
+    assert!(admits(&local, &[known], HOUR_US));
+    assert!(!admits(&local, &[known], HOUR_US), "two at once, and no third");
+}
+
+#[test]
+fn who_had_to_make_room_is_given_back_no_more_than_it_would_have_been() {
+    let local = Local::with_shard_max(1);
+    let known = ask(newcomer(0), hourly(2));
+    let marks = [(); 2].map(|()| local.take(&[known], 0.0)[0].mark.unwrap());
+    local.refund(&known, &marks[0], 0.0);
+    let all = |name| Ask { cost: 2.0, ..ask(name, hourly(2)) };
+    assert!(admits(&local, &[all(newcomer(1))], HOUR_US / 2.0));
+    assert!(local.state(known.name).is_none());
+    assert!(admits(&local, &[all(known.name)], HOUR_US), "full, with the second as without it");
+    assert!(local.state(known.name).is_some());
+    local.refund(&known, &marks[1], HOUR_US);
+    assert!(!admits(&local, &[known], HOUR_US), "two at once, and no third");
+}
+
+#[test]
+fn windows_share_what_there_is_no_room_for() {
+    let local = Local::with_shard_max(8);
+    let known = ask(newcomer(0), window(2));
+    assert!(admits(&local, &[known], 0.0) && admits(&local, &[known], 0.0));
+    for number in 1..1000 {
+        local.take(&[ask(newcomer(number), window(2))], 0.0);
+    }
+    assert_eq!(local.len(), 8);
+    assert!(!admits(&local, &[known], 0.0));
+    assert!(!admits(&local, &[ask(newcomer(2000), window(2))], 0.0), "newcomers share what is left");
+    assert!(admits(&local, &[Ask { scope: "another", ..ask(newcomer(2001), window(2)) }], 0.0), "but within a limit");
 }
 
 #[test]
 fn who_leaves_the_overflow_takes_its_level_along() {
     let local = Local::with_shard_max(1);
+    let sliding = |amount| Shape::SlidingWindow(Window::new(Rate { amount, period_ms: 3_600_000 }));
     assert!(admits(&local, &[ask(newcomer(0), hourly(1))], 0.0));
-    let late = ask(newcomer(1), hourly(3));
+    let late = ask(newcomer(1), sliding(3));
     for _ in 0..3 {
         assert!(admits(&local, &[late], 0.0));
     }
-    // The first bucket is full and makes room; the newcomer has had its burst, and one hour's request since.
-    assert!(admits(&local, &[late], HOUR_US));
+    // The first bucket is full and makes room; half of what the newcomer had an hour ago still counts.
+    assert!(admits(&local, &[late], 1.5 * HOUR_US));
     assert!(local.state(late.name).is_some());
-    assert!(!admits(&local, &[late], HOUR_US));
+    assert!(!admits(&local, &[late], 1.5 * HOUR_US));
 }
 
 #[test]
