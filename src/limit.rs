@@ -38,6 +38,7 @@ pub mod sliding_log;
 pub mod sliding_window;
 mod text;
 pub mod tiers;
+mod top;
 pub mod verdict;
 pub mod window;
 
@@ -54,6 +55,7 @@ use loans::{Due, Known, Loans, REPAID_AT_ONCE, Spent};
 use local::{Ask, Few, Reading};
 pub use screen::Reach;
 use tiers::Tiers;
+use top::Top;
 use verdict::{Answer, count, denial};
 pub use verdict::{Charged, Denial, Verdict};
 
@@ -87,6 +89,7 @@ pub struct Settings {
 pub struct Limiter {
     shelf: Arc<Shelf>,
     loans: Loans,
+    top: Top,
     names: LocalNames,
     lines: Lines,
     tiers: Tiers,
@@ -119,6 +122,7 @@ impl Limiter {
         Self {
             shelf: Arc::new(Shelf::new(clock)),
             loans: Loans::new(loans::borrower(kv::random())),
+            top: Top::new(),
             names: LocalNames::default(),
             lines: Lines::default(),
             tiers: Tiers::default(),
@@ -198,6 +202,9 @@ impl Limiter {
             },
         };
         let Some(denial) = denial else { return Verdict::Allow };
+        self.top.count(denial.name, &denial.limit, self.shelf.steady(), |out| {
+            identity::canonical(&denial.limit.key, facts, out);
+        });
         // Before the denial is answered, so that a client which retries at once finds its tokens.
         self.refund(redis, charged, budget).await;
         Verdict::Deny(denial)

@@ -16,15 +16,15 @@ use crate::metrics::{Decision, Metrics};
 use crate::syntax::rate::Rate;
 
 /// A process, and a request that comes to it.
-struct Pod {
-    clock: Clock,
-    limiter: Limiter,
+pub(super) struct Pod {
+    pub(super) clock: Clock,
+    pub(super) limiter: Limiter,
     metrics: Arc<Metrics>,
-    redis: Option<kv::Redis>,
-    limits: RouteLimits,
+    pub(super) redis: Option<kv::Redis>,
+    pub(super) limits: RouteLimits,
 }
 
-fn limit(name: &str, rate: (u32, u32), burst: u32, on: Stage) -> config::Limit {
+pub(super) fn limit(name: &str, rate: (u32, u32), burst: u32, on: Stage) -> config::Limit {
     config::Limit {
         name: name.to_owned(),
         scope: name.to_owned(),
@@ -48,7 +48,7 @@ fn limit(name: &str, rate: (u32, u32), burst: u32, on: Stage) -> config::Limit {
 }
 
 /// `burst` requests, and one more an hour.
-fn hourly(name: &str, burst: u32, on: Stage) -> config::Limit {
+pub(super) fn hourly(name: &str, burst: u32, on: Stage) -> config::Limit {
     limit(name, (1, 3_600_000), burst, on)
 }
 
@@ -57,7 +57,7 @@ impl Pod {
         Self::of(2, None, limits)
     }
 
-    fn of(replicas: u32, redis: Option<kv::Redis>, limits: Vec<config::Limit>) -> Self {
+    pub(super) fn of(replicas: u32, redis: Option<kv::Redis>, limits: Vec<config::Limit>) -> Self {
         let (clock, metrics) = (Clock::fixed(1_700_000_000_000), Metrics::new(Registry::new()));
         let limiter = Limiter::new(clock.clone(), Settings { secret: Secret::new("secret"), replicas });
         let limits: Vec<_> = limits.into_iter().map(Arc::new).collect();
@@ -69,7 +69,7 @@ impl Pod {
         self.take_as([192, 0, 2, 1].into(), stage, charged).await
     }
 
-    async fn take_as(&self, ip: IpAddr, stage: Stage, charged: &mut Charged) -> Verdict {
+    pub(super) async fn take_as(&self, ip: IpAddr, stage: Stage, charged: &mut Charged) -> Verdict {
         self.take_with(ip, &HeaderMap::new(), stage, charged).await
     }
 

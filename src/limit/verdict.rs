@@ -43,6 +43,8 @@ pub struct Denial {
     pub source: Source,
     /// `Content-Type` of a request that is a call by gRPC, whose answers have a status of their own.
     pub grpc: Option<HeaderValue>,
+    /// Whose state it is; of a limit that was not asked, nobody's.
+    pub(super) name: LocalName,
     cause: Cause,
     pub(super) bound: Arc<Bound>,
     pub(super) cost: f64,
@@ -247,6 +249,7 @@ impl Denial {
             retry_after: None,
             source: Source::Rule,
             grpc: grpc(facts),
+            name: 0,
             cause,
             bound: Arc::clone(bound),
             cost: 0.0,
@@ -269,6 +272,7 @@ impl Denial {
             retry_after: None,
             source,
             grpc: grpc(facts),
+            name: 0,
             cause: Cause::Spent,
             bound,
             cost,
@@ -402,6 +406,7 @@ pub(super) fn denial(stage: &StageLimits, answers: &[Answer], facts: &Facts<'_>)
         retry_after: wait_ms.map(Duration::from_millis),
         source: answer.source,
         grpc: grpc(facts),
+        name: answer.name,
         cause: Cause::Spent,
         bound: Arc::clone(bound),
         cost: answer.cost,
