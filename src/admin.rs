@@ -8,6 +8,7 @@ mod access;
 mod api;
 pub mod client;
 mod explain;
+mod limits;
 pub mod readiness;
 
 use std::cell::Cell;
@@ -26,6 +27,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet, LocalSet};
@@ -35,6 +37,7 @@ pub use self::readiness::Readiness;
 use crate::clock::Clock;
 use crate::config::Secret;
 use crate::invalidation::{Confirmation, Invalidation, Position, Receipt};
+use crate::limit::view::{Asked, Problem};
 use crate::message::question::Question;
 use crate::metrics::{Door, Metrics};
 use crate::syntax::SyntaxError;
@@ -92,6 +95,21 @@ pub trait Explain: Send + Sync {
     fn explain<'a>(&'a self, question: &'a Question, json: bool) -> Explanation<'a>;
 }
 
+/// What a question about an identity comes to, in time.
+pub type Viewed<'a> = Pin<Box<dyn Future<Output = Result<Value, Problem>> + 'a>>;
+
+/// Shows limits.
+pub trait Limits: Send + Sync {
+    /// All limits, what they decided, and who is denied most.
+    fn list(&self) -> Value;
+
+    /// The state of one identity; nothing is charged.
+    fn state<'a>(&'a self, asked: &'a Asked) -> Viewed<'a>;
+
+    /// Makes one identity as good as new.
+    fn reset<'a>(&'a self, asked: &'a Asked) -> Viewed<'a>;
+}
+
 /// A text that is replaced with each reload.
 pub type Shown = Arc<ArcSwap<String>>;
 
@@ -105,6 +123,8 @@ pub struct AdminState {
     pub invalidation: Arc<dyn Invalidate>,
     /// Behind `GET /explain`.
     pub explain: Arc<dyn Explain>,
+    /// Behind `/limits`.
+    pub limits: Arc<dyn Limits>,
     /// Behind `GET /config`: what is in force, as TOML without secrets.
     pub config: Shown,
     /// What changes need.

@@ -3,6 +3,7 @@
 
 mod descriptors;
 mod explain;
+mod limits;
 mod panics;
 mod reloader;
 mod warm;
@@ -186,6 +187,7 @@ impl App {
                 clock: parts.clock.clone(),
                 invalidation: Arc::clone(&parts.shared.invalidation) as Arc<dyn admin::Invalidate>,
                 explain: Arc::new(explain::Door::new(&parts, &reloader.config)?),
+                limits: Arc::new(limits::Door::new(Arc::clone(&parts.shared), parts.kv.clone())),
                 config: Arc::clone(&parts.shown),
                 token: Arc::clone(&parts.token),
                 readiness: parts.readiness.clone(),

@@ -116,6 +116,8 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// Bearer token; without one only loopback peers may change anything.
     pub token: Option<Secret>,
+    /// Whether `/limits` shows identities in clear text.
+    pub show_identities: bool,
 }
 
 /// `[log]`.

@@ -26,6 +26,7 @@ pub mod delay;
 mod dice;
 pub mod fields;
 pub mod fixed_window;
+mod given;
 pub mod held;
 pub mod identity;
 mod line;
@@ -40,6 +41,7 @@ mod text;
 pub mod tiers;
 mod top;
 pub mod verdict;
+pub mod view;
 pub mod window;
 
 use algorithm::{Level, Mark, Micros, Shape};

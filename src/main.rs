@@ -9,6 +9,7 @@ use weir::admin::client::{Client, ClientError, Wait};
 use weir::app::{self, App, Source};
 use weir::config::{self, Config, Overrides, Secret};
 use weir::demo;
+use weir::limit::view::{Asked, Who};
 use weir::message::question::Question;
 use weir::syntax::selector::Order;
 
@@ -52,6 +53,8 @@ enum Command {
     Explain(Explain),
     /// Invalidate stored answers through a Weir's admin port; its whole fleet follows
     Invalidate(Invalidate),
+    /// Show a Weir's limits, what they decided and who is denied most; or one identity's state, or its reset
+    Limits(Limits),
     /// Make a Weir unready while it goes on serving: for a pod's preStop
     Drain(AdminPort),
     /// Print the JSON Schema of the configuration, for editors
@@ -146,6 +149,28 @@ struct Invalidate {
     wait_timeout: Option<Duration>,
 }
 
+#[derive(Args)]
+struct Limits {
+    #[command(flatten)]
+    port: AdminPort,
+    /// A limit's name, or route/name of one inside a route; without it, all of them
+    limit: Option<String>,
+    /// Each part of the identity with its value, such as ip=192.0.2.7 or header:x-api-key=abc
+    #[arg(value_name = "PART=VALUE", value_parser = part)]
+    parts: Vec<(String, String)>,
+    /// In place of the parts: the identity's id, as the list of limits shows it
+    #[arg(long, value_name = "HEX", requires = "limit", conflicts_with = "parts")]
+    id: Option<String>,
+    /// Make the identity as good as new
+    #[arg(long, requires = "limit")]
+    reset: bool,
+}
+
+fn part(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("there is no `=`; write ip=192.0.2.7")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     weir::syntax::scalar::duration(text).map_err(|error| format!("{}; {}", error.problem, error.remedy))
 }
@@ -157,6 +182,7 @@ fn main() -> ExitCode {
         Command::Check { file, set } => check(&file, set),
         Command::Explain(explain) => print_explanation(explain),
         Command::Invalidate(invalidate) => send_invalidation(invalidate),
+        Command::Limits(limits) => show_limits(limits),
         Command::Drain(port) => send_drain(&port),
         Command::Schema => {
             println!("{}", config::schema::json());
@@ -259,6 +285,13 @@ fn send_invalidation(invalidate: Invalidate) -> ExitCode {
     };
     let wait = if invalidate.wait { Wait::All(invalidate.wait_timeout) } else { Wait::None };
     ask(&invalidate.port, |client| client.invalidate(&order, wait))
+}
+
+fn show_limits(Limits { port, limit, parts, id, reset }: Limits) -> ExitCode {
+    ask(&port, |client| match limit {
+        None => client.limits(),
+        Some(limit) => client.limit(&Asked { limit, who: id.map_or(Who::Parts(parts), Who::Id) }, reset),
+    })
 }
 
 fn send_drain(port: &AdminPort) -> ExitCode {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::access::{self, Refusal};
-use super::{AdminState, CONNECTIONS, explain};
+use super::{AdminState, CONNECTIONS, explain, limits};
 use crate::invalidation::Receipt;
 use crate::syntax::selector::Order;
 use crate::syntax::{SyntaxError, scalar};
@@ -34,11 +34,14 @@ const PATHS: &[&str] = &[
     "GET /version",
     "GET /explain",
     "GET /config",
+    "GET /limits",
+    "GET /limits/{limit}?{part}={value}",
+    "DELETE /limits/{limit}?{part}={value}",
     "POST /drain",
     "POST /invalidate",
 ];
 
-type Reply = Response<Full<Bytes>>;
+pub(super) type Reply = Response<Full<Bytes>>;
 
 /// What a request comes to.
 pub(super) enum Answer {
@@ -66,24 +69,35 @@ impl Api {
     pub(super) async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
         let read = head.method == Method::GET || head.method == Method::HEAD;
+        if let Some(name) = limits::named(head.uri.path()) {
+            let is_known = read || head.method == Method::DELETE;
+            return Answer::Ready(match self.admit(&head, peer) {
+                _ if !is_known => only("GET, HEAD, DELETE"),
+                Err(refusal) => refused(refusal),
+                Ok(()) => self.limit(&head, name).await,
+            });
+        }
         let reply = match head.uri.path() {
             "/metrics" if read => self.metrics(),
             "/livez" if read => text(StatusCode::OK, "ok\n"),
             "/readyz" if read => self.ready(head.uri.query()),
             "/version" if read => self.version(),
             "/metrics" | "/livez" | "/readyz" | "/version" => only("GET, HEAD"),
-            "/explain" | "/config" if !read => only("GET, HEAD"),
+            "/explain" | "/config" | limits::PATH if !read => only("GET, HEAD"),
             // A kubelet's httpGet hook can only GET; reading /drain is as guarded as writing it.
             "/drain" if !read && head.method != Method::POST => only("POST, GET"),
             "/invalidate" if head.method != Method::POST => only("POST"),
-            // Two of them change nothing, but say much of what is stored and for whom.
-            path @ ("/drain" | "/invalidate" | "/explain" | "/config") => match self.admit(&head, peer) {
-                Err(refusal) => refused(refusal),
-                Ok(()) if path == "/drain" => self.drain(),
-                Ok(()) if path == "/config" => text(StatusCode::OK, String::clone(&self.state.config.load())),
-                Ok(()) if path == "/explain" => self.explain(&head).await,
-                Ok(()) => return self.invalidate(body).await,
-            },
+            // Some of them change nothing, but say much of what is stored and for whom.
+            path @ ("/drain" | "/invalidate" | "/explain" | "/config" | limits::PATH) => {
+                match self.admit(&head, peer) {
+                    Err(refusal) => refused(refusal),
+                    Ok(()) if path == "/drain" => self.drain(),
+                    Ok(()) if path == "/config" => text(StatusCode::OK, String::clone(&self.state.config.load())),
+                    Ok(()) if path == limits::PATH => json_reply(StatusCode::OK, &self.state.limits.list()),
+                    Ok(()) if path == "/explain" => self.explain(&head).await,
+                    Ok(()) => return self.invalidate(body).await,
+                }
+            }
             _ => json_reply(
                 StatusCode::NOT_FOUND,
                 &json!({ "error": "there is nothing at this path", "remedy": "ask for one of `paths`", "paths": PATHS }),
@@ -160,6 +174,19 @@ impl Api {
             Ok((page, false)) => text(StatusCode::OK, page),
             Err(problem) => error(StatusCode::BAD_REQUEST, &problem.problem, &problem.remedy),
         }
+    }
+
+    /// Shows, or with DELETE resets, one identity of the limit called `name`.
+    async fn limit(&self, head: &Parts, name: &str) -> Reply {
+        let asked = match limits::read(head, name) {
+            Ok(asked) => asked,
+            Err(problem) => return error(StatusCode::BAD_REQUEST, &problem.problem, &problem.remedy),
+        };
+        let seen = match head.method {
+            Method::DELETE => self.state.limits.reset(&asked).await,
+            _ => self.state.limits.state(&asked).await,
+        };
+        seen.map_or_else(|problem| limits::refused(&problem), |shown| json_reply(StatusCode::OK, &shown))
     }
 
     async fn invalidate(&self, body: Incoming) -> Answer {
@@ -292,7 +319,7 @@ pub(super) fn timed_out() -> Reply {
     )
 }
 
-fn error(status: StatusCode, problem: &str, remedy: &str) -> Reply {
+pub(super) fn error(status: StatusCode, problem: &str, remedy: &str) -> Reply {
     json_reply(status, &json!({ "error": problem, "remedy": remedy }))
 }
 

@@ -1,4 +1,4 @@
-//! The other side of the admin port, for the command line: `weir invalidate` and `weir drain`.
+//! The other side of the admin port, for the command line: `weir invalidate`, `weir limits` and `weir drain`.
 //!
 //! These functions block and bring their own runtime; call them where none runs.
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::uri::{Authority, Scheme};
-use http::{HeaderValue, Request, StatusCode, Uri};
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::config::Secret;
+use crate::limit::view::{Asked, Who};
 use crate::syntax::selector::Order;
 
 /// Where the admin port is, if nobody says otherwise.
@@ -134,7 +135,7 @@ impl Client {
                 body["timeout"] = format!("{}ms", timeout.as_millis()).into();
             }
         }
-        match self.post("/invalidate", body.to_string(), patience)? {
+        match self.call(Method::POST, "/invalidate", body.to_string(), patience)? {
             (StatusCode::ACCEPTED, answer) if wait != Wait::None => Err(ClientError::Incomplete { answer }),
             (_, answer) => Ok(answer),
         }
@@ -145,23 +146,60 @@ impl Client {
     /// # Errors
     /// No connection, no answer, or a refusal with its remedy.
     pub fn drain(&self) -> Result<String, ClientError> {
-        self.post("/drain", String::new(), TIMEOUT).map(|(_, answer)| answer)
+        self.call(Method::POST, "/drain", String::new(), TIMEOUT).map(|(_, answer)| answer)
+    }
+
+    /// All limits, what they decided, and who is denied most; as JSON for people.
+    ///
+    /// # Errors
+    /// No connection, no answer, or a refusal with its remedy.
+    pub fn limits(&self) -> Result<String, ClientError> {
+        self.call(Method::GET, "/limits", String::new(), TIMEOUT).map(|(_, answer)| indented(answer))
+    }
+
+    /// The state of one identity, or its `reset`; as JSON for people.
+    ///
+    /// # Errors
+    /// No connection, no answer, or a refusal with its remedy.
+    pub fn limit(&self, asked: &Asked, reset: bool) -> Result<String, ClientError> {
+        let parameters: Vec<_> = match &asked.who {
+            Who::Id(id) => vec![format!("id={}", escaped(id))],
+            Who::Parts(parts) => {
+                parts.iter().map(|(name, value)| format!("{}={}", escaped(name), escaped(value))).collect()
+            }
+        };
+        let path = format!("/limits/{}?{}", escaped(&asked.limit), parameters.join("&"));
+        let method = if reset { Method::DELETE } else { Method::GET };
+        self.call(method, &path, String::new(), TIMEOUT).map(|(_, answer)| indented(answer))
     }
 
     fn address(&self) -> String {
         format!("{}:{}", self.authority.host(), self.authority.port_u16().unwrap_or(DEFAULT_PORT))
     }
 
-    fn post(&self, path: &'static str, body: String, patience: Duration) -> Result<(StatusCode, String), ClientError> {
+    fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: String,
+        patience: Duration,
+    ) -> Result<(StatusCode, String), ClientError> {
         let address = self.address();
         let connect = |cause| ClientError::Connect { address: address.clone(), cause };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(connect)?;
-        let asked = runtime.block_on(async { tokio::time::timeout(patience, self.ask(&address, path, body)).await });
+        let asked = async { tokio::time::timeout(patience, self.ask(&address, method, path, body)).await };
+        let asked = runtime.block_on(asked);
         let (status, answer) = asked.map_err(|_| ClientError::TimedOut { address: address.clone(), patience })??;
         if status.is_success() { Ok((status, answer)) } else { Err(refusal(status, &answer)) }
     }
 
-    async fn ask(&self, address: &str, path: &str, body: String) -> Result<(StatusCode, String), ClientError> {
+    async fn ask(
+        &self,
+        address: &str,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<(StatusCode, String), ClientError> {
         let garbled = |cause: String| ClientError::Answer { address: address.to_owned(), cause };
         let stream = TcpStream::connect(address)
             .await
@@ -170,7 +208,9 @@ impl Client {
             http1::handshake(TokioIo::new(stream)).await.map_err(|problem| garbled(problem.to_string()))?;
         // It ends with the runtime; what breaks it shows in the answer.
         tokio::spawn(connection);
-        let mut request = Request::post(path)
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
             .header(HOST, self.authority.as_str())
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
@@ -184,6 +224,21 @@ impl Client {
         let answer = answer.map_err(|problem| garbled(problem.to_string()))?.to_bytes();
         Ok((status, String::from_utf8_lossy(&answer).trim_end().to_owned()))
     }
+}
+
+/// JSON for people; what is none stays as it came.
+fn indented(answer: String) -> String {
+    let read = serde_json::from_str::<Value>(&answer);
+    read.ok().and_then(|value| serde_json::to_string_pretty(&value).ok()).unwrap_or(answer)
+}
+
+/// With everything escaped that means something in a path or a query; a slash means what it says.
+fn escaped(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'/' => char::from(byte).to_string(),
+        other => format!("%{other:02x}"),
+    };
+    text.bytes().map(byte).collect()
 }
 
 fn bearer(token: &Secret) -> Result<HeaderValue, ClientError> {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::client::{Client, ClientError, Wait};
 use super::*;
 use crate::invalidation::Position;
+use crate::limit::view::Who;
 
 /// Keeps what it is told, and answers as it is set.
 #[derive(Default)]
@@ -51,6 +52,26 @@ impl Explain for Echo {
     }
 }
 
+impl Limits for Echo {
+    fn list(&self) -> Value {
+        json!({ "limits": [] })
+    }
+
+    fn state<'a>(&'a self, asked: &'a Asked) -> Viewed<'a> {
+        let why = SyntaxError::new("as it was asked", "ask otherwise");
+        Box::pin(std::future::ready(match &*asked.limit {
+            "unknown" => Err(Problem::Unknown(why)),
+            "wrong" => Err(Problem::Wrong(why)),
+            "away" => Err(Problem::Redis(why)),
+            name => Ok(json!({ "limit": name, "who": format!("{:?}", asked.who) })),
+        }))
+    }
+
+    fn reset<'a>(&'a self, asked: &'a Asked) -> Viewed<'a> {
+        Box::pin(std::future::ready(Ok(json!({ "reset": asked.limit }))))
+    }
+}
+
 struct Port {
     address: SocketAddr,
     doors: Arc<Doors>,
@@ -71,6 +92,7 @@ impl Port {
             clock: Clock::fixed(1_000_000),
             invalidation: Arc::clone(&doors) as Arc<dyn Invalidate>,
             explain: Arc::new(Echo),
+            limits: Arc::new(Echo),
             config: Arc::new(ArcSwap::from_pointee(String::from("[upstream]\n"))),
             token: Arc::clone(&token),
             readiness: readiness.clone(),
@@ -317,4 +339,39 @@ fn the_client_tells_weir_from_something_else() {
     let said = Client::new(&url, None).unwrap().drain().unwrap_err();
     assert!(matches!(said, ClientError::Answer { .. }), "{said}");
     answering.join().unwrap();
+}
+
+#[test]
+fn limits_are_shown_and_reset_with_the_token_only() {
+    let port = Port::open();
+    let list = port.get("/limits");
+    assert_eq!((list.0, &*list.2), (200, "{\"limits\":[]}\n"));
+    let (status, _, state) = port.get("/limits/a/b%20c?ip=::1&header:x=1%262");
+    let who = r#"Parts([(\"ip\", \"::1\"), (\"header:x\", \"1&2\")])"#;
+    assert_eq!((status, state), (200, format!("{{\"limit\":\"a/b c\",\"who\":\"{who}\"}}\n")));
+    let (status, _, reset) = port.ask("DELETE /limits/a?id=00", "", "");
+    assert_eq!((status, &*reset), (200, "{\"reset\":\"a\"}\n"));
+    for (name, status) in [("unknown", 404), ("wrong", 400), ("away", 503)] {
+        let (answered, _, body) = port.get(&format!("/limits/{name}?ip=::1"));
+        assert!(answered == status && body.contains("ask otherwise"), "{name}: {answered} {body}");
+    }
+    assert_eq!(port.get("/limits/a?id=00&ip=::1").0, 400);
+    assert_eq!(port.ask("POST /limits", "", "").0, 405);
+    let (status, head, _) = port.ask("PUT /limits/a?id=00", "", "");
+    assert!(status == 405 && head.contains("GET, HEAD, DELETE"), "{head}");
+    port.token.store(Some(Arc::new(Secret::new("t0ken"))));
+    for line in ["GET /limits", "GET /limits/a?ip=::1", "DELETE /limits/a?ip=::1"] {
+        assert_eq!(port.ask(line, "", "").0, 401, "{line}");
+        assert_eq!(port.ask(line, "Host: evil.example\r\nAuthorization: Bearer t0ken\r\n", "").0, 403, "{line}");
+        assert_eq!(port.ask(line, "Authorization: Bearer t0ken\r\n", "").0, 200, "{line}");
+    }
+    let asked = |who| Asked { limit: "a/b c".to_owned(), who };
+    let parts = asked(Who::Parts(vec![("ip".to_owned(), "::1".to_owned()), ("header:x".to_owned(), "1&2".to_owned())]));
+    let seen: Value = serde_json::from_str(&port.client(Some("t0ken")).limit(&parts, false).unwrap()).unwrap();
+    assert_eq!(seen["who"], r#"Parts([("ip", "::1"), ("header:x", "1&2")])"#);
+    assert_eq!(seen["limit"], "a/b c");
+    let reset = port.client(Some("t0ken")).limit(&asked(Who::Id("00".to_owned())), true).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&reset).unwrap(), json!({ "reset": "a/b c" }));
+    assert!(port.client(Some("t0ken")).limits().unwrap().contains("limits"));
+    assert!(matches!(port.client(None).limits(), Err(ClientError::Refused { .. })));
 }

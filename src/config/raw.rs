@@ -114,6 +114,8 @@ pub(super) struct Admin {
     pub(super) token_file: Maybe<String>,
     /// The token itself; only from the environment (`WEIR__ADMIN__TOKEN`).
     pub(super) token: Maybe<String>,
+    /// Whether `/limits` shows identities in clear text.
+    pub(super) show_identities: Maybe<bool>,
 }
 
 /// `[log]`.

@@ -31,7 +31,7 @@ const HOLD_OFF: Micros = 25_000.0;
 const BUSY: f64 = 80.0;
 
 /// Longest that a denial is remembered.
-const DENIED_AT_MOST: Micros = 10_000_000.0;
+pub(super) const DENIED_AT_MOST: Micros = 10_000_000.0;
 
 /// A question for as many requests is waited for, as is any where the bucket had too little: one at a time is enough.
 const WORTH_WAITING: f64 = 4.0;
@@ -69,6 +69,17 @@ pub(super) struct Account {
     /// What the state last said, without what it had lent.
     level: Level,
     shape: Option<algorithm::Shape>,
+}
+
+/// What is shown of an account.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Known {
+    /// Units of a loan that are left,
+    pub(super) held: f64,
+    /// and until when they may be spent.
+    pub(super) until: Micros,
+    /// Until when a denial is remembered.
+    pub(super) denied_until: Option<Micros>,
 }
 
 /// A denial.
@@ -156,6 +167,20 @@ impl Account {
     /// Something came back to it: a denial may not hold any more.
     pub(super) fn lift(&mut self) {
         self.denied = None;
+    }
+
+    /// Its state is as good as new: nothing holds that was known against it.
+    pub(super) fn pardon(&mut self) {
+        (self.denied, self.ask_at, self.paid_off) = (None, 0.0, 0.0);
+    }
+
+    /// Units that it has left, and until when; and until when a denial is remembered.
+    pub(super) fn shown(&self, now: Micros) -> Known {
+        Known {
+            held: if self.holds(now) { self.held } else { 0.0 },
+            until: self.until,
+            denied_until: self.denied.map(|refusal| refusal.until).filter(|until| now < *until),
+        }
     }
 
     /// Who asks just now, if that is worth waiting for.

@@ -112,6 +112,13 @@ fn seal(start: usize, kind: u8, out: &mut Vec<u8>) {
     out[start + 1..value].copy_from_slice(&length.to_le_bytes());
 }
 
+/// The kind and the value of the first part of canonical bytes, and what comes after it; `None` at their end.
+pub(super) fn first(canonical: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&[kind, a, b, c, d], rest) = canonical.split_first_chunk::<PART_HEAD>()?;
+    let (value, after) = rest.split_at_checked(u32::from_le_bytes([a, b, c, d]) as usize)?;
+    Some((kind, value, after))
+}
+
 /// An IPv4 address, or the /64 that one IPv6 host has to itself.
 fn address(ip: IpAddr, out: &mut Vec<u8>) -> u8 {
     match ip.to_canonical() {

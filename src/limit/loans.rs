@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Semaphore;
 
-use super::account::Account;
+use super::account::{self, Account};
 use super::algorithm::{self, Level, Micros};
 use super::bucket::Shape;
 use super::identity::LocalName;
@@ -155,6 +155,31 @@ impl Loans {
     /// Something came back to this state: a denial may not hold any more.
     pub fn lift(&self, name: LocalName, now: Micros) {
         self.with(name, now, Account::lift);
+    }
+
+    /// Its state in Redis was made as good as new. What it was lent counts there on, and may be spent.
+    pub(super) fn pardon(&self, name: LocalName) {
+        if let Some(account) = self.shard(name).accounts.get_mut(&name) {
+            account.pardon();
+        }
+    }
+
+    /// What is known of one identity; `None` if nothing is.
+    pub(super) fn shown(&self, name: LocalName, now: Micros) -> Option<account::Known> {
+        self.shard(name).accounts.get(&name).map(|account| account.shown(now))
+    }
+
+    /// Every loan of which something is left: where its bucket is in Redis, and units.
+    pub(super) fn held(&self, now: Micros) -> Vec<(Box<[u8]>, f64)> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock().expect("no panic while held");
+            let known = shard.borrowers.iter().filter_map(|name| shard.accounts.get(name));
+            all.extend(
+                known.filter(|one| one.holds(now)).filter_map(|one| Some((one.key.clone()?, one.shown(now).held))),
+            );
+        }
+        all
     }
 
     /// Loans that are to be given back: of identities that have been idle, where others may miss it, or, at the `end`, of

@@ -52,6 +52,12 @@ pub static RENEW: Script = Script {
     source: concat!(include_str!("algorithm.lua"), include_str!("sets.lua"), include_str!("renew.lua")),
 };
 
+/// Says what states hold; see `peek.lua`.
+pub static PEEK: Script = Script { name: "limit_peek", source: on_algorithms!("peek.lua") };
+
+/// Makes states as good as new; see `reset.lua`.
+pub static RESET: Script = Script { name: "limit_reset", source: on_algorithms!("reset.lua") };
+
 /// Numbers that `take.lua` answers before those of the first limit.
 const TAKEN_HEAD: usize = 1;
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use prometheus::core::Collector;
+use prometheus::proto::{Metric, MetricFamily};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::labels::{Decision, Source, TiersRead};
@@ -64,6 +66,23 @@ impl LimitMetrics {
                 self.families.decisions.with_label_values(&labels())
             })
             .inc();
+    }
+
+    /// How often it came to each kind of decision so far, whoever decided.
+    pub fn so_far(&self) -> Vec<(Decision, u64)> {
+        let families = self.families.decisions.collect();
+        let series: Vec<_> = families.iter().flat_map(MetricFamily::get_metric).collect();
+        let count = |decision: Decision| {
+            let wanted = [("route", &*self.route), ("limit", &*self.limit), ("decision", decision.as_str())];
+            let is_wanted = |one: &&&Metric| {
+                let has = |(name, value): &(&str, &str)| {
+                    one.get_label().iter().any(|label| label.name() == *name && label.value() == *value)
+                };
+                wanted.iter().all(has)
+            };
+            series.iter().filter(is_wanted).map(|one| one.get_counter().get_value() as u64).sum()
+        };
+        Decision::ALL.iter().map(|decision| (*decision, count(*decision))).collect()
     }
 
     /// A request begins to wait.

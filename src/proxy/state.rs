@@ -147,6 +147,11 @@ impl Live {
         found.and_then(|index| self.routes.get(index)).unwrap_or(&self.unmatched)
     }
 
+    /// Every route in its order.
+    pub fn routes(&self) -> impl Iterator<Item = &RouteState> {
+        self.routes.iter().map(|route| &**route)
+    }
+
     /// What stands for the requests that no route takes.
     pub fn unmatched(&self) -> &RouteState {
         &self.unmatched

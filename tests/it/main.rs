@@ -30,6 +30,7 @@ mod limit_algorithms;
 mod limit_answers;
 mod limit_attacks;
 mod limit_peers;
+mod limit_view;
 mod limits;
 mod limits_delay;
 mod limits_fleet;

@@ -136,7 +136,8 @@ impl Check<'_, '_> {
             let text = format!("`admin.listen` takes port {}, which `server.listen` has", listen.port());
             self.error(&at.span(), text, "choose another port, such as 9901");
         }
-        Admin { listen, token: self.secret("admin.token", &raw.token_file, &raw.token) }
+        let show_identities = raw.show_identities.as_ref().is_some_and(|at| at.value);
+        Admin { listen, token: self.secret("admin.token", &raw.token_file, &raw.token), show_identities }
     }
 
     pub(super) fn log(&mut self, raw: Option<&raw::Log>) -> Log {
