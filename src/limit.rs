@@ -33,6 +33,7 @@ mod line;
 pub mod loans;
 pub mod local;
 mod screen;
+mod shard;
 pub mod shared;
 mod sketch;
 pub mod sliding_log;

@@ -1,6 +1,7 @@
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::super::shard::{Kept, SHARD_ENTRIES_MAX};
 use super::*;
 use crate::limit::bucket;
 use crate::limit::concurrency::Slots;

@@ -375,7 +375,7 @@ async fn millions_of_identities_neither_grow_the_table_nor_help_a_flooder_among_
     const BATCH: u32 = 64;
     const CLIENTS: u32 = 4;
     let up = service();
-    let many = scale("WEIR_IDENTITIES", if optimised() { 1_000_000 } else { 200_000 }) as u32;
+    let many = scale("WEIR_IDENTITIES", if optimised() { 1_000_000 } else { 300_000 }) as u32;
     let size = Size { pods: 1, rate: 6, burst: 100, ..Size::new() };
     let config = size.limited("").replace("6/s", "6/m").replace("[redis]\n            deadline = \"1s\"", "");
     let pods = pods(&weir(&config).to(up.url()).set("log.access", false), 1).await;
