@@ -205,9 +205,11 @@ impl Limiter {
             },
         };
         let Some(denial) = denial else { return Verdict::Allow };
-        self.top.count(denial.name, &denial.limit, self.shelf.steady(), |out| {
-            identity::canonical(&denial.limit.key, facts, out);
-        });
+        if !charged.puts_off(&denial) {
+            self.top.count(denial.name, &denial.limit, self.shelf.steady(), |out| {
+                identity::canonical(&denial.limit.key, facts, out);
+            });
+        }
         // Before the denial is answered, so that a client which retries at once finds its tokens.
         self.refund(redis, charged, budget).await;
         Verdict::Deny(denial)
