@@ -119,6 +119,11 @@ impl Local {
         self.shard(ask.name).charge(ask, now)
     }
 
+    /// Takes what an answer costs beyond what its request took, whether it is there or not.
+    pub fn owe(&self, ask: &Ask<'_>, now: Micros) {
+        self.shard(ask.name).owe(ask, now);
+    }
+
     /// Gives a charge back; one whose bucket is gone was as good as given back.
     pub fn refund(&self, ask: &Ask<'_>, mark: &Mark, now: Micros) {
         self.shard(ask.name).refund(ask, mark, now);
@@ -263,6 +268,14 @@ impl Shard {
         } else {
             self.overflow.entry(ask.scope.into()).or_insert(kept).charge(ask, now)
         }
+    }
+
+    fn owe(&mut self, ask: &Ask<'_>, now: Micros) {
+        // With nothing, so that it has a state to owe with, its own or the overflow.
+        self.charge(&Ask { cost: 0.0, ..*ask }, now);
+        let Some(kept) = self.kept(ask) else { return };
+        kept.state.owe(&ask.shape, ask.cost, now);
+        kept.idle_at = kept.state.idle_at(&ask.shape);
     }
 
     fn has_room(&self, ask: &Ask<'_>) -> bool {
