@@ -24,6 +24,7 @@ pub mod concurrency;
 pub mod delay;
 #[cfg(test)]
 mod dice;
+pub mod events;
 pub mod fields;
 pub mod fixed_window;
 pub mod held;
@@ -31,6 +32,7 @@ pub mod identity;
 mod line;
 pub mod loans;
 pub mod local;
+pub mod number;
 mod screen;
 pub mod shared;
 pub mod sliding_log;
