@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::labels::{Decision, Source, TiersRead};
+use super::labels::{Decision, Settled, Source, TiersRead};
 use super::{Cells, Families, SECONDS};
 
 /// What a limit's handles are resolved from; clones share it.
 #[derive(Clone)]
 pub(super) struct LimitFamilies {
     decisions: IntCounterVec,
+    settled: IntCounterVec,
     delays: HistogramVec,
     waiting: IntGaugeVec,
 }
@@ -21,6 +22,7 @@ pub struct LimitMetrics {
     limit: String,
     families: LimitFamilies,
     decisions: Cells<IntCounter>,
+    settled: Cells<IntCounter>,
     delays: Cells<Histogram>,
     waiting: Cells<IntGauge>,
 }
@@ -32,6 +34,11 @@ impl LimitFamilies {
                 "weir_limit_decisions_total",
                 "What limits said",
                 &["route", "limit", "decision", "source"],
+            ),
+            settled: families.counters(
+                "weir_limit_settled_total",
+                "How it became known what requests cost limits whose answers say it",
+                &["route", "limit", "cost"],
             ),
             delays: families.histograms(
                 "weir_limit_delay_seconds",
@@ -51,6 +58,7 @@ impl LimitMetrics {
             limit: limit.to_owned(),
             families: families.clone(),
             decisions: Cells::new(Decision::ALL.len() * Source::ALL.len()),
+            settled: Cells::new(Settled::ALL.len()),
             delays: Cells::new(1),
             waiting: Cells::new(1),
         }
@@ -64,6 +72,12 @@ impl LimitMetrics {
                 self.families.decisions.with_label_values(&labels())
             })
             .inc();
+    }
+
+    /// Counts a request whose cost became known with its answer.
+    pub fn settled(&self, how: Settled) {
+        let labels = || [self.route.as_str(), self.limit.as_str(), how.as_str()];
+        self.settled.at(how as usize, || self.families.settled.with_label_values(&labels())).inc();
     }
 
     /// A request begins to wait.

@@ -18,7 +18,7 @@ use super::body::Patient;
 use super::lease::{release, renewed};
 use super::state::{RouteState, Worker};
 use super::upstream::{Failure, Patience};
-use super::{failing, headers, part, respond, search};
+use super::{failing, headers, part, respond, search, settle};
 use crate::cache::entry::{self, Entry, Stored, Uncacheable};
 use crate::cache::flight::{Arrival, Begun, End, Origin, Permit};
 use crate::cache::freshness::Freshness;
@@ -31,7 +31,7 @@ use crate::clock::{Stopwatch, WallMs};
 use crate::config::Stage;
 use crate::invalidation::Subject;
 use crate::kv::Budget;
-use crate::limit::{Charged, Facts, Slots, Verdict};
+use crate::limit::{Charged, Facts, Slots, Tabs, Verdict};
 use crate::message::Body;
 use crate::metrics::Fill;
 
@@ -64,6 +64,8 @@ pub(crate) struct Fetch {
     pub(crate) report: oneshot::Sender<(Option<StatusCode>, Duration)>,
     /// What it holds of limits on requests in flight.
     pub(crate) slots: Slots,
+    /// What its answer settles.
+    pub(crate) tabs: Tabs,
 }
 
 /// A stored part, and the request for what it lacks of the whole.
@@ -127,8 +129,8 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
     }
     let deadline = fetch.redis_deadline;
     match admitted(&worker, &fetch.route, &fetch.headers, &asker, deadline).await {
-        Some(slots) => {
-            fetch.slots = slots;
+        Some(mut charged) => {
+            (fetch.slots, fetch.tabs) = (charged.take_slots(), charged.take_tabs());
             let route = Arc::clone(&fetch.route);
             fetch.begin(&asker.subject(&route.name));
             run(fetch).await;
@@ -169,14 +171,20 @@ async fn finish(mut fetch: Fetch) {
         fetch.route.metrics.upstream(status, took);
     }
     match said {
-        Err(failure) => fetch.failed(&failure).await,
+        Err(failure) => {
+            settle::by_failure(std::mem::take(&mut fetch.tabs), &failure);
+            fetch.failed(&failure).await;
+        }
         Ok(Said::Confirmed(entry)) => {
             if let Some(search) = &fetch.search {
                 search::record(&fetch.worker, search, &fetch.primary, &entry, fetch.redis_deadline).await;
             }
             fetch.store(Stored::Entry(Arc::new(*entry)), Fill::Revalidated, Origin::Confirmed).await;
         }
-        Ok(Said::Answer(response, sent)) => fetch.received(response, sent).await,
+        Ok(Said::Answer(response, sent)) => {
+            let response = settle::by_response(std::mem::take(&mut fetch.tabs), response);
+            fetch.received(response, sent).await;
+        }
     }
 }
 
@@ -212,16 +220,16 @@ fn is_about_ranges(status: StatusCode) -> bool {
 }
 
 /// Takes the limits of what reaches the upstream; what they charge stays charged. `None` if one denies, else what is held
-/// until the fetch ends.
+/// until the fetch ends, and what its answer settles.
 async fn admitted(
     worker: &Worker,
     route: &RouteState,
     headers: &HeaderMap,
     asker: &Asker,
     deadline: Duration,
-) -> Option<Slots> {
+) -> Option<Charged> {
     if route.limits.is_empty(Stage::Origin) {
-        return Some(Slots::new());
+        return Some(Charged::default());
     }
     let facts = Facts {
         ip: asker.ip,
@@ -238,7 +246,7 @@ async fn admitted(
         return None;
     }
     let verdict = limiter.take(redis, &route.limits, Stage::Origin, &facts, &mut charged, &mut budget).await;
-    matches!(verdict, Verdict::Allow).then(|| charged.take_slots())
+    matches!(verdict, Verdict::Allow).then_some(charged)
 }
 
 impl Fetch {
@@ -270,6 +278,7 @@ impl Fetch {
             return Ok(Said::Answer(response, sent));
         };
         if let Some(entry) = self.confirmed_entry(&response, sent) {
+            settle::by_response(std::mem::take(&mut self.tabs), response);
             return Ok(Said::Confirmed(Box::new(entry)));
         }
         // It is about something else, or confirms what may not be kept for this request: only the whole will do.
