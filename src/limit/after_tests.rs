@@ -405,6 +405,39 @@ async fn while_redis_is_away_the_pods_own_part_owes_and_redis_hears_of_it() {
     probe.abort();
 }
 
+/// What one pod sees of a fleet's identity is more than its part: while Redis decides, that is empty at most.
+#[tokio::test]
+async fn what_redis_admitted_is_not_owed_by_the_part_of_one_pod() {
+    let mut server = Server::up().await;
+    let pod = Pod::of(1, Some(kv::Redis::new(server.shared())), vec![costing(by_field(1), 5)]);
+    let tabs = admit(&pod).await.unwrap();
+    used(&pod, tabs, "100").await;
+    server.kill();
+    // No denial is remembered: the debt has lifted what there was.
+    let fallen_back = async || pod.denied(Stage::Request).await.unwrap().source == Source::Fallback;
+    crate::kv::tests::eventually("it decides alone", fallen_back).await;
+    assert_eq!(hours_denied(&pod).await, 1);
+}
+
+/// What other pods give back is noticed soon, though a denial is remembered.
+#[tokio::test]
+async fn a_denial_that_answers_may_lift_is_remembered_for_a_moment() {
+    let server = Server::up().await;
+    let pod = || Pod::of(2, Some(kv::Redis::new(server.shared())), vec![login(1)]);
+    let (one, other) = (pod(), pod());
+    let tabs = admit(&one).await.unwrap();
+    for _ in 0..20 {
+        assert!(admit(&other).await.is_none());
+    }
+    assert!(other.counted("a", Decision::Denied, Source::Loan) >= 19, "it is remembered");
+    answer(&one, tabs, 200, &[]).await;
+    // By Redis' clock an hour is left, by the pod's no time passes.
+    other.clock.advance(Duration::from_millis(99));
+    assert!(admit(&other).await.is_none());
+    other.clock.advance(Duration::from_millis(1));
+    assert!(admit(&other).await.is_some());
+}
+
 /// A pod that owes a bucket what it spent must not pay the bucket's own debt by that.
 #[tokio::test]
 async fn what_a_pod_owes_does_not_pay_what_an_identity_owes() {

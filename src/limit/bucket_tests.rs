@@ -83,6 +83,16 @@ fn what_was_charged_before_the_clock_was_set_back_stays_charged() {
     assert!(!bucket.covers(&shape, 1.0));
 }
 
+/// Shadows are charged as far as it goes: of one that owes, nothing, and nothing is forgiven.
+#[test]
+fn a_charge_as_far_as_it_goes_leaves_a_debt_as_it_is() {
+    let shape = shape(1, 1000, 3);
+    let mut bucket = Bucket::full(&shape, 0.0);
+    bucket.owe(&shape, 5.0);
+    assert_eq!(bucket.charge(&shape, 1.0, 0.0).paid, 0.0);
+    assert_eq!(bucket.level(&shape, 1.0, 0.0), Level { remaining: 0, wait_ms: 3000, full_ms: 5000 });
+}
+
 /// What happens next: time passes, a request comes, the `n`th last admitted one is given back.
 #[derive(Debug, Clone)]
 enum Step {
