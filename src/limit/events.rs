@@ -152,6 +152,7 @@ mod tests {
             (": hello\nevent: x\nid: 1\nretry: 5\ndata: {\"usage\":{\"total\":3}}\n\n", Some(3.0)),
             // Several lines are one text.
             ("data: {\"usage\":\ndata: {\"total\":\ndata\ndata: 4}}\n\n", Some(4.0)),
+            ("data: {\"usage\":\r\ndata: {\"total\":4}}\r\n\r\n", Some(4.0)),
             // Not data, though it looks like it.
             ("dat: {\"usage\":{\"total\":7}}\n\n", None),
             ("datas: {\"usage\":{\"total\":7}}\n\n", None),

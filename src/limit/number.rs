@@ -24,7 +24,8 @@ pub struct Search {
     depth: usize,
     /// One bit for each, the last one lowest: set for objects.
     objects: u128,
-    /// Steps of the pointer that lead to the value at hand, or to what it is in; `depth` of them if to itself.
+    /// Steps of the pointer that lead to the value at hand, or to what it is in; `depth` of them if to itself. Behind an
+    /// object or array on the way, until the next value, more.
     on: usize,
     /// Elements so far, of the array at each step of the pointer.
     elements: SmallVec<[u64; 4]>,
@@ -234,7 +235,6 @@ impl Search {
     fn close(&mut self) {
         self.depth -= 1;
         self.objects >>= 1;
-        self.on = self.on.min(self.depth);
         self.at = At::Behind;
         self.elements.truncate(self.depth);
         if self.depth == 0 {
