@@ -226,24 +226,31 @@ async fn a_guess_whose_client_leaves_stays_charged() {
     .await;
 }
 
+/// Shed, because the only connection is taken: of requests past the cache, and of fetches for it.
 #[tokio::test]
 async fn what_the_service_never_got_costs_nothing() {
-    let config = "[upstream]\nconnections = 1\nqueue_timeout = '10ms'\n".to_owned();
-    let (up, gate) = (upstream(), Gate::new());
-    up.route("*", reply("").header("x-tokens-used", "1").gate(&gate));
-    let weir = weir(&(config + &costing("response_header = 'x-tokens-used'", 2))).to(up.url()).start().await;
-    let asked = weir.get("/");
-    let shed = async {
-        within_async(Duration::from_secs(5), "the first", async || up.total() == 1).await;
-        for _ in 0..5 {
-            assert_eq!(weir.get("/").await.status, 503);
-        }
-        gate.open();
-    };
-    let (answer, ()) = tokio::join!(asked, shed);
-    assert_eq!(answer.status, 200);
-    weir.metric_reaches("weir_limit_settled_total{cost=\"returned\"}", 5.0).await;
-    assert_eq!(weir.get("/").await.status, 200, "one of two is left");
+    for (on, cache) in [("request", ""), ("origin", "cache.ttl = '60s'\n")] {
+        let (up, gate) = (upstream(), Gate::new());
+        up.route("/held", reply("").header("x-tokens-used", "1").gate(&gate));
+        up.route("*", reply("").header("x-tokens-used", "1"));
+        let cost = "cost = { response_header = 'x-tokens-used', max = 9, default = 9 }";
+        let config = "[upstream]\nconnections = 1\nqueue_timeout = '10ms'\n".to_owned()
+            + &limited(&format!("rate = '1/h', burst = 2, on = '{on}', {cost}"))
+            + cache;
+        let weir = weir(&config).to(up.url()).start().await;
+        let asked = weir.get("/held");
+        let shed = async {
+            within_async(Duration::from_secs(5), "the first", async || up.total() == 1).await;
+            for nth in 0..5 {
+                assert_eq!(weir.get(&format!("/{nth}")).await.status, 503, "{on}");
+            }
+            gate.open();
+        };
+        let (answer, ()) = tokio::join!(asked, shed);
+        assert_eq!(answer.status, 200);
+        weir.metric_reaches("weir_limit_settled_total{cost=\"returned\"}", 5.0).await;
+        assert_eq!(weir.get("/last").await.status, 200, "one of two is left: {on}");
+    }
 }
 
 #[tokio::test]
