@@ -1,5 +1,6 @@
 //! The request's way: [`Proxy::handle`] shows the order and holds the branching; the files beside it return outcomes.
 
+pub mod asker;
 pub mod body;
 pub mod client;
 pub mod content;

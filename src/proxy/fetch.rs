@@ -3,7 +3,6 @@
 //! It is a task of its own, so that a leader whose client leaves still finishes what is storable.
 
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +13,7 @@ use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::sync::oneshot;
 
+use super::asker::Asker;
 use super::body::Patient;
 use super::lease::{release, renewed};
 use super::state::{RouteState, Worker};
@@ -28,10 +28,9 @@ use crate::cache::search::{Rule, Search};
 use crate::cache::shared::{LEASE, Lease, Leased, Token};
 use crate::cache::{Previous, conditional, key, parts};
 use crate::clock::{Stopwatch, WallMs};
-use crate::config::Stage;
 use crate::invalidation::Subject;
 use crate::kv::Budget;
-use crate::limit::{Charged, Facts, Slots, Tabs, Verdict};
+use crate::limit::{Slots, Tabs};
 use crate::message::Body;
 use crate::metrics::Fill;
 
@@ -74,23 +73,6 @@ pub(crate) struct Rest {
     pub(crate) request: Request<Body>,
 }
 
-/// On whose behalf a refresh is made, and of what: by this the upstream's limits count it, and invalidations name it.
-pub(crate) struct Asker {
-    pub(crate) ip: IpAddr,
-    pub(crate) host: String,
-    pub(crate) path: String,
-    pub(crate) query: Option<String>,
-    pub(crate) also: Vec<Option<String>>,
-    pub(crate) tags: Vec<String>,
-}
-
-impl Asker {
-    fn subject<'a>(&'a self, route: &'a str) -> Subject<'a> {
-        let Self { host, path, query, also, tags, .. } = self;
-        Subject { host, path, query: query.as_deref(), also, route, tags, answer_tags: &[] }
-    }
-}
-
 /// A refresh behind an answer that is served: it happens only if this pod is the one that the fleet elects, and only
 /// then is it charged to the upstream's limits.
 pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
@@ -128,7 +110,7 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
         }
     }
     let deadline = fetch.redis_deadline;
-    match admitted(&worker, &fetch.route, &fetch.headers, &asker, deadline).await {
+    match asker.admitted(&worker, &fetch.route, &fetch.headers, deadline).await {
         Some(mut charged) => {
             (fetch.slots, fetch.tabs) = (charged.take_slots(), charged.take_tabs());
             let route = Arc::clone(&fetch.route);
@@ -217,36 +199,6 @@ fn unconditional(request: &Request<Body>) -> Option<Request<Body>> {
 
 fn is_about_ranges(status: StatusCode) -> bool {
     matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE)
-}
-
-/// Takes the limits of what reaches the upstream; what they charge stays charged. `None` if one denies, else what is held
-/// until the fetch ends, and what its answer settles.
-async fn admitted(
-    worker: &Worker,
-    route: &RouteState,
-    headers: &HeaderMap,
-    asker: &Asker,
-    deadline: Duration,
-) -> Option<Charged> {
-    if route.limits.is_empty(Stage::Origin) {
-        return Some(Charged::default());
-    }
-    let facts = Facts {
-        ip: asker.ip,
-        headers,
-        query: asker.query.as_deref(),
-        route: &route.name,
-        host: &asker.host,
-        method: &Method::GET,
-    };
-    let (mut charged, mut budget) = (Charged::default(), Budget::new(deadline));
-    let (limiter, redis) = (&worker.shared.limiter, worker.redis.as_ref());
-    // Clients who wait for the same come first: nobody waits for this.
-    if limiter.is_awaited(&route.limits, Stage::Origin, &facts) {
-        return None;
-    }
-    let verdict = limiter.take(redis, &route.limits, Stage::Origin, &facts, &mut charged, &mut budget).await;
-    matches!(verdict, Verdict::Allow).then_some(charged)
 }
 
 impl Fetch {

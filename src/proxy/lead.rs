@@ -10,7 +10,8 @@ use http::request::Parts;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-use super::fetch::{self, Asker, Fetch, Rest};
+use super::asker::Asker;
+use super::fetch::{self, Fetch, Rest};
 use super::lease::OnItsWay;
 use super::{Journey, failing, forward, respond, search};
 use crate::cache::entry::Stored;
