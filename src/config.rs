@@ -34,7 +34,10 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub use limit::{AfterLoss, Cost, Delay, IdentityPart, Limit, Missing, Notice, Quota, RedisDown, Stage, Tiers, Told};
+pub use limit::{
+    AfterLoss, AnswerCost, Cost, Delay, IdentityPart, Limit, Missing, Notice, Place, Quota, RedisDown, Stage, Statuses,
+    Tiers, Told,
+};
 pub use limits::{Http2Limits, ServerLimits};
 pub use overrides::Overrides;
 pub use report::Report;

@@ -16,6 +16,7 @@ use crate::kv::{self, Budget};
 use crate::metrics::Source;
 
 mod account;
+mod after;
 pub mod algorithm;
 pub mod bounds;
 pub mod bucket;
@@ -24,6 +25,7 @@ pub mod concurrency;
 pub mod delay;
 #[cfg(test)]
 mod dice;
+pub mod events;
 pub mod fields;
 pub mod fixed_window;
 mod given;
@@ -32,6 +34,7 @@ pub mod identity;
 mod line;
 pub mod loans;
 pub mod local;
+pub mod number;
 mod screen;
 mod shard;
 pub mod shared;
@@ -45,6 +48,8 @@ pub mod verdict;
 pub mod view;
 pub mod window;
 
+use after::Till;
+pub use after::{Head, Meter, Tabs};
 use algorithm::{Level, Mark, Micros, Shape};
 pub use bounds::RouteLimits;
 use bounds::{Bound, CostText, StageLimits, cost_text};
@@ -91,13 +96,14 @@ pub struct Settings {
 /// The process's limits: one for all workers, kept over reloads.
 pub struct Limiter {
     shelf: Arc<Shelf>,
-    loans: Loans,
+    loans: Arc<Loans>,
+    till: Arc<Till>,
     top: Top,
     names: LocalNames,
     lines: Lines,
     tiers: Tiers,
     pseudonym: Pseudonym,
-    replicas: AtomicU32,
+    replicas: Arc<AtomicU32>,
     /// The next request's, from a random one on: no two requests of the fleet share one.
     ids: AtomicU64,
 }
@@ -122,15 +128,18 @@ impl Limiter {
     /// No state yet.
     pub fn new(clock: Clock, settings: Settings) -> Self {
         let Settings { secret, replicas } = settings;
+        let (shelf, replicas) = (Arc::new(Shelf::new(clock)), Arc::new(replicas.into()));
+        let loans = Arc::new(Loans::new(loans::borrower(kv::random())));
         Self {
-            shelf: Arc::new(Shelf::new(clock)),
-            loans: Loans::new(loans::borrower(kv::random())),
+            till: Arc::new(Till::new(Arc::clone(&shelf), Arc::clone(&loans), Arc::clone(&replicas))),
+            shelf,
+            loans,
+            replicas,
             top: Top::new(),
             names: LocalNames::default(),
             lines: Lines::default(),
             tiers: Tiers::default(),
             pseudonym: Pseudonym::new(&secret),
-            replicas: replicas.into(),
             ids: kv::random().into(),
         }
     }
@@ -165,7 +174,7 @@ impl Limiter {
     /// Takes one request from every limit of `stage`, or from none.
     ///
     /// What was charged is noted in `charged`. A denial gives back what earlier stages noted there, except what
-    /// [`Charged::keep`] made final. What the request holds of limits on requests in flight it holds until `charged` is
+    /// [`Charged::keep`] made final. What only the answer settles is open until [`Charged::take_tabs`] is. What the request holds of limits on requests in flight it holds until `charged` is
     /// dropped, or what [`Charged::take_slots`] gave. Without `redis` this never yields.
     pub async fn take(
         &self,
@@ -229,7 +238,7 @@ impl Limiter {
             count(&stage.bounds, answers, denial.is_none());
         }
         if denial.is_none() {
-            charged.note(stage, answers, |charge| Slot::new(&self.shelf, redis, charge));
+            charged.note(stage, answers, (&self.till, redis), |charge| Slot::new(&self.shelf, redis, charge));
         }
         denial
     }
@@ -458,6 +467,7 @@ impl Limiter {
     async fn refund(&self, redis: Option<&kv::Redis>, charged: &mut Charged, budget: &mut Budget) {
         let mut charges = std::mem::take(&mut charged.charges);
         charges.extend(charged.slots.drain(charged.kept..).filter_map(Slot::into_charge));
+        charges.extend(charged.tabs.void());
         let now = self.shelf.steady();
         for charge in &charges {
             self.shelf.refund(charge);

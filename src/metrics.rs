@@ -18,8 +18,8 @@ use prometheus::{
 };
 
 pub use self::labels::{
-    Decision, Door, Ended, Fault, Fill, Layer, Lookup, NotTaken, Outcome, RedisResult, Reload, Retry, Shed, Source,
-    Tier, TiersRead,
+    Decision, Door, Ended, Fault, Fill, Layer, Lookup, NotTaken, Outcome, RedisResult, Reload, Retry, Settled, Shed,
+    Source, Tier, TiersRead,
 };
 use self::limits::LimitFamilies;
 pub use self::limits::{LimitMetrics, TiersMetrics};

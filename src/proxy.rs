@@ -1,5 +1,6 @@
 //! The request's way: [`Proxy::handle`] shows the order and holds the branching; the files beside it return outcomes.
 
+pub mod asker;
 pub mod body;
 pub mod client;
 pub mod content;
@@ -21,6 +22,7 @@ pub mod part;
 pub mod respond;
 pub mod route;
 pub mod search;
+mod settle;
 pub mod socket;
 pub mod state;
 pub mod target;
@@ -96,10 +98,11 @@ impl Proxy {
         Self(Arc::new(worker))
     }
 
-    /// Ends when every fetch and write behind an answer has ended.
+    /// Ends when every fetch and write behind an answer has ended, and Redis was told what they cost.
     pub async fn settle(&self) {
         self.0.behind.close();
         self.0.behind.wait().await;
+        self.0.shared.limiter.settled().await;
     }
 
     /// Accounts for a request that the server could not take, and answers it.
@@ -187,6 +190,11 @@ impl Proxy {
         }
         journey.charged.tell(&mut answer);
         forward::edit(&mut answer, &journey.charged.x_fields());
+        // Before the route's own changes: what an answer says of its cost need not reach the client.
+        let tabs = journey.charged.take_tabs();
+        if !tabs.is_empty() {
+            settle::by_answer(tabs, &mut answer, journey.exchange.outcome());
+        }
         // Until the last byte of the answer it is in flight.
         journey.exchange.slots = journey.charged.take_slots();
         forward::edit(&mut answer, &route.rule.response);

@@ -4,6 +4,7 @@ pub mod blanks;
 pub mod glob;
 pub mod path;
 pub mod pattern;
+pub mod pointer;
 pub mod query;
 pub mod rate;
 pub mod scalar;

@@ -5,6 +5,7 @@
 //! with an error in it never leaves this module.
 
 mod cache;
+mod cost;
 mod delay;
 mod denial;
 mod limit;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::syntax::blanks::Blanks;
+use crate::syntax::pointer::Pointer;
 use crate::syntax::rate::Rate;
 
 /// `[[limit]]`, or one inline in a route.
@@ -27,6 +29,8 @@ pub struct Limit {
     pub quotas: Vec<Quota>,
     /// What a request costs.
     pub cost: Cost,
+    /// Answers whose requests are charged; `None` for all.
+    pub charge: Option<Statuses>,
     /// Which requests are counted.
     pub on: Stage,
     /// Count, never deny.
@@ -96,6 +100,13 @@ pub enum Quota {
     },
 }
 
+impl Limit {
+    /// Whether what a request pays is known only with its answer.
+    pub fn settles(&self) -> bool {
+        self.charge.is_some() || matches!(self.cost, Cost::Answer(_))
+    }
+}
+
 impl Quota {
     /// Its algorithm's name.
     pub fn algorithm(&self) -> &'static str {
@@ -143,6 +154,60 @@ pub enum Cost {
         /// What a request costs that does not say it, or no number.
         default: u32,
     },
+    /// What its answer says.
+    Answer(AnswerCost),
+}
+
+/// A cost that is known when the answer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnswerCost {
+    /// Where it stands.
+    pub place: Place,
+    /// What more counts as.
+    pub max: u32,
+    /// What a request costs whose answer does not say it, or no number.
+    pub default: u32,
+    /// What a request takes before.
+    pub reserve: u32,
+}
+
+/// Where in an answer its cost stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In a field, whose first line is a whole number.
+    Header(HeaderName),
+    /// In JSON, or in the last server-sent event that holds a number there.
+    Json {
+        /// Where in it.
+        pointer: Arc<Pointer>,
+        /// Bytes of the answer, or of one event's data, that are looked through.
+        max_scan: usize,
+    },
+}
+
+/// `charge.status`: ranges of statuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statuses(pub Vec<RangeInclusive<u16>>);
+
+impl Statuses {
+    /// Whether this is one of them.
+    pub fn contains(&self, status: StatusCode) -> bool {
+        self.0.iter().any(|range| range.contains(&status.as_u16()))
+    }
+}
+
+impl fmt::Display for Statuses {
+    /// As they are written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (nth, range) in self.0.iter().enumerate() {
+            let comma = if nth > 0 { ", " } else { "" };
+            match range.start() == range.end() {
+                true => write!(f, "{comma}{}", range.start())?,
+                false => write!(f, "{comma}{}xx", range.start() / 100)?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One part of a limit's identity.

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer};
 
-pub(super) use self::limit::{Algorithm, Cost, Limit, LimitUse, Tier};
+pub(super) use self::limit::{Algorithm, Charge, Cost, CostPlace, Limit, LimitUse, Status, Tier};
 pub(super) use self::server::{Http2, Server, ServerLimits};
 pub(super) use self::tls::{CertificateFiles, ClientAuthMode, Tls, UpstreamTls};
 

@@ -4,7 +4,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::time::Duration;
 
+use http::StatusCode;
+
 use super::*;
+use crate::syntax::pointer::Pointer;
 use crate::syntax::rate::Rate;
 
 const EXAMPLE: &str = include_str!("../../config.example.toml");
@@ -243,6 +246,21 @@ fn a_limit_counts_by_what_it_says() {
     let name = http::HeaderName::from_static("x-cost");
     let said = Cost::Header { name, max: 100, default: 2 };
     assert_eq!(limit("rate = \"5/s\"\ncost = { header = \"x-cost\", max = 100, default = 2 }").cost, said);
+    let answered = |rest: &str| limit(&format!("rate = \"50/s\"\ncost = {{ {rest} }}")).cost.clone();
+    let place = Place::Header(http::HeaderName::from_static("x-used"));
+    let cost = Cost::Answer(AnswerCost { place, max: 500, default: 0, reserve: 50 });
+    assert_eq!(answered("response_header = \"X-Used\", max = 500, default = 0, reserve = 50"), cost);
+    let pointer = std::sync::Arc::new(Pointer::parse("/usage/0").unwrap());
+    let place = Place::Json { pointer, max_scan: 65_536 };
+    let cost = Cost::Answer(AnswerCost { place, max: 500, default: 1, reserve: 1 });
+    assert_eq!(answered("json = \"/usage/0\", max = 500"), cost);
+    assert_eq!(answered("json = \"/usage/0\", max = 500, max_scan = \"64KiB\""), cost);
+
+    assert_eq!(limit("rate = \"5/s\"").charge, None);
+    let charge = limit("rate = \"5/s\"\ncharge.status = [401, \"5xx\"]").charge.clone().unwrap();
+    assert_eq!(charge, Statuses(vec![401..=401, 500..=599]));
+    let charged = [400, 401, 402, 499, 500, 599].map(|status| charge.contains(StatusCode::from_u16(status).unwrap()));
+    assert_eq!(charged, [false, true, false, false, true, true]);
 }
 
 #[test]

@@ -33,6 +33,9 @@ const BUSY: f64 = 80.0;
 /// Longest that a denial is remembered.
 pub(super) const DENIED_AT_MOST: Micros = 10_000_000.0;
 
+/// The same where answers on their way may give back what their requests took, to this pod or to others.
+const DENIED_FOR_NOW: Micros = 100_000.0;
+
 /// A question for as many requests is waited for, as is any where the bucket had too little: one at a time is enough.
 const WORTH_WAITING: f64 = 4.0;
 
@@ -102,7 +105,7 @@ impl Due {
 
     /// Whether its bucket lends enough to pay for it.
     pub(super) fn lends(&self) -> bool {
-        self.bucket.is_some_and(|shape| shape.capacity / shape.price / PART >= self.cost)
+        self.borrows && self.bucket.is_some_and(|shape| shape.capacity / shape.price / PART >= self.cost)
     }
 }
 
@@ -261,7 +264,8 @@ impl Account {
         if reply.is_short() && reply.level.wait_ms < NEVER_MS {
             let busy = if self.demand >= BUSY { due.hold_off(self.serial) } else { 0.0 };
             let lifted = sent + (reply.level.wait_ms as f64 * 1000.0).max(busy);
-            self.denied = Some(Refusal { until: lifted.min(sent + DENIED_AT_MOST), lifted, cost: due.cost });
+            let at_most = if due.may_lift { DENIED_FOR_NOW } else { DENIED_AT_MOST };
+            self.denied = Some(Refusal { until: lifted.min(sent + at_most), lifted, cost: due.cost });
         }
     }
 

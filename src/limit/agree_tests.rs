@@ -98,6 +98,7 @@ struct Fleet {
     wire: Wire,
     take: Vec<u8>,
     refund: Vec<u8>,
+    owe: Vec<u8>,
     expected: Vec<(u64, u64, Expected)>,
 }
 
@@ -195,10 +196,11 @@ impl History {
 
     fn play(&mut self, algorithm: &str, fleet: &mut Fleet) {
         for step in 0..STEPS {
-            match self.dice.roll(16) {
+            match self.dice.roll(18) {
                 0..8 => self.take(fleet, step),
                 8..13 => self.pass(),
                 13..15 => self.refund(fleet, step),
+                15..17 => self.owe(fleet, step),
                 _ => {
                     let nth = self.dice.roll(STATES as u64) as usize;
                     self.shapes[nth] = shape(algorithm, &mut self.dice, Some(&self.shapes[nth]));
@@ -282,6 +284,10 @@ impl History {
         let named = |charges: &[(usize, Shape, Mark)]| charges.iter().all(|one| matches!(one.2, Mark::Request { .. }));
         let again = named(&self.admitted[index]) && self.dice.roll(4) == 0;
         let charges = if again { self.admitted[index].clone() } else { self.admitted.remove(index) };
+        // Of some only what an answer left of it.
+        let kept = if self.dice.roll(3) == 0 { self.dice.roll(4) as f64 } else { 0.0 };
+        let charges: Vec<_> =
+            charges.into_iter().map(|(nth, shape, mark)| (nth, shape, mark.beyond(&shape, kept))).collect();
         for (nth, shape, mark) in &charges {
             let (name, cost, id) = (*nth as u128, 1.0, 0);
             let ask = Ask { name, scope: "", shape: *shape, enforced: true, joined: false, cost, id };
@@ -293,6 +299,31 @@ impl History {
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
         let keys: Vec<_> = charges.iter().map(|(nth, _, _)| self.key(*nth)).collect();
         let script = fleet.refund.clone();
+        self.script(fleet, &script, &keys, &args);
+        fleet.expected.push((self.seed, step, Expected::Anything));
+    }
+
+    /// What answers cost beyond what their requests took, of algorithms that keep debts.
+    fn owe(&mut self, fleet: &mut Fleet, step: u64) {
+        let mut debts = Vec::new();
+        for (nth, shape) in self.shapes.iter().enumerate() {
+            if !matches!(shape, Shape::TokenBucket(_) | Shape::FixedWindow(_)) || self.dice.roll(2) == 0 {
+                continue;
+            }
+            let cost = (1 + self.dice.roll(shape.capacity() as u64 * 3)) as f64;
+            let (name, shape) = (nth as u128, *shape);
+            let ask = Ask { name, scope: "", shape, enforced: true, joined: false, cost, id: 0 };
+            self.local.owe(&ask, self.now as Micros);
+            debts.push((nth, ShapeArgs::new(&shape), cost));
+        }
+        if debts.is_empty() {
+            return;
+        }
+        let mut args = owe_args(debts.iter().map(|(_, shape, cost)| (shape, *cost)));
+        args[0] = self.now.to_string().into_bytes();
+        let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+        let keys: Vec<_> = debts.iter().map(|(nth, ..)| self.key(*nth)).collect();
+        let script = fleet.owe.clone();
         self.script(fleet, &script, &keys, &args);
         fleet.expected.push((self.seed, step, Expected::Anything));
     }
@@ -328,8 +359,8 @@ fn agree(algorithm: &str) {
     let server = runtime.block_on(Server::up());
     let mut wire = Wire::open(&server.socket());
     let script = if algorithm == "token_bucket" { &TAKE_TOKENS } else { &TAKE_ANY };
-    let (take, refund) = (wire.load(script), wire.load(&REFUND));
-    let mut fleet = Fleet { wire, take, refund, expected: Vec::new() };
+    let (take, refund, owe) = (wire.load(script), wire.load(&REFUND), wire.load(&OWE));
+    let mut fleet = Fleet { wire, take, refund, owe, expected: Vec::new() };
     let (steps, seed) = (number("WEIR_STEPS", 3000), number("WEIR_SEED", kv::random() >> 16));
     let histories = steps.div_ceil(STEPS);
     for nth in 0..histories {

@@ -8,6 +8,7 @@
 --                                that know it: the time at which a state that is not there was empty
 --   covers(s, p, cost)           whether a request that costs so much is in it
 --   charge(s, p, cost, now, id)  takes it for the request with these eight bytes; two numbers for refund
+--   owe(s, p, cost)              takes it whether it is there or not; not every algorithm can
 --   level(s, p, cost, now)       whole requests left, milliseconds until as much is there, milliseconds until all is
 --   refund(s, p, mark)           gives a charge back; `s` may be of another time than the charge
 --   keep(key, s, p, now)         writes it, unless the others do, with a TTL of the time until it is as good as new, and a

@@ -165,6 +165,16 @@ impl Shape {
 }
 
 impl Mark {
+    /// What of the charge is beyond so much, for whoever gives only that back. What is kept by the request's id comes
+    /// back whole or not at all.
+    pub fn beyond(self, shape: &Shape, cost: f64) -> Self {
+        match (self, shape) {
+            (Self::Tokens(mark), Shape::TokenBucket(shape)) => Self::Tokens(mark.beyond(shape, cost)),
+            (Self::Window(mark), _) => Self::Window(window::Mark { paid: (mark.paid - cost).max(0.0), ..mark }),
+            (mark, _) => mark,
+        }
+    }
+
     /// What `refund.lua` is told of it: what was paid, when, and the two numbers of [`Shape::mark`]; and the request.
     pub fn parameters(&self) -> ([f64; 4], u64) {
         match *self {
@@ -245,6 +255,23 @@ impl State {
             _ => {
                 *self = Self::new(shape, now);
                 self.charge(shape, cost, now, id)
+            }
+        }
+    }
+
+    /// Takes so much whether it is there or not; of an algorithm that keeps no debts, what there is of it.
+    pub fn owe(&mut self, shape: &Shape, cost: f64, now: Micros) {
+        match (&mut *self, shape) {
+            (Self::TokenBucket(bucket), Shape::TokenBucket(shape)) => {
+                bucket.refill(shape, now);
+                bucket.owe(shape, cost);
+            }
+            (Self::FixedWindow(state), Shape::FixedWindow(window)) => {
+                *state = state.at(window, now);
+                state.owe(cost);
+            }
+            _ => {
+                self.charge(shape, cost, now, 0);
             }
         }
     }

@@ -13,7 +13,7 @@ use super::loans::Due;
 use super::local::Ask;
 use super::shared::{Mode, ShapeArgs, TAKE_ANY, TAKE_TOKENS};
 use super::{Facts, Named, screen};
-use crate::config::{self, AfterLoss, Cost, Delay, Quota, Stage};
+use crate::config::{self, AfterLoss, AnswerCost, Cost, Delay, Quota, Stage};
 use crate::kv::Script;
 use crate::metrics::{LimitMetrics, Metrics};
 
@@ -27,6 +27,8 @@ pub(super) struct Bound {
     pub(super) scope: Box<str>,
     pub(super) metrics: LimitMetrics,
     pub(super) shape: Shape,
+    /// Whether what a request pays is known only with its answer.
+    pub(super) settles: bool,
     pub(super) args: ShapeArgs,
     /// Its name in `RateLimit`.
     pub(super) quoted: Box<str>,
@@ -152,6 +154,7 @@ impl Bound {
             scope: scope(&limit.scope, &quota, several),
             metrics: metrics.limit(route, &limit.name),
             shape,
+            settles: limit.settles(),
             args: ShapeArgs::new(&shape),
             quoted: name,
             tiers,
@@ -161,7 +164,7 @@ impl Bound {
     /// What the request costs.
     pub(super) fn cost(&self, facts: &Facts<'_>) -> f64 {
         match &self.limit.cost {
-            Cost::Fixed(cost) => f64::from(*cost),
+            Cost::Fixed(cost) | Cost::Answer(AnswerCost { reserve: cost, .. }) => f64::from(*cost),
             Cost::Header { name, max, default } => {
                 let cost = facts.headers.get(name).and_then(|value| said(value.as_bytes())).unwrap_or(*default);
                 f64::from(cost.clamp(1, *max))
@@ -184,8 +187,10 @@ impl Bound {
             Shape::TokenBucket(shape) if remembers => Some(shape),
             _ => None,
         };
+        // What a loan paid for could not be settled: by the time, the bucket may have been told that it is gone.
+        let (borrows, may_lift) = (!self.settles, self.limit.charge.is_some());
         let (shape, counts, pods) = (self.shape, self.limit.dry_run, f64::from(pods.max(1)));
-        Due { name: named.name, shape, bucket, cost: named.cost, pods, remembers, counts }
+        Due { name: named.name, shape, bucket, borrows, cost: named.cost, pods, remembers, may_lift, counts }
     }
 
     /// How requests wait for it; for one that only counts, none does.
@@ -212,7 +217,7 @@ pub(super) fn cost_text(cost: f64) -> CostText {
 }
 
 /// The whole number that a field says, however large.
-fn said(value: &[u8]) -> Option<u32> {
+pub(super) fn said(value: &[u8]) -> Option<u32> {
     let digits = value.trim_ascii();
     let is_whole = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
     is_whole.then(|| std::str::from_utf8(digits).ok()?.parse().ok()).map(|cost| cost.unwrap_or(u32::MAX))

@@ -4,7 +4,7 @@
 -- in whose units it counts, and what it was given back so far. No value is a full bucket. Behind them four doubles for
 -- each loan (see loans.rs): who borrowed, the number of his last question, the units that he may still hold, and when
 -- that is forgotten. Invariant: credit and loans together never exceed the capacity, and what is forgotten is never
--- credited.
+-- credited. A credit below nothing is owed: by answers that cost more than their requests had taken.
 
 -- How long a loan counts; LIFE in loans.rs.
 local LOAN_US = 2000000
@@ -83,6 +83,10 @@ algorithms['1'] = function()
     return room, s.returned
   end
 
+  function bucket.owe(s, p, cost)
+    s.credit = s.credit - cost * p[2]
+  end
+
   local function full_ms(s, p, now)
     return math.ceil((s.stamp - now + math.min(math.ceil((capacity(s, p) - s.credit) / p[1]), FAR_US)) / 1000)
   end
@@ -98,7 +102,7 @@ algorithms['1'] = function()
 
   -- What `who` spent while Redis was away.
   function bucket.debit(s, p, units)
-    s.credit = math.max(s.credit - units, 0)
+    s.credit = math.max(s.credit - units, math.min(s.credit, 0))
   end
 
   -- Takes a loan back, of which `held` units were not spent, unless it was renewed by a later question. Whether it was not,
@@ -143,7 +147,7 @@ algorithms['1'] = function()
         wait = math.max(wait, last_ms(s, now))
       end
     end
-    return math.floor(s.credit / p[2]), wait, full_ms(s, p, now)
+    return math.max(math.floor(s.credit / p[2]), 0), wait, full_ms(s, p, now)
   end
 
   -- A bucket ends with at most what it would hold if the charge had never been made; see refund in bucket.rs.

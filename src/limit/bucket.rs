@@ -5,7 +5,8 @@
 //! `burst * price` fill it. All three are integers held in `f64`, the only number that Lua has; they are exact below
 //! 2^53 units (a burst of 100,000 at a rate by the day, far more at others), and beyond that both twins still round alike.
 //!
-//! In every window `w`: admitted <= burst + rate * w, refunds and clock steps included.
+//! In every window `w`: admitted <= burst + rate * w, refunds and clock steps included; where costs are known afterwards,
+//! charged <= burst + rate * w + what is owed at its end.
 
 use super::algorithm::{CLOCK_BACK_MAX_US, FAR_US, Level, Micros, NEVER_MS};
 use crate::syntax::rate::Rate;
@@ -72,6 +73,14 @@ pub struct Mark {
     pub returned: f64,
 }
 
+impl Mark {
+    /// What of the charge is beyond so much, as if the two had been made one behind the other.
+    pub fn beyond(self, shape: &Shape, cost: f64) -> Self {
+        let kept = self.paid.min(cost * shape.price);
+        Self { paid: self.paid - kept, room: (self.room + (kept / shape.accrual).floor()).min(FAR_US), ..self }
+    }
+}
+
 impl Bucket {
     /// A bucket nobody has taken from.
     pub fn full(shape: &Shape, now: Micros) -> Self {
@@ -129,10 +138,16 @@ impl Bucket {
 
     /// Takes such a request, or what there is of it.
     pub fn charge(&mut self, shape: &Shape, cost: f64, now: Micros) -> Mark {
-        let paid = self.credit.min(cost * shape.price);
+        // One that owes has nothing.
+        let paid = self.credit.max(0.0).min(cost * shape.price);
         let room = ((shape.capacity - self.credit) / shape.accrual).floor().min(FAR_US);
         self.credit -= paid;
         Mark { at: now, room, paid, returned: self.returned }
+    }
+
+    /// Takes so much whether it is there or not: what is lacking is owed, and gained again before anybody is admitted.
+    pub fn owe(&mut self, shape: &Shape, cost: f64) {
+        self.credit -= cost * shape.price;
     }
 
     /// Gives a charge back, less what a full bucket would have spilled since if the charge had never been made; else a

@@ -83,6 +83,16 @@ fn what_was_charged_before_the_clock_was_set_back_stays_charged() {
     assert!(!bucket.covers(&shape, 1.0));
 }
 
+/// Shadows are charged as far as it goes: of one that owes, nothing, and nothing is forgiven.
+#[test]
+fn a_charge_as_far_as_it_goes_leaves_a_debt_as_it_is() {
+    let shape = shape(1, 1000, 3);
+    let mut bucket = Bucket::full(&shape, 0.0);
+    bucket.owe(&shape, 5.0);
+    assert_eq!(bucket.charge(&shape, 1.0, 0.0).paid, 0.0);
+    assert_eq!(bucket.level(&shape, 1.0, 0.0), Level { remaining: 0, wait_ms: 3000, full_ms: 5000 });
+}
+
 /// What happens next: time passes, a request comes, the `n`th last admitted one is given back.
 #[derive(Debug, Clone)]
 enum Step {
@@ -98,7 +108,91 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..300)
 }
 
+/// What happens next to requests that hold so much, and whose answers say what they cost: time passes, one comes, the
+/// `n`th last in flight is answered.
+#[derive(Debug, Clone)]
+enum Answered {
+    Pass(u32),
+    Come,
+    Costs(usize, u32),
+}
+
+fn answered() -> impl Strategy<Value = Vec<Answered>> {
+    let pass = prop_oneof![0..50u32, 0..20_000u32, 0..30_000_000u32];
+    let cost = prop_oneof![0..4u32, 0..50u32];
+    let step = prop_oneof![
+        3 => Just(Answered::Come),
+        2 => pass.prop_map(Answered::Pass),
+        3 => (0..6usize, cost).prop_map(|(n, cost)| Answered::Costs(n, cost)),
+    ];
+    prop::collection::vec(step, 1..300)
+}
+
 proptest! {
+    /// Who owes is not admitted, and what is charged beyond the bound is owed by those that were in flight.
+    #[test]
+    fn every_window_charges_at_most_its_bound_and_what_is_owed(
+        shape in shapes(),
+        reserve in 1..4u32,
+        steps in answered(),
+    ) {
+        let reserve = f64::from(reserve);
+        let (mut bucket, mut now) = (Bucket::full(&shape, 0.0), 0.0);
+        // In flight: its charge, and where that stands in the log of when how much was charged and what was owed then.
+        let mut open: Vec<(Mark, usize)> = Vec::new();
+        let mut log: Vec<(f64, f64, f64)> = Vec::new();
+        for step in steps {
+            bucket.refill(&shape, now);
+            match step {
+                Answered::Pass(us) => now += f64::from(us),
+                Answered::Come if bucket.covers(&shape, reserve) => {
+                    prop_assert!(bucket.credit > 0.0);
+                    open.push((bucket.charge(&shape, reserve, now), log.len()));
+                    log.push((now, reserve * shape.price, (-bucket.credit).max(0.0)));
+                }
+                Answered::Come => {}
+                Answered::Costs(n, cost) => {
+                    let Some(index) = open.len().checked_sub(n + 1) else { continue };
+                    let (mark, at) = open.remove(index);
+                    let cost = f64::from(cost);
+                    if cost < reserve {
+                        bucket.refund(&shape, &mark.beyond(&shape, cost));
+                        log[at].1 = cost * shape.price;
+                    } else {
+                        bucket.owe(&shape, cost - reserve);
+                        log.push((now, (cost - reserve) * shape.price, (-bucket.credit).max(0.0)));
+                    }
+                }
+            }
+        }
+        for (first, (start, ..)) in log.iter().enumerate() {
+            let mut charged = 0.0;
+            for (end, price, owed) in &log[first..] {
+                charged += price;
+                let bound = shape.capacity + (end - start) * shape.accrual + owed;
+                prop_assert!(charged <= bound, "{start} to {end}: {charged} of {bound}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_a_cost_comes_back_as_if_it_had_been_charged_apart(
+        shape in shapes(),
+        kept in 0..5u32,
+        passed in 0..5_000_000u32,
+    ) {
+        let (mut one, mut two) = (Bucket::full(&shape, 0.0), Bucket::full(&shape, 0.0));
+        let (all, kept) = (shape.capacity / shape.price, f64::from(kept));
+        let mark = one.charge(&shape, all, 0.0);
+        two.charge(&shape, kept, 0.0);
+        let apart = two.charge(&shape, (all - kept).max(0.0), 0.0);
+        one.refill(&shape, f64::from(passed));
+        two.refill(&shape, f64::from(passed));
+        one.refund(&shape, &mark.beyond(&shape, kept));
+        two.refund(&shape, &apart);
+        prop_assert!((one.credit - two.credit).abs() <= shape.accrual, "{one:?} {two:?}");
+    }
+
     #[test]
     fn every_window_admits_at_most_burst_and_rate_times_its_length(shape in shapes(), steps in steps()) {
         let (mut bucket, mut now, mut admitted) = (Bucket::full(&shape, 0.0), 0.0, Vec::new());

@@ -37,6 +37,10 @@ algorithms['2'] = function()
     return s.start, 0
   end
 
+  function window.owe(s, p, cost)
+    s.count = s.count + cost
+  end
+
   local function end_ms(s, p, now)
     return math.ceil((s.start + p[2] - now) / 1000)
   end

@@ -58,6 +58,11 @@ impl FixedWindow {
         Mark { start: self.start, paid }
     }
 
+    /// Counts so much whether there is room for it or not; what is beyond the amount ends with the window.
+    pub fn owe(&mut self, cost: f64) {
+        self.count += cost;
+    }
+
     /// Takes a charge off the window that it was made in; another's is over.
     pub fn refund(&mut self, mark: &Mark) {
         if self.start == mark.start {

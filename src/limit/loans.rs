@@ -44,12 +44,16 @@ pub struct Due {
     pub shape: algorithm::Shape,
     /// That of a bucket that lends; `None` if it is none.
     pub bucket: Option<Shape>,
+    /// Whether the request may be paid for from a loan of it.
+    pub borrows: bool,
     /// What the request costs.
     pub cost: f64,
     /// Pods that share the limit.
     pub pods: f64,
     /// Whether a denial holds until the time that it names: not where somebody else's end lifts it, nor where none does.
     pub remembers: bool,
+    /// Whether answers on their way may lift a denial before the time that it names.
+    pub may_lift: bool,
     /// Whether the limit only counts: it is to be asked, whatever the others are known to say.
     pub counts: bool,
 }
@@ -219,7 +223,7 @@ impl Loans {
                 if let Some((_, level)) = account.denies(due, now) {
                     return Some(Known::Denied(0, level));
                 }
-                Some(Known::Spent(Few::from_iter([account.spend(&due.bucket?, due.cost)?])))
+                Some(Known::Spent(Few::from_iter([account.spend(&due.bucket.filter(|_| due.borrows)?, due.cost)?])))
             };
             if let Some(known) = self.with(due.name, now, at_once).flatten() {
                 return known;
@@ -278,7 +282,7 @@ impl Loans {
     fn spend(&self, dues: &[Due], now: Micros) -> Option<Few<Spent>> {
         let mut all = Few::new();
         for due in dues {
-            let spend = |account: &mut Account| account.spend(&due.bucket?, due.cost);
+            let spend = |account: &mut Account| account.spend(&due.bucket.filter(|_| due.borrows)?, due.cost);
             match self.with(due.name, now, spend).flatten() {
                 Some(spent) => all.push(spent),
                 None => {

@@ -225,7 +225,8 @@ async fn no_window_admits_more_whatever_fails() {
 
 fn due_of(bucket: Shape, cost: f64) -> Due {
     let shape = algorithm::Shape::TokenBucket(bucket);
-    Due { name: NAME, shape, bucket: Some(bucket), cost, pods: 2.0, remembers: true, counts: false }
+    let (borrows, remembers, may_lift, counts) = (true, true, false, false);
+    Due { name: NAME, shape, bucket: Some(bucket), borrows, cost, pods: 2.0, remembers, may_lift, counts }
 }
 
 /// A bucket of 64, of which a loan is for 4.

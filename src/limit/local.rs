@@ -120,6 +120,11 @@ impl Local {
         self.shard(ask.name).charge(ask, now)
     }
 
+    /// Takes what an answer costs beyond what its request took, whether it is there or not.
+    pub fn owe(&self, ask: &Ask<'_>, now: Micros) {
+        self.shard(ask.name).owe(ask, now);
+    }
+
     /// Gives a charge back; one whose bucket is gone was as good as given back.
     pub fn refund(&self, ask: &Ask<'_>, mark: &Mark, now: Micros) {
         self.shard(ask.name).refund(ask, mark, now);

@@ -107,6 +107,18 @@ fn who_had_to_make_room_finds_what_it_left() {
 }
 
 #[test]
+fn what_answers_cost_is_owed_by_whoever_has_no_room_too() {
+    let local = Local::with_shard_max(1);
+    assert!((0..3).all(|_| admits(&local, &[ask(newcomer(0), hourly(9))], 0.0)));
+    // The one that is there lacks more, so that the newcomer has none of its own.
+    let late = ask(newcomer(1), hourly(9));
+    local.owe(&Ask { cost: 11.0, ..late }, 0.0);
+    assert_eq!(local.len(), 1);
+    let readings = [1.0, 2.0, 3.0].map(|hours| local.take(&[late], hours * HOUR_US)[0].mark.is_some());
+    assert_eq!(readings, [false, false, true], "two more than it had, and one to ask with");
+}
+
+#[test]
 fn a_bucket_makes_room_for_one_that_lacks_more() {
     let local = Local::with_shard_max(1);
     assert!(admits(&local, &[ask(newcomer(0), hourly(9))], 0.0));

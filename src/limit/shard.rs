@@ -175,6 +175,24 @@ impl Shard {
         self.limits[place].overflow.get_or_insert(kept).charge(ask, now)
     }
 
+    /// Takes so much whether it is there or not; what is lacking is owed.
+    pub(super) fn owe(&mut self, ask: &Ask<'_>, now: Micros) {
+        // With nothing, so that it has a state to owe with, its own or the overflow.
+        self.charge(&Ask { cost: 0.0, ..*ask }, now);
+        if let Some(kept) = self.kept(ask) {
+            kept.state.owe(&ask.shape, ask.cost, now);
+            kept.idle_at = kept.state.idle_at(&ask.shape);
+            return;
+        }
+        // Of all, its bucket was the one to make room.
+        let mut state = self.owing(ask, now);
+        state.owe(&ask.shape, ask.cost, now);
+        if let State::TokenBucket(bucket) = &state {
+            let place = self.place(ask);
+            self.limits[place].owes(ask.name, bucket, now);
+        }
+    }
+
     fn has_room(&self, ask: &Ask<'_>) -> bool {
         self.states.len() < self.max && self.entries + ask.shape.entries() <= SHARD_ENTRIES_MAX
     }

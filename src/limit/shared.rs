@@ -40,6 +40,17 @@ pub static TAKE_ANY: Script = Script { name: "limit_take_any", source: on_algori
 /// Gives earlier stages' charges back; see `refund.lua`.
 pub static REFUND: Script = Script { name: "limit_refund", source: on_algorithms!("refund.lua") };
 
+/// Charges what answers cost beyond what their requests took; see `owe.lua`.
+pub static OWE: Script = Script {
+    name: "limit_owe",
+    source: concat!(
+        include_str!("algorithm.lua"),
+        include_str!("bucket.lua"),
+        include_str!("fixed_window.lua"),
+        include_str!("owe.lua")
+    ),
+};
+
 /// Takes loans back; see `repay.lua`.
 pub static REPAY: Script = Script {
     name: "limit_repay",
@@ -176,6 +187,28 @@ pub(super) async fn refund(redis: &kv::Redis, charges: &[Charge], budget: &mut B
     let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
     // Unanswered, it may have been done: a second try could mint tokens.
     let _ = Box::pin(redis.run(&REFUND, &keys, &args, budget)).await;
+}
+
+/// `owe.lua`'s arguments for so much of each limit, on Redis' time.
+pub fn owe_args<'a>(debts: impl Iterator<Item = (&'a ShapeArgs, f64)>) -> Vec<Vec<u8>> {
+    let mut args = vec![Vec::new()];
+    for (shape, cost) in debts {
+        args.extend(shape.iter().map(<[u8]>::to_vec));
+        args.push(cost.to_string().into_bytes());
+    }
+    args
+}
+
+/// Charges what answers cost beyond what their requests took, by one script within the budget.
+pub(super) async fn owe(redis: &kv::Redis, debts: &[(Charge, f64)], budget: &mut Budget) -> Result<(), Unavailable> {
+    let keys: Vec<&[u8]> = debts.iter().filter_map(|(charge, _)| Some(charge.redis.as_ref()?.0.as_slice())).collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let args = owe_args(debts.iter().map(|(charge, cost)| (&charge.bound.args, *cost)));
+    let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+    // Unanswered, it may have been done: a second try could charge twice.
+    redis.run(&OWE, &keys, &args, budget).await.map(|_| ())
 }
 
 /// Gives loans of `who` back, by one script within the budget; what fails is forgotten in its time.

@@ -6,7 +6,7 @@
 if #KEYS == 1 and (ARGV[9] or '') == '' and (ARGV[10] or '') == '' then
   local raw = redis.call('GET', KEYS[1])
   if not raw or #raw == 32 then
-    local floor, ceil, min = math.floor, math.ceil, math.min
+    local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
     local far_us = 9007199254740992
     local accrual, unit, capacity = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
     local price = tonumber(ARGV[7]) * unit
@@ -55,7 +55,7 @@ if #KEYS == 1 and (ARGV[9] or '') == '' and (ARGV[10] or '') == '' then
         redis.call('SET', KEYS[1], state)
       end
     end
-    return struct.pack('<dddddddd', now, charged, floor(credit / unit), wait, full, room, before, 0)
+    return struct.pack('<dddddddd', now, charged, max(floor(credit / unit), 0), wait, full, room, before, 0)
   end
 end
 

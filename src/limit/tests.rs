@@ -31,6 +31,7 @@ pub(super) fn limit(name: &str, rate: (u32, u32), burst: u32, on: Stage) -> conf
         key: vec![IdentityPart::Ip],
         quotas: vec![Quota::TokenBucket { rate: Rate { amount: rate.0, period_ms: rate.1 }, burst }],
         cost: Cost::Fixed(1),
+        charge: None,
         on,
         dry_run: false,
         redis_down: RedisDown::Local,
@@ -357,6 +358,9 @@ async fn each_identity_has_its_own_bucket_and_a_limit_named_twice_counts_once() 
 
 #[path = "quota_tests.rs"]
 mod quotas;
+
+#[path = "after_tests.rs"]
+mod afterwards;
 
 #[tokio::test]
 async fn after_a_loss_buckets_that_mind_it_hold_what_they_gained_since() {

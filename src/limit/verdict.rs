@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, StatusCode};
 
+use super::after::{Tabs, Till};
 use super::algorithm::{Level, Mark, NEVER_MS, Shape};
 use super::bounds::{Bound, StageLimits};
 use super::held::{Slot, Slots};
@@ -16,6 +17,7 @@ use super::loans::Spent;
 use super::local::{Ask, Reading};
 use super::{Facts, fields};
 use crate::config::{self, FieldEdits, Quota};
+use crate::kv;
 use crate::message;
 use crate::metrics::{Decision, Source};
 use crate::syntax::rate::Rate;
@@ -72,6 +74,8 @@ pub struct Charged {
     pub(super) slots: Slots,
     /// Of these, those that a denial leaves held.
     pub(super) kept: usize,
+    /// What is still to be settled by the answer.
+    pub(super) tabs: Tabs,
     /// Of the limits that are told of in the draft's fields.
     tightest: Option<(Arc<Bound>, Level)>,
     /// Of those that are told of in the fields of old.
@@ -133,6 +137,22 @@ impl Charged {
     pub fn keep(&mut self) {
         self.charges.clear();
         self.kept = self.slots.len();
+        self.tabs.keep();
+    }
+
+    /// What is to be settled by the answer; whoever has it is to drop it at the request's end.
+    pub fn take_tabs(&mut self) -> Tabs {
+        std::mem::take(&mut self.tabs)
+    }
+
+    /// The same, but for the first so many.
+    pub fn take_tabs_beyond(&mut self, first: usize) -> Tabs {
+        self.tabs.split_off(first)
+    }
+
+    /// How many charges are to be settled by the answer.
+    pub fn owes(&self) -> usize {
+        self.tabs.len()
     }
 
     /// What the request holds until its end; whoever has it is to drop it then.
@@ -200,7 +220,13 @@ impl Charged {
         (self.tightest, self.tightest_x, self.policy) = (None, None, None);
     }
 
-    pub(super) fn note(&mut self, stage: &StageLimits, answers: &mut [Answer], hold: impl Fn(Charge) -> Slot) {
+    pub(super) fn note(
+        &mut self,
+        stage: &StageLimits,
+        answers: &mut [Answer],
+        (till, kv): (&Arc<Till>, Option<&kv::Redis>),
+        hold: impl Fn(Charge) -> Slot,
+    ) {
         self.policy.clone_from(&stage.policy);
         for (bound, answer) in stage.bounds.iter().zip(answers) {
             if let Some(level) = answer.level.filter(|_| !bound.limit.dry_run) {
@@ -213,7 +239,7 @@ impl Charged {
                 }
             }
             let is_held = bound.shape.is_held();
-            if (stage.refundable || is_held)
+            if (stage.refundable || is_held || bound.settles)
                 && (answer.local.is_some() || answer.redis.is_some() || answer.loan.is_some())
             {
                 let Answer { name, cost, local, loan, .. } = *answer;
@@ -221,6 +247,8 @@ impl Charged {
                 let charge = Charge { bound: Arc::clone(bound), name, cost, local, redis, loan };
                 if is_held {
                     self.slots.push(hold(charge));
+                } else if bound.settles {
+                    self.tabs.open(till, kv, charge);
                 } else {
                     self.charges.push(charge);
                 }

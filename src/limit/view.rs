@@ -428,9 +428,9 @@ fn lost(redis: &kv::Redis) -> Vec<u8> {
 
 /// What a request costs whose wait is told.
 fn cost(bound: &Bound) -> f64 {
-    match bound.limit.cost {
-        Cost::Fixed(cost) => f64::from(cost),
-        Cost::Header { default, .. } => f64::from(default),
+    match &bound.limit.cost {
+        Cost::Fixed(cost) | Cost::Header { default: cost, .. } => f64::from(*cost),
+        Cost::Answer(answer) => f64::from(answer.reserve),
     }
 }
 

@@ -156,6 +156,26 @@ labels! {
 }
 
 labels! {
+    /// How it became known what a request costs its limit, where only its answer says.
+    Settled {
+        /// The answer said it; or its status is one that is charged.
+        Said = "said",
+        /// It said more than `max`.
+        Capped = "capped",
+        /// It did not say it, or no number: `default`.
+        Missing = "missing",
+        /// It was too large to be looked through: `default`.
+        TooLarge = "too_large",
+        /// It was encoded, and could not be read: `default`.
+        Encoded = "encoded",
+        /// There was none, or it ended before it said it: `default`.
+        Unfinished = "unfinished",
+        /// Nothing: its status is not one that is charged, or the service was not asked.
+        Returned = "returned",
+    }
+}
+
+labels! {
     /// How reading a hash of tiers ended.
     TiersRead {
         /// Read; what it says holds.

@@ -6,13 +6,14 @@ use prometheus::core::Collector;
 use prometheus::proto::{Metric, MetricFamily};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::labels::{Decision, Source, TiersRead};
+use super::labels::{Decision, Settled, Source, TiersRead};
 use super::{Cells, Families, SECONDS};
 
 /// What a limit's handles are resolved from; clones share it.
 #[derive(Clone)]
 pub(super) struct LimitFamilies {
     decisions: IntCounterVec,
+    settled: IntCounterVec,
     delays: HistogramVec,
     waiting: IntGaugeVec,
 }
@@ -23,6 +24,7 @@ pub struct LimitMetrics {
     limit: String,
     families: LimitFamilies,
     decisions: Cells<IntCounter>,
+    settled: Cells<IntCounter>,
     delays: Cells<Histogram>,
     waiting: Cells<IntGauge>,
 }
@@ -34,6 +36,11 @@ impl LimitFamilies {
                 "weir_limit_decisions_total",
                 "What limits said",
                 &["route", "limit", "decision", "source"],
+            ),
+            settled: families.counters(
+                "weir_limit_settled_total",
+                "How it became known what requests cost limits whose answers say it",
+                &["route", "limit", "cost"],
             ),
             delays: families.histograms(
                 "weir_limit_delay_seconds",
@@ -53,6 +60,7 @@ impl LimitMetrics {
             limit: limit.to_owned(),
             families: families.clone(),
             decisions: Cells::new(Decision::ALL.len() * Source::ALL.len()),
+            settled: Cells::new(Settled::ALL.len()),
             delays: Cells::new(1),
             waiting: Cells::new(1),
         }
@@ -83,6 +91,12 @@ impl LimitMetrics {
             series.iter().filter(is_wanted).map(|one| one.get_counter().get_value() as u64).sum()
         };
         Decision::ALL.iter().map(|decision| (*decision, count(*decision))).collect()
+    }
+
+    /// Counts a request whose cost became known with its answer.
+    pub fn settled(&self, how: Settled) {
+        let labels = || [self.route.as_str(), self.limit.as_str(), how.as_str()];
+        self.settled.at(how as usize, || self.families.settled.with_label_values(&labels())).inc();
     }
 
     /// A request begins to wait.

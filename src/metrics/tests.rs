@@ -16,6 +16,7 @@ fn touch_everything(metrics: &Metrics) {
     route.upstream(None, took);
     let limit = metrics.limit("catalog", "per-client");
     limit.decided(Decision::Denied, Source::Redis);
+    limit.settled(Settled::Missing);
     limit.waits();
     limit.waited(took);
     metrics.tiers.read("api", TiersRead::Ok);
@@ -94,12 +95,16 @@ fn cells_of_one_handle_do_not_overlap() {
             limit.decided(*decision, *source);
         }
     }
+    for how in Settled::ALL {
+        limit.settled(*how);
+    }
     let page = metrics.render(10_000);
     let ones =
         |family: &str| page.lines().filter(|l| l.starts_with(&format!("{family}{{")) && l.ends_with(" 1")).count();
     assert_eq!(ones("weir_requests_total"), Outcome::ALL.len() * 6);
     assert_eq!(ones("weir_cache_lookups_total"), Tier::ALL.len() * Lookup::ALL.len());
     assert_eq!(ones("weir_limit_decisions_total"), Decision::ALL.len() * Source::ALL.len());
+    assert_eq!(ones("weir_limit_settled_total"), Settled::ALL.len());
 }
 
 /// `promtool check metrics` must find nothing; without the tool there is nothing to ask.

@@ -88,6 +88,11 @@ impl Exchange {
         &self.route
     }
 
+    /// How it ends, as far as that is decided.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
     /// The answer is decided.
     pub fn decide(&mut self, outcome: Outcome, status: StatusCode) {
         self.outcome = outcome;

@@ -3,7 +3,6 @@
 //! It is a task of its own, so that a leader whose client leaves still finishes what is storable.
 
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +13,12 @@ use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::sync::oneshot;
 
+use super::asker::Asker;
 use super::body::Patient;
 use super::lease::{release, renewed};
 use super::state::{RouteState, Worker};
 use super::upstream::{Failure, Patience};
-use super::{failing, headers, part, respond, search};
+use super::{failing, headers, part, respond, search, settle};
 use crate::cache::entry::{self, Entry, Stored, Uncacheable};
 use crate::cache::flight::{Arrival, Begun, End, Origin, Permit};
 use crate::cache::freshness::Freshness;
@@ -28,10 +28,9 @@ use crate::cache::search::{Rule, Search};
 use crate::cache::shared::{LEASE, Lease, Leased, Token};
 use crate::cache::{Previous, conditional, key, parts};
 use crate::clock::{Stopwatch, WallMs};
-use crate::config::Stage;
 use crate::invalidation::Subject;
 use crate::kv::Budget;
-use crate::limit::{Charged, Facts, Slots, Verdict};
+use crate::limit::{Slots, Tabs};
 use crate::message::Body;
 use crate::metrics::Fill;
 
@@ -64,29 +63,14 @@ pub(crate) struct Fetch {
     pub(crate) report: oneshot::Sender<(Option<StatusCode>, Duration)>,
     /// What it holds of limits on requests in flight.
     pub(crate) slots: Slots,
+    /// What its answer settles.
+    pub(crate) tabs: Tabs,
 }
 
 /// A stored part, and the request for what it lacks of the whole.
 pub(crate) struct Rest {
     pub(crate) part: Arc<Entry>,
     pub(crate) request: Request<Body>,
-}
-
-/// On whose behalf a refresh is made, and of what: by this the upstream's limits count it, and invalidations name it.
-pub(crate) struct Asker {
-    pub(crate) ip: IpAddr,
-    pub(crate) host: String,
-    pub(crate) path: String,
-    pub(crate) query: Option<String>,
-    pub(crate) also: Vec<Option<String>>,
-    pub(crate) tags: Vec<String>,
-}
-
-impl Asker {
-    fn subject<'a>(&'a self, route: &'a str) -> Subject<'a> {
-        let Self { host, path, query, also, tags, .. } = self;
-        Subject { host, path, query: query.as_deref(), also, route, tags, answer_tags: &[] }
-    }
 }
 
 /// A refresh behind an answer that is served: it happens only if this pod is the one that the fleet elects, and only
@@ -126,9 +110,9 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
         }
     }
     let deadline = fetch.redis_deadline;
-    match admitted(&worker, &fetch.route, &fetch.headers, &asker, deadline).await {
-        Some(slots) => {
-            fetch.slots = slots;
+    match asker.admitted(&worker, &fetch.route, &fetch.headers, deadline).await {
+        Some(mut charged) => {
+            (fetch.slots, fetch.tabs) = (charged.take_slots(), charged.take_tabs());
             let route = Arc::clone(&fetch.route);
             fetch.begin(&asker.subject(&route.name));
             run(fetch).await;
@@ -169,14 +153,20 @@ async fn finish(mut fetch: Fetch) {
         fetch.route.metrics.upstream(status, took);
     }
     match said {
-        Err(failure) => fetch.failed(&failure).await,
+        Err(failure) => {
+            settle::by_failure(std::mem::take(&mut fetch.tabs), &failure);
+            fetch.failed(&failure).await;
+        }
         Ok(Said::Confirmed(entry)) => {
             if let Some(search) = &fetch.search {
                 search::record(&fetch.worker, search, &fetch.primary, &entry, fetch.redis_deadline).await;
             }
             fetch.store(Stored::Entry(Arc::new(*entry)), Fill::Revalidated, Origin::Confirmed).await;
         }
-        Ok(Said::Answer(response, sent)) => fetch.received(response, sent).await,
+        Ok(Said::Answer(response, sent)) => {
+            let response = settle::by_response(std::mem::take(&mut fetch.tabs), response);
+            fetch.received(response, sent).await;
+        }
     }
 }
 
@@ -211,36 +201,6 @@ fn is_about_ranges(status: StatusCode) -> bool {
     matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE)
 }
 
-/// Takes the limits of what reaches the upstream; what they charge stays charged. `None` if one denies, else what is held
-/// until the fetch ends.
-async fn admitted(
-    worker: &Worker,
-    route: &RouteState,
-    headers: &HeaderMap,
-    asker: &Asker,
-    deadline: Duration,
-) -> Option<Slots> {
-    if route.limits.is_empty(Stage::Origin) {
-        return Some(Slots::new());
-    }
-    let facts = Facts {
-        ip: asker.ip,
-        headers,
-        query: asker.query.as_deref(),
-        route: &route.name,
-        host: &asker.host,
-        method: &Method::GET,
-    };
-    let (mut charged, mut budget) = (Charged::default(), Budget::new(deadline));
-    let (limiter, redis) = (&worker.shared.limiter, worker.redis.as_ref());
-    // Clients who wait for the same come first: nobody waits for this.
-    if limiter.is_awaited(&route.limits, Stage::Origin, &facts) {
-        return None;
-    }
-    let verdict = limiter.take(redis, &route.limits, Stage::Origin, &facts, &mut charged, &mut budget).await;
-    matches!(verdict, Verdict::Allow).then(|| charged.take_slots())
-}
-
 impl Fetch {
     /// Takes note of what is known before the upstream is asked: what is invalidated from here on overtakes the answer.
     pub(crate) fn begin(&mut self, subject: &Subject<'_>) {
@@ -270,6 +230,7 @@ impl Fetch {
             return Ok(Said::Answer(response, sent));
         };
         if let Some(entry) = self.confirmed_entry(&response, sent) {
+            settle::by_response(std::mem::take(&mut self.tabs), response);
             return Ok(Said::Confirmed(Box::new(entry)));
         }
         // It is about something else, or confirms what may not be kept for this request: only the whole will do.

@@ -10,7 +10,8 @@ use http::request::Parts;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-use super::fetch::{self, Asker, Fetch, Rest};
+use super::asker::Asker;
+use super::fetch::{self, Fetch, Rest};
 use super::lease::OnItsWay;
 use super::{Journey, failing, forward, respond, search};
 use crate::cache::entry::Stored;
@@ -20,7 +21,7 @@ use crate::cache::shared::{Lease, Leased, Read, Token};
 use crate::cache::{Ask, Found, Look, Missing, Previous};
 use crate::config::Stage;
 use crate::kv::Budget;
-use crate::limit::{Denial, Halt, Slots};
+use crate::limit::{Denial, Halt, Slots, Tabs};
 use crate::message::Body;
 use crate::metrics::{Lookup, Outcome, Tier};
 
@@ -134,7 +135,7 @@ pub(crate) async fn lead(
     if excuse.is_some() {
         journey.charged.keep();
     }
-    let own = journey.charged.holds();
+    let (own, own_tabs) = (journey.charged.holds(), journey.charged.owes());
     let admitted = match &excuse {
         None => journey.limited(Stage::Origin, parts).await,
         // What is stale is there at once.
@@ -150,6 +151,7 @@ pub(crate) async fn lead(
     let (mut fetch, direct, timing) = start(journey, ask, parts, permit, lease.arrive(), previous);
     // What of the upstream it takes up, it takes up until it ends, whoever still waits for it.
     fetch.slots = journey.charged.take_slots_beyond(own);
+    fetch.tabs = journey.charged.take_tabs_beyond(own_tabs);
     fetch.begin(&ask.subject);
     worker.behind.spawn(fetch::run(fetch));
     Led::Asked(Lead { follower, direct, timing })
@@ -343,6 +345,7 @@ fn start(
         hand_over,
         report,
         slots: Slots::new(),
+        tabs: Tabs::default(),
     };
     (fetch, direct, timing)
 }

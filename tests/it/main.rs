@@ -26,6 +26,7 @@ mod intents;
 mod invalidation;
 mod leases;
 mod life;
+mod limit_afterwards;
 mod limit_algorithms;
 mod limit_answers;
 mod limit_attacks;

@@ -94,6 +94,7 @@ impl Check<'_, '_> {
             .as_ref()
             .map(|quotas| quotas.iter().chain(tiers.iter().flat_map(|tiers| tiers.quotas.values())).copied().collect());
         let cost = self.cost(raw.cost.as_ref(), all.as_deref());
+        let charge = self.charge(raw.charge.as_ref(), quotas.as_deref());
         let after_loss = self.after_loss(raw, quotas.as_deref());
         let deny = self.denied_networks(&raw.deny);
         let allow = self.allowed_networks(&raw.allow, &deny);
@@ -119,6 +120,7 @@ impl Check<'_, '_> {
             key,
             quotas,
             cost,
+            charge,
             on,
             dry_run: raw.dry_run.as_ref().is_some_and(|at| at.value),
             redis_down: raw.redis_down.as_ref().map_or(RedisDown::Local, |at| at.value),

@@ -1,9 +1,9 @@
-//! What a limit counts by: `algorithm`, `rate` or `rates` with `burst`, `max`, and `cost`.
+//! What a limit counts by: `algorithm`, `rate` or `rates` with `burst`, and `max`.
 
 use super::Check;
-use crate::config::raw::{self, Algorithm, At};
+use crate::config::Quota;
+use crate::config::raw::{self, Algorithm};
 use crate::config::report::Span;
-use crate::config::{Cost, Quota};
 use crate::syntax::rate::Rate;
 
 /// Largest bucket, in requests; the scripts count in doubles, which hold it exactly.
@@ -111,45 +111,6 @@ impl Check<'_, '_> {
             self.error(span, "this limit has no `rate`", "write rate = \"100/s\"");
         }
         (!rates.is_empty()).then_some(rates)
-    }
-
-    /// What requests cost; more than there ever is can never be admitted. What is wrong is 1.
-    pub(super) fn cost(&mut self, raw: Option<&At<raw::Cost>>, quotas: Option<&[Quota]>) -> Cost {
-        let Some(at) = raw else { return Cost::Fixed(1) };
-        if quotas.is_some_and(|quotas| quotas.iter().any(|quota| matches!(quota, Quota::Concurrency { .. }))) {
-            self.error(&at.span(), "a request in flight counts as one", "remove `cost`");
-            return Cost::Fixed(1);
-        }
-        let capacity = quotas.and_then(|quotas| quotas.iter().map(Quota::capacity).min());
-        match &at.value {
-            raw::Cost::Fixed(cost) => Cost::Fixed(self.whole(*cost, &at.span(), capacity).unwrap_or(1)),
-            raw::Cost::Said(field) => {
-                let name = self.read(&field.header);
-                let max = field.max.as_ref().and_then(|max| self.whole(max.value, &max.span(), None));
-                let most = max.into_iter().chain(capacity).min();
-                let default = field.default.as_ref().and_then(|at| self.whole(at.value, &at.span(), most));
-                let default = default.unwrap_or(1);
-                name.zip(max).map_or(Cost::Fixed(1), |(name, max)| Cost::Header { name, max, default })
-            }
-        }
-    }
-
-    /// A cost from 1 to what a request can cost at most.
-    fn whole(&mut self, cost: i64, span: &Span, most: Option<u32>) -> Option<u32> {
-        let read = u32::try_from(cost).ok().filter(|cost| (1..=MOST_BURST).contains(cost));
-        match (read, most) {
-            (None, _) => {
-                let remedy = format!("write a whole number from 1 to {MOST_BURST}");
-                self.error(span, format!("{cost} is out of range"), remedy);
-                None
-            }
-            (Some(_), Some(most)) if i64::from(most) < cost => {
-                let text = format!("a request that costs {cost} is never admitted");
-                self.error(span, text, format!("write at most {most}, or let the limit admit as much at once"));
-                None
-            }
-            (read, _) => read,
-        }
     }
 }
 

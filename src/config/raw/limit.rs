@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::{AfterLoss, At, Maybe, MaybeText, Missing, Name, RedisDown, Stage, Text, Texts, Told};
 use crate::config::IdentityPart;
+use crate::syntax::pointer::Pointer;
 use crate::syntax::rate::Rate;
 
 /// `[[limit]]`, or a limit inside a route.
@@ -35,6 +36,8 @@ pub(in crate::config) struct Limit {
     pub(in crate::config) max: Maybe<i64>,
     /// What a request costs.
     pub(in crate::config) cost: Maybe<Cost>,
+    /// Which requests are charged, by their answers.
+    pub(in crate::config) charge: Option<Charge>,
     /// Which requests are counted.
     pub(in crate::config) on: Maybe<Stage>,
     /// Count, never deny.
@@ -91,22 +94,73 @@ pub(in crate::config) struct Tier {
 pub(in crate::config) enum Cost {
     /// The same for all requests.
     Fixed(i64),
-    /// What the request says.
-    Said(CostField),
+    /// What the request or its answer says.
+    Said(Box<CostPlace>),
 }
 
-/// `cost` of a limit that a request field says.
+/// `cost` of a limit that the request or its answer says.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(in crate::config) struct CostField {
-    /// The field, a whole number.
-    #[schemars(required)]
+pub(in crate::config) struct CostPlace {
+    /// The request's field, a whole number.
     pub(in crate::config) header: MaybeText<HeaderName>,
+    /// The answer's field, a whole number.
+    pub(in crate::config) response_header: MaybeText<HeaderName>,
+    /// The place in an answer of JSON, or in the data of its server-sent events.
+    pub(in crate::config) json: MaybeText<Pointer>,
+    /// Bytes of such an answer, or of one event, that are looked through.
+    pub(in crate::config) max_scan: MaybeText<usize>,
     /// What more counts as.
     #[schemars(required)]
     pub(in crate::config) max: Maybe<i64>,
-    /// What a request costs that does not say it, or no number.
+    /// What a request costs where nothing says it, or no number.
     pub(in crate::config) default: Maybe<i64>,
+    /// What a request takes before its answer says the rest.
+    pub(in crate::config) reserve: Maybe<i64>,
+}
+
+/// `charge` of a limit.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Charge {
+    /// Statuses of the answers to requests that are charged.
+    #[schemars(required)]
+    pub(in crate::config) status: Maybe<Vec<At<Status>>>,
+}
+
+/// One status, or a class of them.
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
+pub(in crate::config) enum Status {
+    /// `401`.
+    One(i64),
+    /// `"4xx"`.
+    Class(String),
+}
+
+impl<'de> Deserialize<'de> for Status {
+    /// By hand, because serde's own untagged enums read into a buffer that has no places.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl Visitor<'_> for Either {
+            type Value = Status;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a status, or a class of them such as \"4xx\"")
+            }
+
+            fn visit_i64<E>(self, status: i64) -> Result<Status, E> {
+                Ok(Status::One(status))
+            }
+
+            fn visit_str<E>(self, class: &str) -> Result<Status, E> {
+                Ok(Status::Class(class.to_owned()))
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
 }
 
 impl<'de> Deserialize<'de> for Cost {
@@ -126,7 +180,7 @@ impl<'de> Deserialize<'de> for Cost {
             }
 
             fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Cost, M::Error> {
-                CostField::deserialize(MapAccessDeserializer::new(map)).map(Cost::Said)
+                CostPlace::deserialize(MapAccessDeserializer::new(map)).map(|place| Cost::Said(Box::new(place)))
             }
         }
 

@@ -2,7 +2,7 @@
 
 use super::Case;
 use super::report::{Does, Limit, Part};
-use crate::config::{Cost, IdentityPart, Missing, Quota, RedisDown, Stage};
+use crate::config::{AnswerCost, Cost, IdentityPart, Missing, Place, Quota, RedisDown, Stage};
 use crate::limit::identity::canonical;
 use crate::limit::{Facts, Reach};
 
@@ -19,6 +19,7 @@ impl Case<'_> {
             algorithm: limit.quotas.first().map_or("", Quota::algorithm),
             quotas: limit.quotas.iter().map(quota).collect(),
             cost: cost(&limit.cost),
+            charged: limit.charge.as_ref().map(|statuses| format!("only where the answer is {statuses}")),
             identity: limit.key.iter().map(|part| self.identified(part, limit.missing)).collect(),
             dry_run: limit.dry_run,
             redis_down: match limit.redis_down {
@@ -93,5 +94,12 @@ fn cost(cost: &Cost) -> String {
     match cost {
         Cost::Fixed(cost) => cost.to_string(),
         Cost::Header { name, max, default } => format!("what {name} says, {default} without it, at most {max}"),
+        Cost::Answer(AnswerCost { place, max, default, reserve }) => {
+            let says = match place {
+                Place::Header(name) => format!("what {name} of the answer says"),
+                Place::Json { pointer, .. } => format!("what the answer says at \"{pointer}\""),
+            };
+            format!("{says}, {default} without it, at most {max}; {reserve} until then")
+        }
     }
 }

@@ -172,6 +172,8 @@ pub struct Limit {
     pub quotas: Vec<String>,
     /// What a request costs.
     pub cost: String,
+    /// Which answers' requests are charged, where not all are.
+    pub charged: Option<String>,
     /// What is counted together; credentials and other values that a client sends are never shown.
     pub identity: Vec<Part>,
     /// Whether it only counts.

@@ -50,6 +50,15 @@ purge = true
 invalidates = { tags = ["product:{id}"] }
 
 [[route]]
+name = "login"
+path = "/login"
+limits = [
+  { name = "guesses", key = ["ip"], rate = "5/m", charge = { status = [401, "5xx"] } },
+  { name = "tokens", key = ["ip"], rate = "100/s", cost = { json = "/usage/total", max = 50, default = 9, reserve = 2 } },
+  { name = "units", key = ["ip"], rate = "100/s", cost = { response_header = "x-units", max = 50 } },
+]
+
+[[route]]
 name = "beta"
 path = "/{*path}"
 headers = { x-beta = "1" }
@@ -215,6 +224,22 @@ fn limits_name_who_is_counted_and_no_values() {
     assert_eq!(part(identity, "query:k"), "(sent)");
     assert!(part(identity, "cookie:c").starts_with("(none"));
     assert_eq!(part(identity, "method"), "GET");
+}
+
+#[test]
+fn limits_say_what_answers_settle() {
+    let report = explain("POST", "http://shop.example/login", &[]);
+    let costs: Vec<_> = report.limits.iter().map(|limit| (&*limit.cost, limit.charged.as_deref())).collect();
+    let expected = [
+        ("1", Some("only where the answer is 401, 5xx")),
+        ("what the answer says at \"/usage/total\", 9 without it, at most 50; 2 until then", None),
+        ("what x-units of the answer says, 1 without it, at most 50; 1 until then", None),
+    ];
+    assert_eq!(costs, expected);
+    let text = report.to_string();
+    for said in ["only where the answer is 401, 5xx", "at most 50; 2 until then"] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
 }
 
 #[test]

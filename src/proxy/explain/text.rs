@@ -129,6 +129,9 @@ impl Page<'_, '_> {
             if limit.cost != "1" {
                 self.line("  a request costs", &limit.cost)?;
             }
+            if let Some(charged) = &limit.charged {
+                self.line("  charged", charged)?;
+            }
             self.line("  on", format_args!("{} ({})", limit.stage, limit.applies))?;
             self.lines("  counted by", limit.identity.iter().map(|part| format!("{} = {}", part.name, part.value)))?;
             self.line("  without Redis", limit.redis_down)?;

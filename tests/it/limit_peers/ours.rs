@@ -114,7 +114,8 @@ impl Peer for Weir {
         let due = |(limit, (name, _)): (&Limit, &(u128, Vec<u8>))| {
             let shape = Shape::TokenBucket(limit.shape);
             let (bucket, pods) = (Some(limit.shape), PODS as f64);
-            Due { name: *name, shape, bucket, cost: 1.0, pods, remembers: true, counts: false }
+            let (borrows, remembers, may_lift, counts) = (true, true, false, false);
+            Due { name: *name, shape, bucket, borrows, cost: 1.0, pods, remembers, may_lift, counts }
         };
         let dues: Vec<Due> = self.limits.iter().zip(&names).map(due).collect();
         let admitted = match loans.consult(&dues, false, now) {
