@@ -174,8 +174,9 @@ impl Limiter {
     /// Takes one request from every limit of `stage`, or from none.
     ///
     /// What was charged is noted in `charged`. A denial gives back what earlier stages noted there, except what
-    /// [`Charged::keep`] made final. What only the answer settles is open until [`Charged::take_tabs`] is. What the request holds of limits on requests in flight it holds until `charged` is
-    /// dropped, or what [`Charged::take_slots`] gave. Without `redis` this never yields.
+    /// [`Charged::keep`] made final. What only the answer settles is open until what [`Charged::take_tabs`] gives is
+    /// settled. What the request holds of limits on requests in flight it holds until `charged` is dropped, or what
+    /// [`Charged::take_slots`] gave. Without `redis` this never yields.
     pub async fn take(
         &self,
         redis: Option<&kv::Redis>,
@@ -461,24 +462,6 @@ impl Limiter {
             None => unchecked(named, bound.limit.redis_down == RedisDown::Deny),
         };
         bounds.iter().zip(names).map(answer).collect()
-    }
-
-    /// Gives back what earlier stages charged, but what is kept.
-    async fn refund(&self, redis: Option<&kv::Redis>, charged: &mut Charged, budget: &mut Budget) {
-        let mut charges = std::mem::take(&mut charged.charges);
-        charges.extend(charged.slots.drain(charged.kept..).filter_map(Slot::into_charge));
-        charges.extend(charged.tabs.void());
-        let now = self.shelf.steady();
-        for charge in &charges {
-            self.shelf.refund(charge);
-            if let Some(spent) = &charge.loan {
-                self.loans.refund(charge.name, spent, now);
-            }
-        }
-        if let Some(redis) = redis {
-            shared::refund(redis, &charges, budget).await;
-            charges.iter().for_each(|charge| self.loans.lift(charge.name, now));
-        }
     }
 
     /// This pod's part of a limit while Redis is away.

@@ -15,11 +15,11 @@ use tokio_util::task::TaskTracker;
 use super::algorithm::Micros;
 use super::bounds::said;
 use super::events::Events;
-use super::held::Shelf;
+use super::held::{Shelf, Slot};
 use super::loans::Loans;
 use super::local::Ask;
 use super::number::Search;
-use super::verdict::Charge;
+use super::verdict::{Charge, Charged};
 use super::{Limiter, Named, shared};
 use crate::config::{AnswerCost, Cost, Place};
 use crate::kv::{self, Budget, Unavailable};
@@ -156,6 +156,24 @@ impl Till {
 }
 
 impl Limiter {
+    /// Gives back what earlier stages charged, but what is kept.
+    pub(super) async fn refund(&self, redis: Option<&kv::Redis>, charged: &mut Charged, budget: &mut Budget) {
+        let mut charges = std::mem::take(&mut charged.charges);
+        charges.extend(charged.slots.drain(charged.kept..).filter_map(Slot::into_charge));
+        charges.extend(charged.tabs.void());
+        let now = self.shelf.steady();
+        for charge in &charges {
+            self.shelf.refund(charge);
+            if let Some(spent) = &charge.loan {
+                self.loans.refund(charge.name, spent, now);
+            }
+        }
+        if let Some(redis) = redis {
+            shared::refund(redis, &charges, budget).await;
+            charges.iter().for_each(|charge| self.loans.lift(charge.name, now));
+        }
+    }
+
     /// Ends when Redis was told what answers cost, as far as it answers.
     pub async fn settled(&self) {
         self.till.settled().await;

@@ -1,7 +1,7 @@
 //! States in this process' memory: all there is without Redis, and the shadow that takes over while Redis is away.
 //!
 //! Bounded without handing out fresh bursts. What is as good as new is forgotten. Where nothing is, a token bucket makes
-//! room for another, and what its identity owes is estimated from then on, never too low ([`sketch`](super::sketch)). Of
+//! room for another, and what its identity owes is estimated from then on, never too low (`sketch.rs`). Of
 //! other algorithms no state leaves before it is as good as new; newcomers share one overflow a limit, and when there is
 //! room again, a newcomer's own state starts at the overflow's level, never above what it may have taken from it.
 
