@@ -70,6 +70,9 @@ fn routes(Life { pod, number }: Life) -> String {
 /// whose message has no number yet for longer than usual, keeps what it fetches meanwhile to itself.
 const NEEDLESS: usize = 125;
 
+/// Where anything goes wrong, at least so often.
+const FAULTS: usize = 5;
+
 /// What is to be done.
 struct Plan {
     pods: usize,
@@ -106,6 +109,7 @@ async fn run(plan: Plan) -> Outcome {
         redis: Mutex::new(redis),
         clock,
         reads: AtomicUsize::new(plan.reads),
+        faults: AtomicUsize::new(if plan.faults.is_empty() { 0 } else { FAULTS }),
         orders: AtomicUsize::new(plan.orders),
         reads_each: plan.reads / plan.orders,
         troubles: Mutex::default(),

@@ -35,6 +35,8 @@ pub struct Stage {
     pub clock: Clock,
     /// Reads that are still to be done.
     pub reads: AtomicUsize,
+    /// Faults without which it is not over: reads may be faster than anything goes wrong.
+    pub faults: AtomicUsize,
     /// Invalidations that are still to be done.
     pub orders: AtomicUsize,
     /// Reads for each of them: they go on for as long as the reads do.
@@ -45,7 +47,7 @@ pub struct Stage {
 
 impl Stage {
     /// Whether one more is to be done.
-    fn takes(left: &AtomicUsize) -> bool {
+    pub fn takes(left: &AtomicUsize) -> bool {
         left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 
@@ -61,7 +63,7 @@ impl Stage {
 
     /// Whether there is anything left to do.
     pub fn goes_on(&self) -> bool {
-        self.reads.load(Ordering::Relaxed) > 0
+        self.reads.load(Ordering::Relaxed) > 0 || self.faults.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -69,7 +71,7 @@ impl Stage {
 pub async fn reader(stage: Arc<Stage>, pod: usize, mut dice: Dice) -> (Vec<Read>, Vec<Fault>) {
     let (mut reads, mut faults) = (Vec::new(), Vec::new());
     let mut open: Option<(Connection, At)> = None;
-    while Stage::takes(&stage.reads) {
+    while Stage::takes(&stage.reads) || stage.goes_on() {
         // Some are read far more often than others.
         let key = dice.below(KEYS).min(dice.below(KEYS));
         let start = stage.state.now();

@@ -183,6 +183,7 @@ pub async fn driver(stage: Arc<Stage>, mut dice: Dice, faults: &[Fault]) -> BTre
         let pod = dice.below(stage.pods.len());
         let from = stage.state.now();
         inflict(&stage, fault, pod, length).await;
+        Stage::takes(&stage.faults);
         stage.troubles.lock().expect("no panic while held").extend(fault.trouble(pod, from, stage.state.now()));
         *done.entry(format!("{fault:?}")).or_default() += 1;
     }
