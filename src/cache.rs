@@ -359,6 +359,12 @@ impl Cache {
         Begun { position: self.invalidation.position(subject), version, at: self.times().1 }
     }
 
+    /// Whether an invalidation has overtaken what is stored for `subject`.
+    pub fn is_gone(&self, entry: &Entry, subject: &Subject<'_>) -> bool {
+        let subject = Subject { answer_tags: &entry.tags, ..*subject };
+        self.invalidation.verdict(entry.position, &subject) == Verdict::Gone
+    }
+
     /// Leads a fetch behind an answer that is served meanwhile, unless somebody fetches already.
     pub fn refresh(&self, ask: &Ask<'_>) -> Option<flight::Permit> {
         match self.join(ask) {

@@ -218,7 +218,7 @@ impl Invalidation {
         self.mirror.read().expect("no panic while held").verdict(position, subject)
     }
 
-    /// The same, and the lowest number whose fill for `subject` is as good as that.
+    /// The position to give a fill for `subject` that begins now, and the lowest number whose fill is as good as that.
     pub fn place(&self, subject: &Subject<'_>) -> (Position, u64) {
         let mirror = self.mirror.read().expect("no panic while held");
         let position = mirror.position(subject);

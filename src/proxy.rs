@@ -351,7 +351,11 @@ impl Journey<'_> {
                     },
                     Led::Denied(denial) => return self.denied(&denial),
                     Led::Alone => break,
-                    Led::Anew => continue,
+                    // Its wait is bounded by other means, and is no fault of this one's.
+                    Led::Anew => {
+                        joins -= 1;
+                        continue;
+                    }
                     Led::Asked(lead) => match self.led(lead, &ask, &parts, why).await {
                         Some(answer) => return answer,
                         None => continue,

@@ -180,7 +180,7 @@ enum Said {
 
 /// A request without its conditions; nothing if it has none, or its body cannot be sent twice.
 fn unconditional(request: &Request<Body>) -> Option<Request<Body>> {
-    if ![IF_NONE_MATCH, IF_MODIFIED_SINCE].iter().any(|name| request.headers().contains_key(name)) {
+    if !is_conditional(request) {
         return None;
     }
     let body = match request.body() {
@@ -197,6 +197,10 @@ fn unconditional(request: &Request<Body>) -> Option<Request<Body>> {
     Some(plain)
 }
 
+fn is_conditional(request: &Request<Body>) -> bool {
+    [IF_NONE_MATCH, IF_MODIFIED_SINCE].iter().any(|name| request.headers().contains_key(name))
+}
+
 fn is_about_ranges(status: StatusCode) -> bool {
     matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE)
 }
@@ -204,8 +208,19 @@ fn is_about_ranges(status: StatusCode) -> bool {
 impl Fetch {
     /// Takes note of what is known before the upstream is asked: what is invalidated from here on overtakes the answer.
     pub(crate) fn begin(&mut self, subject: &Subject<'_>) {
-        self.begun = self.worker.shared.cache.begin(subject);
+        let cache = &self.worker.shared.cache;
+        self.begun = cache.begin(subject);
         self.permit.begin(self.begun);
+        // So is what was stored, if that came while this waited: a date may not confirm it any more, nor is it an excuse.
+        if let Some(previous) = &mut self.previous
+            && let Some(entry) = previous.entry().cloned()
+            && cache.is_gone(&entry, subject)
+        {
+            (previous.is_gone, previous.excuses_errors) = (true, false);
+            if is_conditional(&self.request) {
+                conditional::ask_to_confirm(self.request.headers_mut(), &entry, previous.confirmed_by());
+            }
+        }
     }
 
     /// Asks the upstream: for what a stored part lacks, or to confirm what is stored, where that may do; and for the whole

@@ -122,7 +122,10 @@ pub(crate) async fn lead(
             permit.end(End::Uncacheable);
             return Led::Alone;
         }
-        Waited::Anew => return Led::Anew,
+        Waited::Anew => {
+            permit.end(End::Yielded);
+            return Led::Anew;
+        }
         Waited::LongEnough => return Led::Alone,
         Waited::Failed(status) => {
             let follower = permit.follower().leading();
@@ -164,6 +167,8 @@ pub(crate) fn refresh(journey: &Journey<'_>, ask: &Ask<'_>, parts: &Parts, found
         return;
     }
     let Some(permit) = journey.worker.shared.cache.refresh(ask) else { return };
+    // It may wait long for its turn. Who comes meanwhile and knows more need not.
+    permit.begin(journey.worker.shared.cache.begin(&ask.subject));
     // Before the fleet elects one: who has no room to spare should not be it.
     if !journey.worker.upstream.has_spare() {
         return drop(permit);

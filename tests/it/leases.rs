@@ -147,7 +147,7 @@ async fn a_fetch_begins_when_the_wait_for_another_ends() {
     gate.reached(1).await;
     let waiting = ask(weirs[1].proxy);
     weirs[1].metric_reaches(r#"weir_redis_commands_total{command="lease",result="ok"}"#, 1.0).await;
-    weirs[1].invalidate(r#"{"tags":["t"]}"#).await;
+    weirs[1].invalidate(r#"{"tags":["t"],"wait":"all"}"#).await;
     gate.open();
     assert_eq!(patiently("the answer", leader).await.unwrap().text(), "old", "it asked before");
     assert_eq!(patiently("the answer", waiting).await.unwrap().text(), "new");
@@ -155,6 +155,32 @@ async fn a_fetch_begins_when_the_wait_for_another_ends() {
         assert_eq!(weir.get("/a").await.text(), "new");
     }
     assert_eq!(up.count("/a"), 2, "what was fetched after the invalidation is of use to everybody");
+}
+
+/// What is stored may be invalidated while its confirmation waits for another pod's fetch: a date, which has whole seconds,
+/// confirms it no more.
+#[tokio::test]
+async fn what_is_invalidated_while_a_fetch_waits_is_confirmed_by_no_date() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    let dated = |text| reply(text).header("last-modified", "Tue, 15 Nov 1994 12:45:26 GMT");
+    up.sequence("/a", vec![dated("old"), dated("late").gate(&gate), dated("new")]);
+    let config = format!("{CACHED}cache.client_directives = \"honor\"\n");
+    let deadline = if optimised() { "100ms" } else { "1s" };
+    let weirs = weir(&config).to(up.url()).redis(&redis).set("redis.deadline", deadline).fleet(2).await;
+    for weir in &weirs {
+        assert_eq!(weir.get("/a").await.text(), "old");
+    }
+    let confirm = |proxy| tokio::spawn(async move { get("/a").header("cache-control", "no-cache").send(proxy).await });
+    let leader = confirm(weirs[0].proxy);
+    gate.reached(1).await;
+    assert!(up.last("/a").header("if-modified-since").is_some());
+    let waiting = confirm(weirs[1].proxy);
+    weirs[1].metric_reaches(r#"weir_redis_commands_total{command="lease",result="ok"}"#, 1.0).await;
+    weirs[1].invalidate(r#"{"urls":["/a"]}"#).await;
+    assert_eq!(patiently("the answer", waiting).await.unwrap().text(), "new");
+    assert_eq!(up.last("/a").header("if-modified-since"), None, "it asks for the whole");
+    gate.open();
+    assert_eq!(patiently("the answer", leader).await.unwrap().text(), "late", "it asked before");
 }
 
 /// Who waits for another pod's fetch while the key is invalidated again and again waits on, for a fetch that is not overtaken.

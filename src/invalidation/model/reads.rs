@@ -208,7 +208,8 @@ impl World {
             return;
         }
         let id = self.take_off(pod, read.key, read.begun.0);
-        self.change(pod, id, |flight| flight.seen = Some(slot.entry.fence));
+        let begun = self.begin(pod, read.key);
+        self.change(pod, id, |flight| (flight.seen, flight.begun) = (Some(slot.entry.fence), Some(begun)));
         self.ask_for_lease(pod, id);
     }
 
@@ -269,7 +270,9 @@ impl World {
         let leader = flight.leader;
         let look = leader.map_or(Look::Fresh, |leader| self.judge(pod, slot, leader.begun.0));
         if look == Look::Nothing {
-            let is_unproven = self.pods[pod].proven == 0;
+            let known = &self.pods[pod].known;
+            let is_valid = known.verdict(entry.position, entry.answer) == Verdict::Valid;
+            let is_unproven = is_valid && self.pods[pod].proven == 0;
             self.change(pod, id, |flight| {
                 flight.seen = Some(entry.fence);
                 flight.is_unproven |= is_unproven;
@@ -293,14 +296,17 @@ impl World {
         Some(flights.remove(at))
     }
 
+    fn begin(&self, pod: usize, key: Key) -> Begun {
+        let known = &self.pods[pod].known;
+        Begun { position: known.position(key), version: known.version, at: self.now }
+    }
+
     /// Asks the upstream; `began` is when the lease was granted.
     fn fetch(&mut self, pod: usize, id: u64, began: Step) {
         let Some(key) = self.flight(pod, id).map(|flight| flight.key) else { return };
-        let known = &self.pods[pod].known;
-        let (position, version) = (known.position(key), known.version);
-        let begun = Begun { position, version, at: self.now };
+        let begun = self.begin(pod, key);
         self.change(pod, id, |flight| (flight.stage, flight.begun) = (Stage::Fetching, Some(begun)));
-        if self.pods[pod].known.is_own(position) {
+        if self.pods[pod].known.is_own(begun.position) {
             self.oracle.count(Seen::OwnPositions);
         }
         let (process, at) = (self.process(pod), self.now + self.upstream_takes(10));
@@ -327,7 +333,7 @@ impl World {
 
     pub fn arrive(&mut self, pod: usize, id: u64, answer: Answer) {
         let Some(flight) = self.land(pod, id) else { return };
-        let Some(begun) = flight.begun else { return };
+        let begun = flight.begun.expect("it has asked the upstream");
         let position = match self.design {
             Design::PositionAtEnd => self.pods[pod].known.position(answer.key),
             _ => begun.position,
