@@ -12,6 +12,9 @@ use crate::config::{AnswerCost, Cost, Place, Quota, Statuses};
 /// Bytes of an answer that are looked through for its cost where nothing else is said.
 const SCAN_BYTES: usize = 64 << 10;
 
+/// What more of an answer's cost counts as where nothing else is said: a service means what it says, but for a slip.
+const MAX_COST: u32 = 1_000_000;
+
 /// Least and most that may be said. Nothing of it is kept: it is a bound on work.
 const SCANS: RangeInclusive<usize> = 1 << 10..=64 << 20;
 
@@ -39,6 +42,10 @@ impl Check<'_, '_> {
                 self.error(&span, text, "remove it, or write `json` or `response_header` in place of `header`");
             }
             let name = self.read(&place.header);
+            if place.header.is_some() && place.max.is_none() {
+                let text = "what a client may write into a field has no bound";
+                self.error(&at.span(), text, "add max = 100, or what else is the most that a request may cost");
+            }
             let max = place.max.as_ref().and_then(|max| self.whole(max.value, &max.span(), None));
             let most = max.into_iter().chain(capacity).min();
             let default = place.default.as_ref().and_then(|at| self.whole(at.value, &at.span(), most));
@@ -94,7 +101,10 @@ impl Check<'_, '_> {
             }
             _ => self.read(&raw.json).map(|pointer| Place::Json { pointer: Arc::new(pointer), max_scan }),
         };
-        let max = raw.max.as_ref().and_then(|max| self.whole(max.value, &max.span(), None));
+        let max = match &raw.max {
+            Some(max) => self.whole(max.value, &max.span(), None),
+            None => Some(MAX_COST),
+        };
         let default = raw.default.as_ref().and_then(|at| {
             let is_nothing = at.value == 0;
             if is_nothing { Some(0) } else { self.no_more(at, max, "more than `max` is never charged") }

@@ -111,7 +111,6 @@ pub(in crate::config) struct CostPlace {
     /// Bytes of such an answer, or of one event, that are looked through.
     pub(in crate::config) max_scan: MaybeText<usize>,
     /// What more counts as.
-    #[schemars(required)]
     pub(in crate::config) max: Maybe<i64>,
     /// What a request costs where nothing says it, or no number.
     pub(in crate::config) default: Maybe<i64>,
