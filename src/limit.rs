@@ -454,7 +454,7 @@ impl Limiter {
         let now = self.shelf.steady();
         let readings = self.shelf.local.take(&asks, now);
         for (ask, _) in asks.iter().zip(&readings).filter(|(_, reading)| reading.mark.is_some()) {
-            dues.iter().filter(|due| due.name == ask.name).for_each(|due| self.loans.spent_away(due, now));
+            dues.iter().filter(|due| due.name == ask.name).for_each(|due| self.loans.spent_away(due, due.cost, now));
         }
         let mut taken = asks.iter().zip(&readings);
         let answer = |(bound, named): (&Arc<Bound>, &Named)| match if asked(bound) { taken.next() } else { None } {

@@ -64,6 +64,8 @@ pub(super) struct Account {
     /// When this pod's own part of the limit has gained again all that was spent of it while Redis was away. It gains from
     /// `full_at` on only: until then the bucket gains what it lacked before.
     paid_off: Micros,
+    /// The pods by which that part is counted.
+    pods: f64,
     /// Where it is in Redis, while something is lent.
     pub(super) key: Option<Box<[u8]>>,
     asking: Option<(Bell, Micros)>,
@@ -112,12 +114,7 @@ impl Due {
 impl Account {
     /// A request has come, or has waited.
     pub(super) fn arrive(&mut self, due: &Due, again: bool, now: Micros) {
-        if self.shape != Some(due.shape) {
-            // Another configuration's: nothing of it holds, nor what was asked by it.
-            self.bell();
-            let serial = self.serial + 1;
-            *self = Self { serial, shape: Some(due.shape), key: self.key.take(), ..Self::default() };
-        }
+        self.fit(due);
         if !again {
             // Many come within a tick of the clock.
             if now != self.seen {
@@ -128,6 +125,15 @@ impl Account {
         }
         if now >= self.until {
             self.held = 0.0;
+        }
+    }
+
+    /// What is known of another configuration's limit does not hold, nor what was asked by it.
+    fn fit(&mut self, due: &Due) {
+        if self.shape != Some(due.shape) {
+            self.bell();
+            let serial = self.serial + 1;
+            *self = Self { serial, shape: Some(due.shape), key: self.key.take(), ..Self::default() };
         }
     }
 
@@ -202,9 +208,25 @@ impl Account {
         }
     }
 
-    /// A request was taken from this pod's own part of the limit, because Redis is away.
-    pub(super) fn spent_away(&mut self, due: &Due, shape: &Shape, now: Micros) {
-        self.paid_off = self.paid_off.max(now).max(self.full_at) + due.cost * shape.price * due.pods / shape.accrual;
+    /// So much was taken from this pod's own part of the limit, or given back, because Redis is away.
+    pub(super) fn spent_away(&mut self, due: &Due, shape: &Shape, cost: f64, now: Micros) {
+        self.fit(due);
+        self.count_by(due.pods, now);
+        self.owe(self.owed(now) + cost * shape.price * due.pods / shape.accrual, now);
+    }
+
+    /// This pod's part of the limit is another: as much is owed as before.
+    fn count_by(&mut self, pods: f64, now: Micros) {
+        if self.pods != pods {
+            if self.pods > 0.0 {
+                self.owe(self.owed(now) / self.pods * pods, now);
+            }
+            self.pods = pods;
+        }
+    }
+
+    fn owe(&mut self, owed: Micros, now: Micros) {
+        self.paid_off = if owed > 0.0 { now.max(self.full_at) + owed } else { 0.0 };
     }
 
     /// What was spent while Redis was away and is not told yet, as the time in which this pod's part gains it.
@@ -215,6 +237,7 @@ impl Account {
     /// What Redis is told with a request; nothing is lent that would not be spent.
     pub(super) fn question(&mut self, due: &Due, shape: &Shape, lends: bool, now: Micros) -> Question {
         let wanted = if lends { self.wanted(due, shape) } else { 0.0 };
+        self.count_by(due.pods, now);
         let debit = (self.owed(now) * shape.accrual / due.pods).floor();
         if self.asking(now).is_some() || (wanted == 0.0 && self.held == 0.0 && debit == 0.0) {
             return Question::default();
@@ -223,6 +246,8 @@ impl Account {
         self.serial += 1;
         self.asking = Some((Arc::new(Semaphore::new(0)), now + ASKING_AT_MOST));
         self.is_worth_waiting = self.ask_at > 0.0 || wanted >= WORTH_WAITING * shape.price;
+        // What answers cost is owed whatever the bucket has; else what it lacks was somebody else's to spend.
+        let debit = if due.borrows { debit } else { -debit };
         Question { serial: self.serial, held: std::mem::take(&mut self.held), wanted, debit }
     }
 
@@ -241,12 +266,13 @@ impl Account {
         let lent = due.bucket.map_or(0, |shape| (reply.lent / shape.price) as u64);
         self.level = Level { remaining: reply.level.remaining.saturating_sub(lent), ..reply.level };
         let is_answer = question.serial != 0 && question.serial == self.serial;
-        if let Some(shape) = due.bucket {
+        if let Some(shape) = due.debited {
             // What was spent since it was asked is still owed, of a bucket that is full at another time now.
-            let told = if is_answer { question.debit * due.pods / shape.accrual } else { 0.0 };
+            self.count_by(due.pods, sent);
+            let told = if is_answer { question.debit.abs() * due.pods / shape.accrual } else { 0.0 };
             let owed = self.owed(sent) - told;
             self.full_at = sent + reply.level.full_ms as f64 * 1000.0;
-            self.paid_off = if owed > 0.0 { self.full_at + owed } else { 0.0 };
+            self.owe(owed, sent);
         }
         if is_answer {
             self.held = reply.lent;

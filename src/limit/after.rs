@@ -110,7 +110,7 @@ impl Till {
                     debts.push((charge, more));
                 }
                 // Redis is told when it is back.
-                None if redis.is_some() && cost > charge.cost => self.owe_later(&charge, cost - charge.cost, now),
+                None if redis.is_some() => self.owe_later(&charge, cost - charge.cost, now),
                 _ => {}
             }
         }
@@ -124,7 +124,7 @@ impl Till {
             let now = till.shelf.steady();
             // What was said before of the wait is true no more.
             let all = back.iter().chain(debts.iter().map(|(charge, _)| charge));
-            all.for_each(|charge| till.loans.lift(charge.name, now));
+            all.for_each(|charge| till.loans.lift(charge.name));
             if let Err(Unavailable::NotSent | Unavailable::Refused(_)) = owed {
                 debts.iter().for_each(|(charge, more)| till.owe_later(charge, *more, now));
             }
@@ -147,11 +147,11 @@ impl Till {
         }
     }
 
-    /// Sees to it that the next question to Redis says that so much is owed.
+    /// Sees to it that the next question to Redis says that so much is owed; or, less than nothing, not owed any more.
     fn owe_later(&self, charge: &Charge, more: f64, now: Micros) {
-        let named = Named { name: charge.name, cost: more };
+        let named = Named { name: charge.name, cost: charge.cost };
         let due = charge.bound.due(&named, self.replicas.load(Ordering::Relaxed));
-        self.loans.spent_away(&due, now);
+        self.loans.spent_away(&due, more, now);
     }
 }
 
@@ -166,11 +166,14 @@ impl Limiter {
             self.shelf.refund(charge);
             if let Some(spent) = &charge.loan {
                 self.loans.refund(charge.name, spent, now);
+            } else if redis.is_some() && charge.redis.is_none() && charge.local.is_some() {
+                // It was taken while Redis was away.
+                self.till.owe_later(charge, -charge.cost, now);
             }
         }
         if let Some(redis) = redis {
             shared::refund(redis, &charges, budget).await;
-            charges.iter().for_each(|charge| self.loans.lift(charge.name, now));
+            charges.iter().for_each(|charge| self.loans.lift(charge.name));
         }
     }
 

@@ -446,8 +446,8 @@ async fn what_a_pod_owes_does_not_pay_what_an_identity_owes() {
     let tabs = admit(&pod).await.unwrap();
     let due = tabs.due_of_first();
     used(&pod, tabs, "15").await;
-    pod.limiter.loans.spent_away(&due, pod.limiter.shelf.steady());
-    assert_eq!(hours_denied(&pod).await, 11);
+    pod.limiter.loans.spent_away(&due, due.cost, pod.limiter.shelf.steady());
+    assert_eq!(hours_denied(&pod).await, 12, "it is owed besides");
 }
 
 #[path = "meter_tests.rs"]

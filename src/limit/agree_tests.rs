@@ -319,7 +319,7 @@ impl History {
         if debts.is_empty() {
             return;
         }
-        let mut args = owe_args(debts.iter().map(|(_, shape, cost)| (shape, *cost)));
+        let mut args = owe_args(debts.iter().map(|(_, shape, cost)| (shape, *cost, &b""[..])));
         args[0] = self.now.to_string().into_bytes();
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
         let keys: Vec<_> = debts.iter().map(|(nth, ..)| self.key(*nth)).collect();

@@ -183,14 +183,15 @@ impl Bound {
     pub(super) fn due(&self, named: &Named, pods: u32) -> Due {
         let decides = self.limit.loans && !self.limit.dry_run;
         let remembers = decides && !self.shape.is_held() && named.cost <= self.shape.capacity();
-        let bucket = match self.shape {
-            Shape::TokenBucket(shape) if remembers => Some(shape),
+        let debited = match self.shape {
+            Shape::TokenBucket(shape) if !self.limit.dry_run => Some(shape),
             _ => None,
         };
+        let bucket = debited.filter(|_| remembers);
         // What a loan paid for could not be settled: by the time, the bucket may have been told that it is gone.
         let (borrows, may_lift) = (!self.settles, self.limit.charge.is_some());
         let (shape, counts, pods) = (self.shape, self.limit.dry_run, f64::from(pods.max(1)));
-        Due { name: named.name, shape, bucket, borrows, cost: named.cost, pods, remembers, may_lift, counts }
+        Due { name: named.name, shape, bucket, debited, borrows, cost: named.cost, pods, remembers, may_lift, counts }
     }
 
     /// How requests wait for it; for one that only counts, none does.

@@ -85,7 +85,9 @@ impl Limiter {
         let before = charged.waited.unwrap_or_default();
         let mut place: Option<Place<'_>> = None;
         loop {
-            let Some((what, wait, longest)) = told(&denial) else { return Err(counted(denial)) };
+            let Some((what, wait, longest)) = told(&denial) else {
+                return Err(self.counted(denial, taking.facts));
+            };
             let deadline = began + longest.saturating_sub(before);
             let name = self.line_of(&denial.limit, taking.facts);
             let own = match place.take().filter(|place| place.is_of(&what.bound, name)) {
@@ -98,11 +100,11 @@ impl Limiter {
                         denial.bound.metrics.decided(Decision::Delayed, denial.source);
                         own
                     }
-                    Err(wait) => return Err(late(denial, wait)),
+                    Err(wait) => return Err(self.late(denial, wait, taking.facts)),
                 },
             };
             if let Turn::Late(wait) = own.turn(deadline).await {
-                return Err(late(denial, wait));
+                return Err(self.late(denial, wait, taking.facts));
             }
             if let Some(redis) = taking.redis {
                 // Waiting for a limit is not Redis' work.
@@ -174,6 +176,20 @@ impl Limiter {
         Some(Box::new(Denial::behind(told, cost, wait, facts, stage.policy.clone())))
     }
 
+    /// The denial of who has to come back in `wait`.
+    fn late(&self, mut denial: Box<Denial>, wait: Duration, facts: &Facts<'_>) -> Box<Denial> {
+        denial.take_effect(wait);
+        self.counted(denial, facts)
+    }
+
+    fn counted(&self, denial: Box<Denial>, facts: &Facts<'_>) -> Box<Denial> {
+        let name = self.named(&denial.bound, facts).name;
+        self.top.count(name, &denial.limit, self.shelf.steady(), |out| {
+            identity::canonical(&denial.limit.key, facts, out);
+        });
+        counted(denial)
+    }
+
     /// The name of the request's line for a limit, whatever rates that has.
     fn line_of(&self, limit: &config::Limit, facts: &Facts<'_>) -> LocalName {
         with_scratch(|scratch| {
@@ -188,12 +204,6 @@ fn told(denial: &Denial) -> Option<(Told, Duration, Duration)> {
     let (level, wait) = denial.level.zip(denial.retry_after)?;
     let longest = denial.bound.delay()?.longest;
     Some((Told { bound: Arc::clone(&denial.bound), level, source: denial.source }, wait, longest))
-}
-
-/// The denial of who has to come back in `wait`.
-fn late(mut denial: Box<Denial>, wait: Duration) -> Box<Denial> {
-    denial.take_effect(wait);
-    counted(denial)
 }
 
 fn counted(denial: Box<Denial>) -> Box<Denial> {

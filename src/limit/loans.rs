@@ -44,6 +44,8 @@ pub struct Due {
     pub shape: algorithm::Shape,
     /// That of a bucket that lends; `None` if it is none.
     pub bucket: Option<Shape>,
+    /// That of a bucket that is told what was spent while Redis was away; `None` if it is none.
+    pub debited: Option<Shape>,
     /// Whether the request may be paid for from a loan of it.
     pub borrows: bool,
     /// What the request costs.
@@ -97,7 +99,8 @@ pub struct Question {
     pub held: f64,
     /// Units that it wants to have.
     pub wanted: f64,
-    /// Units that it spent of its own part of the limit while Redis was away.
+    /// Units that it spent of its own part of the limit while Redis was away; less than nothing where it owes them even if
+    /// the bucket has less.
     pub debit: f64,
 }
 
@@ -149,16 +152,18 @@ impl Loans {
         self.who
     }
 
-    /// A request was taken from this pod's own part of the limit, because Redis is away.
-    pub fn spent_away(&self, due: &Due, now: Micros) {
-        if let Some(shape) = due.bucket {
-            self.with(due.name, now, |account| account.spent_away(due, &shape, now));
+    /// So much was taken from this pod's own part of the limit, because Redis is away; or, less than nothing, given back.
+    pub fn spent_away(&self, due: &Due, cost: f64, now: Micros) {
+        if let Some(shape) = due.debited {
+            self.with(due.name, now, |account| account.spent_away(due, &shape, cost, now));
         }
     }
 
     /// Something came back to this state: a denial may not hold any more.
-    pub fn lift(&self, name: LocalName, now: Micros) {
-        self.with(name, now, Account::lift);
+    pub fn lift(&self, name: LocalName) {
+        if let Some(account) = self.shard(name).accounts.get_mut(&name) {
+            account.lift();
+        }
     }
 
     /// Its state in Redis was made as good as new. What it was lent counts there on, and may be spent.
@@ -267,7 +272,14 @@ impl Loans {
             Some(shape) => {
                 self.with(due.name, now, |account| account.question(due, &shape, lends, now)).unwrap_or_default()
             }
-            None => Question::default(),
+            // It is known only if there is something to tell.
+            None => {
+                let debt = |shape: Shape| {
+                    let mut shard = self.shard(due.name);
+                    Some(shard.accounts.get_mut(&due.name)?.question(due, &shape, false, now))
+                };
+                due.debited.and_then(debt).unwrap_or_default()
+            }
         };
         let questions = dues.iter().map(question).collect();
         Known::Ask(Box::new(Asked { loans: self, dues: dues.into(), questions, sent: now }))
@@ -328,7 +340,7 @@ impl Asked<'_> {
     /// The states' answers, in the order of the questions, each with where it is in Redis.
     pub fn answered<'k>(self: Box<Self>, replies: impl Iterator<Item = (&'k Reading, &'k [u8])>) {
         for ((due, question), (reply, key)) in self.dues.iter().zip(&self.questions).zip(replies) {
-            if !due.remembers {
+            if !due.remembers && due.debited.is_none() {
                 continue;
             }
             let mut shard = self.loans.shard(due.name);

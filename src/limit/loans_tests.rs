@@ -226,7 +226,18 @@ async fn no_window_admits_more_whatever_fails() {
 fn due_of(bucket: Shape, cost: f64) -> Due {
     let shape = algorithm::Shape::TokenBucket(bucket);
     let (borrows, remembers, may_lift, counts) = (true, true, false, false);
-    Due { name: NAME, shape, bucket: Some(bucket), borrows, cost, pods: 2.0, remembers, may_lift, counts }
+    Due {
+        name: NAME,
+        shape,
+        bucket: Some(bucket),
+        debited: Some(bucket),
+        borrows,
+        cost,
+        pods: 2.0,
+        remembers,
+        may_lift,
+        counts,
+    }
 }
 
 /// A bucket of 64, of which a loan is for 4.
@@ -323,35 +334,6 @@ fn who_comes_while_a_loan_is_asked_for_waits_and_is_woken() {
 }
 
 #[test]
-fn what_was_spent_while_redis_was_away_is_owed_less_what_the_pods_part_gains() {
-    let loans = Loans::new(1.0);
-    let price = due(1.0).bucket.unwrap().price;
-    loans.consult(&[due(1.0)], false, 0.0);
-    (0..10).for_each(|_| loans.spent_away(&due(1.0), 0.0));
-    // Five a second is this pod's part.
-    let asked = asks(&loans, 1.0, 1_000_000.0);
-    assert_eq!(asked.questions[0].debit, 5.0 * price);
-    said(asked, Some(0.0));
-    assert_eq!(asks(&loans, 1.0, 1_000_001.0).questions[0].debit, 0.0);
-}
-
-/// Until the bucket is full it gains what it lacked before, and nobody's part gains what was spent meanwhile.
-#[test]
-fn what_was_spent_while_the_bucket_was_not_full_is_owed_whole_until_it_is() {
-    let loans = Loans::new(1.0);
-    let price = due(1.0).bucket.unwrap().price;
-    // Full in five seconds.
-    said(asks(&loans, 1.0, 0.0), Some(0.0));
-    (0..10).for_each(|_| loans.spent_away(&due(1.0), 0.0));
-    let debit = |now| asks(&loans, 1.0, now).questions[0].debit / price;
-    assert_eq!([1e6, 5e6, 6e6, 7e6].map(debit), [10.0, 10.0, 5.0, 0.0]);
-    (0..10).for_each(|_| loans.spent_away(&due(1.0), 8e6));
-    assert_eq!(debit(9e6), 5.0, "by then it was full");
-    said(asks(&loans, 1.0, 9e6), Some(0.0));
-    assert_eq!(debit(10e6), 0.0, "and it was told");
-}
-
-#[test]
 fn accounts_are_bounded_and_those_that_matter_stay() {
     let loans = lent();
     for name in 0..2 * ACCOUNTS_MAX as u128 {
@@ -372,7 +354,7 @@ fn of_several_denials_the_longest_is_told_and_a_refund_lifts_it() {
     said(asked, None);
     let known = loans.consult(&[due(1.0), other], true, 600_000.0);
     assert!(matches!(known, Known::Denied(1, level) if level.wait_ms == 900));
-    loans.lift(NAME + 1, 600_000.0);
+    loans.lift(NAME + 1);
     assert!(matches!(loans.consult(&[due(1.0), other], true, 600_000.0), Known::Denied(0, _)));
     let counting = Due { name: NAME + 2, bucket: None, remembers: false, counts: true, ..due(1.0) };
     assert!(matches!(loans.consult(&[due(1.0), counting], true, 600_000.0), Known::Ask(_)), "it is to be counted");
@@ -436,7 +418,7 @@ fn whoever_leaves_gives_everything_back() {
 fn who_owed_something_once_is_forgotten_like_others() {
     let loans = Loans::new(1.0);
     loans.consult(&[due(1.0)], false, 0.0);
-    loans.spent_away(&due(1.0), 0.0);
+    loans.spent_away(&due(1.0), 1.0, 0.0);
     let mut shard = loans.shard(NAME);
     shard.sweep(190_000.0);
     assert_eq!(shard.accounts.len(), 1, "five a second are this pod's, and one is not gained yet");
@@ -483,3 +465,6 @@ async fn a_crowd_of_borrowers_leaves_half_of_the_bucket() {
     // What was lent is spent as well, or was given back.
     assert!(admitted > 500, "{admitted} of 3,000 in 22 s");
 }
+
+#[path = "debts_tests.rs"]
+mod debts;

@@ -182,6 +182,23 @@ fn who_had_to_make_room_is_given_back_no_more_than_it_would_have_been() {
 }
 
 #[test]
+fn who_was_reset_is_given_back_nothing_from_before() {
+    for is_there in [true, false] {
+        let local = Local::with_shard_max(1);
+        let known = ask(newcomer(0), hourly(2));
+        let marks = [(); 2].map(|()| local.take(&[known], 0.0)[0].mark.unwrap());
+        if !is_there {
+            let another = Ask { cost: 9.0, ..ask(newcomer(1), hourly(9)) };
+            assert!(admits(&local, &[another], 0.0) && local.state(known.name).is_none());
+        }
+        local.reset(&known, 0.0);
+        assert!((0..2).all(|_| admits(&local, &[known], 0.0)));
+        marks.iter().for_each(|mark| local.refund(&known, mark, 0.0));
+        assert!(!admits(&local, &[known], 0.0), "two since then, and no third");
+    }
+}
+
+#[test]
 fn windows_share_what_there_is_no_room_for() {
     let local = Local::with_shard_max(8);
     let known = ask(newcomer(0), window(2));

@@ -257,7 +257,18 @@ impl Shard {
 
     /// Begins anew. Where it had to make room, it has a bucket again, at least until what it was taken to owe is paid off.
     pub(super) fn reset(&mut self, ask: &Ask<'_>, now: Micros) {
-        let state = State::new(&ask.shape, now);
+        let state = match &ask.shape {
+            // What was charged before is not given back to it any more.
+            Shape::TokenBucket(shape) => {
+                let returned = match self.states.get(&ask.name).map(|kept| &kept.state) {
+                    Some(State::TokenBucket(bucket)) => bucket.returned(),
+                    _ => self.limit(ask.scope).map_or(0.0, |limit| limit.returned),
+                };
+                let returned = (returned * shape.price).ceil() + shape.capacity;
+                State::TokenBucket(Bucket::owing(shape, now, now, returned))
+            }
+            _ => State::new(&ask.shape, now),
+        };
         if let Some(kept) = self.states.get_mut(&ask.name) {
             self.entries -= kept.state.reserved();
             *kept = Kept { state, idle_at: now };

@@ -1,6 +1,7 @@
 //! Buckets in Redis: what the scripts are told and what they answer.
 
 use super::algorithm::{Level, Mark, PARAMETERS, Shape};
+use super::bounds::Bound;
 use super::loans::{Question, Repayment};
 use super::local::{Few, Reading};
 use super::verdict::Charge;
@@ -190,11 +191,11 @@ pub(super) async fn refund(redis: &kv::Redis, charges: &[Charge], budget: &mut B
 }
 
 /// `owe.lua`'s arguments for so much of each limit, on Redis' time.
-pub fn owe_args<'a>(debts: impl Iterator<Item = (&'a ShapeArgs, f64)>) -> Vec<Vec<u8>> {
+pub fn owe_args<'a>(debts: impl Iterator<Item = (&'a ShapeArgs, f64, &'a [u8])>) -> Vec<Vec<u8>> {
     let mut args = vec![Vec::new()];
-    for (shape, cost) in debts {
+    for (shape, cost, lost) in debts {
         args.extend(shape.iter().map(<[u8]>::to_vec));
-        args.push(cost.to_string().into_bytes());
+        args.extend([cost.to_string().into_bytes(), lost.to_vec()]);
     }
     args
 }
@@ -205,7 +206,9 @@ pub(super) async fn owe(redis: &kv::Redis, debts: &[(Charge, f64)], budget: &mut
     if keys.is_empty() {
         return Ok(());
     }
-    let args = owe_args(debts.iter().map(|(charge, cost)| (&charge.bound.args, *cost)));
+    let lost = lost_arg(redis.shared().lost_ms()).unwrap_or_default();
+    let since = |bound: &Bound| if bound.minds_loss() { &lost[..] } else { &[] };
+    let args = owe_args(debts.iter().map(|(charge, cost)| (&charge.bound.args, *cost, since(&charge.bound))));
     let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
     // Unanswered, it may have been done: a second try could charge twice.
     redis.run(&OWE, &keys, &args, budget).await.map(|_| ())

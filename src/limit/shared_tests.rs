@@ -101,6 +101,16 @@ async fn a_bucket_that_redis_lost_holds_what_it_gained_since() {
         let said = unpacked(&redis.command(&parts, Duration::from_secs(5)).await.unwrap());
         if said[1] == 1.0 { Ok(said[2]) } else { Err(said[3]) }
     };
+    let mut other = Dedicated::open(&server.shared()).await.unwrap();
+    let mut owe = async |key: &str, after_ms: i64| {
+        let mut args = owe_args([(&shape, 2.0, &lost[..])].into_iter());
+        args[0] = ((lost_ms + after_ms) * 1000).to_string().into_bytes();
+        let mut parts: Vec<&[u8]> = vec![b"EVAL", OWE.source.as_bytes(), b"1", key.as_bytes()];
+        parts.extend(args.iter().map(Vec::as_slice));
+        other.command(&parts, Duration::from_secs(5)).await.unwrap();
+    };
+    owe("g", 0).await;
+    assert_eq!(left("g", 0, &lost).await, Err(3000.0), "an answer that was on its way fills nothing");
     assert_eq!(left("a", 0, &lost).await, Err(1000.0));
     assert_eq!(left("a", 600, &lost).await, Err(400.0), "a denial writes nothing, and it gains all the same");
     assert_eq!(left("a", 1000, &lost).await, Ok(0.0));

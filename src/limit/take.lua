@@ -34,6 +34,9 @@ for i = 1, #KEYS do
     if debit > 0 then
       limit.does.debit(limit.state, p, debit)
       limit.changed = true
+    elseif debit < 0 then
+      limit.does.owe(limit.state, p, -debit / p[2])
+      limit.changed = true
     end
     local spent
     limit.borrows, limit.held, spent = limit.does.repay(limit.state, p, limit.who, limit.number, limit.held)

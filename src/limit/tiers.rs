@@ -64,18 +64,29 @@ enum Unread {
     TooLarge(u64),
 }
 
+impl Roster {
+    fn bound_of(&self, bound: &Bound, identity: &[u8]) -> Option<Arc<Bound>> {
+        let mut written = Vec::new();
+        text::append(identity, &mut written);
+        bound.tiers.get(&**self.tiers.get(&*written)?).map(Arc::clone)
+    }
+}
+
 impl Tiers {
     /// What `bound` is for the one who asks, if that is anything else.
     pub(super) fn bound_of(&self, bound: &Bound, facts: &Facts<'_>) -> Option<Arc<Bound>> {
         let tiers = bound.limit.tiers.as_ref()?;
         let rosters = self.rosters.load();
         let roster = rosters.get(&tiers.hash).filter(|roster| !roster.tiers.is_empty())?;
-        let mut written = Vec::new();
         with_scratch(|scratch| {
             identity::canonical(&bound.limit.key, facts, scratch);
-            text::append(scratch, &mut written);
-        });
-        bound.tiers.get(&**roster.tiers.get(&*written)?).map(Arc::clone)
+            roster.bound_of(bound, scratch)
+        })
+    }
+
+    /// The same for an identity of these canonical bytes.
+    pub(super) fn bound_for(&self, bound: &Bound, identity: &[u8]) -> Option<Arc<Bound>> {
+        self.rosters.load().get(&bound.limit.tiers.as_ref()?.hash)?.bound_of(bound, identity)
     }
 
     fn say(&self, hash: &str, problem: String, say: impl FnOnce(&str)) {

@@ -6,6 +6,7 @@ use http::header::HeaderName;
 
 use super::*;
 use crate::config::Tiers;
+use crate::limit::view::{Asked, View, Who};
 
 const KEY: HeaderName = HeaderName::from_static("x-api-key");
 
@@ -100,6 +101,21 @@ async fn who_has_a_tier_has_its_limit_and_nobody_a_burst_for_changing() {
         let (room, told) = if matches!(quota, Quota::TokenBucket { .. }) { (0, "q=5") } else { (3, "q=5") };
         assert_eq!(one.by_key("bob", 6).await, (room, told.to_owned()), "{quota:?}");
     }
+}
+
+#[tokio::test]
+async fn what_operators_see_and_reset_is_the_identitys_own_tier() {
+    let server = Server::up().await;
+    server.command(&["HSET", "shop-prod:tiers:api", "alice", "gold"]).await;
+    let [pod]: [Pod; 1] = pods(&server, || tiered(bucket(1, 2), bucket(1, 5))).await;
+    assert_eq!(pod.by_key("alice", 6).await.0, 5);
+    let view = View::new(&pod.limiter, [("catalog", &pod.limits)].into_iter(), pod.redis.as_ref(), false);
+    let parts = vec![("header:x-api-key".to_owned(), "alice".to_owned())];
+    let asked = Asked { limit: pod.limits.stage(Stage::Request).bounds[0].limit.scope.clone(), who: Who::Parts(parts) };
+    assert_eq!(view.state(&asked).await.unwrap()["rates"][0]["burst"], 5);
+    view.reset(&asked).await.unwrap();
+    assert_eq!(view.state(&asked).await.unwrap()["rates"][0]["redis"]["remaining"], 5);
+    assert_eq!(pod.by_key("alice", 6).await.0, 5);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! operator wants them in clear text.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -74,7 +75,7 @@ struct Limit<'l> {
     config: &'l config::Limit,
     routes: Vec<&'l str>,
     /// One a rate.
-    bounds: Vec<&'l Bound>,
+    bounds: Vec<Arc<Bound>>,
     decisions: BTreeMap<&'static str, u64>,
 }
 
@@ -149,13 +150,14 @@ impl<'l> View<'l> {
         let limits = self.limits();
         let limit = find(&limits, &asked.limit)?;
         let found = self.found(limit, &asked.who)?;
+        let bounds = self.bounds_of(limit, &found);
         let redis = match self.redis {
-            Some(redis) => Some(self.peek(redis, limit, &found.id).await),
+            Some(redis) => Some(self.peek(redis, &bounds, &found.id).await),
             None => None,
         };
         let now = self.limiter.shelf.steady();
         let mut rates = Vec::new();
-        for (nth, bound) in limit.bounds.iter().enumerate() {
+        for (nth, bound) in bounds.iter().enumerate() {
             let mut rate = quota(&bound.quota);
             let name = found.identity.as_ref().map(|identity| self.limiter.names.of(&bound.scope, identity));
             rate.insert("here".to_owned(), name.map_or(Value::Null, |name| self.here(bound, name, now)));
@@ -185,12 +187,13 @@ impl<'l> View<'l> {
             let remedy = "ask the pod that shows it, or give the identity's parts";
             return Err(Problem::Unknown(SyntaxError::new("nobody of this id is known here", remedy)));
         }
+        let bounds = self.bounds_of(limit, &found);
         if let Some(redis) = self.redis {
-            let keys = keys(redis, limit, &found.id);
+            let keys = keys(redis, &bounds, &found.id);
             let keys: Vec<_> = keys.iter().map(Vec::as_slice).collect();
             let lost = lost(redis);
             let mut args: Vec<&[u8]> = vec![b""];
-            for bound in &limit.bounds {
+            for bound in &bounds {
                 args.extend(bound.args.iter());
                 args.push(if bound.minds_loss() { &lost } else { b"" });
             }
@@ -201,7 +204,7 @@ impl<'l> View<'l> {
             asked.map_err(unanswered)?;
         }
         let now = self.limiter.shelf.steady();
-        for bound in &limit.bounds {
+        for bound in &bounds {
             if let Some(identity) = &found.identity {
                 let name = self.limiter.names.of(&bound.scope, identity);
                 self.limiter.shelf.local.reset(&bound.ask(name, self.shape(bound), 1.0, 0), now);
@@ -234,7 +237,7 @@ impl<'l> View<'l> {
                 });
                 let limit = &mut all[at];
                 if limit.bounds.iter().all(|known| known.scope != bound.scope) {
-                    limit.bounds.push(bound);
+                    limit.bounds.push(Arc::clone(bound));
                 }
                 if !bound.follows {
                     limit.routes.push(route);
@@ -271,6 +274,12 @@ impl<'l> View<'l> {
         }
     }
 
+    /// What the limit is for one identity: where that is not known, what it is for those who have no tier.
+    fn bounds_of(&self, limit: &Limit<'_>, found: &Found) -> Vec<Arc<Bound>> {
+        let tier = |bound: &Arc<Bound>| self.limiter.tiers.bound_for(bound, found.identity.as_ref()?);
+        limit.bounds.iter().map(|bound| tier(bound).unwrap_or_else(|| Arc::clone(bound))).collect()
+    }
+
     /// The limit's shape in this pod's memory.
     fn shape(&self, bound: &Bound) -> Shape {
         if self.redis.is_some() { self.limiter.part(bound) } else { bound.shape.divided(1) }
@@ -298,23 +307,23 @@ impl<'l> View<'l> {
     }
 
     /// What Redis says of each of the limit's states.
-    async fn peek(&self, redis: &kv::Redis, limit: &Limit<'_>, id: &str) -> Result<Vec<Value>, String> {
-        let keys = keys(redis, limit, id);
+    async fn peek(&self, redis: &kv::Redis, bounds: &[Arc<Bound>], id: &str) -> Result<Vec<Value>, String> {
+        let keys = keys(redis, bounds, id);
         let keys: Vec<_> = keys.iter().map(Vec::as_slice).collect();
-        let (lost, costs) = (lost(redis), limit.bounds.iter().map(|bound| cost(bound).to_string().into_bytes()));
+        let (lost, costs) = (lost(redis), bounds.iter().map(|bound| cost(bound).to_string().into_bytes()));
         let costs: Vec<Vec<u8>> = costs.collect();
         let mut args: Vec<&[u8]> = vec![b""];
-        for (bound, cost) in limit.bounds.iter().zip(&costs) {
+        for (bound, cost) in bounds.iter().zip(&costs) {
             args.extend(bound.args.iter());
             args.extend([cost.as_slice(), if bound.minds_loss() { &lost } else { b"" }]);
         }
         let reply = redis.run(&shared::PEEK, &keys, &args, &mut Budget::new(ANSWERED_WITHIN)).await;
         let reply = reply.map_err(|problem| problem.to_string())?;
-        self.peeked(&reply, &limit.bounds).ok_or_else(|| "Redis answered something else".to_owned())
+        self.peeked(&reply, bounds).ok_or_else(|| "Redis answered something else".to_owned())
     }
 
     /// Reads what `peek.lua` answers.
-    fn peeked(&self, reply: &Reply, bounds: &[&Bound]) -> Option<Vec<Value>> {
+    fn peeked(&self, reply: &Reply, bounds: &[Arc<Bound>]) -> Option<Vec<Value>> {
         let Reply::Array(items) = reply else { return None };
         let number = |at: usize| match items.get(at) {
             Some(Reply::Int(number)) => u64::try_from(*number).ok(),
@@ -418,8 +427,8 @@ fn find<'a, 'l>(limits: &'a [Limit<'l>], name: &str) -> Result<&'a Limit<'l>, Pr
     }
 }
 
-fn keys(redis: &kv::Redis, limit: &Limit<'_>, id: &str) -> Vec<Vec<u8>> {
-    limit.bounds.iter().map(|bound| redis.shared().keys.bucket(&bound.scope, id)).collect()
+fn keys(redis: &kv::Redis, bounds: &[Arc<Bound>], id: &str) -> Vec<Vec<u8>> {
+    bounds.iter().map(|bound| redis.shared().keys.bucket(&bound.scope, id)).collect()
 }
 
 fn lost(redis: &kv::Redis) -> Vec<u8> {

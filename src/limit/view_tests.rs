@@ -98,7 +98,7 @@ async fn looking_writes_nothing_whatever_the_algorithm() {
             let view = view(&pod);
             let limits = view.limits();
             let id = view.found(&limits[0], &asked.who).unwrap().id;
-            let key = keys(redis, &limits[0], &id).remove(0);
+            let key = keys(redis, &limits[0].bounds, &id).remove(0);
             redis.run(&DUMP, &[&key], &[], &mut Budget::new(ANSWERED_WITHIN)).await.unwrap()
         };
         let before = format!("{:?}", dump().await);

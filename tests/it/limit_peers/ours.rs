@@ -115,7 +115,7 @@ impl Peer for Weir {
             let shape = Shape::TokenBucket(limit.shape);
             let (bucket, pods) = (Some(limit.shape), PODS as f64);
             let (borrows, remembers, may_lift, counts) = (true, true, false, false);
-            Due { name: *name, shape, bucket, borrows, cost: 1.0, pods, remembers, may_lift, counts }
+            Due { name: *name, shape, bucket, debited: bucket, borrows, cost: 1.0, pods, remembers, may_lift, counts }
         };
         let dues: Vec<Due> = self.limits.iter().zip(&names).map(due).collect();
         let admitted = match loans.consult(&dues, false, now) {
@@ -140,7 +140,7 @@ impl Peer for Weir {
                 let readings = local.take(&asks, now);
                 let admitted = readings.iter().all(|reading| reading.mark.is_some());
                 if admitted {
-                    dues.iter().for_each(|due| loans.spent_away(due, now));
+                    dues.iter().for_each(|due| loans.spent_away(due, due.cost, now));
                 }
                 return admitted;
             }
