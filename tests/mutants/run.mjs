@@ -64,7 +64,7 @@ const LIMITS = [
   ['one_identity', 'a loan does not count as taken', 'src/limit/bucket.lua', ['s.credit = s.credit - units\n', '']],
   ['what_one_limit', 'who is denied is charged', 'src/limit/take.lua', ['if admitted and limit.first.covered then', 'if limit.first.covered then']],
   ['while_redis', 'each pod has the whole limit while Redis is away', 'src/limit.rs', ['bound.shape.divided(self.replicas.load(Ordering::Relaxed))', 'bound.shape.divided(1)']],
-  ['while_redis', 'nothing is owed for what was admitted meanwhile', 'src/limit/bucket.lua', ['s.credit = math.max(s.credit - units, 0)', 's.credit = math.max(s.credit, 0)']]
+  ['while_redis', 'nothing is owed for what was admitted meanwhile', 'src/limit/bucket.lua', ['s.credit = math.max(s.credit - units, math.min(s.credit, 0))', 's.credit = math.max(s.credit, math.min(s.credit, 0))']]
 ]
 
 /** What is built. */
