@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Stopwatch};
 use crate::config::{RedisDown, Secret, Stage};
-use crate::kv::{self, Budget};
+use crate::kv::{self, Budget, Unavailable};
 use crate::metrics::Source;
 
 mod account;
@@ -376,6 +376,10 @@ impl Limiter {
             args.extend(bounds.iter().map(|bound| if bound.minds_loss() { lost.as_slice() } else { b"" }));
         }
         let reply = redis.run(stage.script, &keys, &args, budget).await;
+        if let Err(Unavailable::NotSent | Unavailable::Refused(_)) = reply {
+            question.unheard();
+            return self.fall_back(going);
+        }
         let asked = |nth: usize| (bounds[nth].shape, names[nth].cost);
         match reply.ok().and_then(|reply| shared::taken(&reply, going.id, bounds.len(), asked)) {
             Some(readings) => {
@@ -453,12 +457,14 @@ impl Limiter {
             .collect();
         let now = self.shelf.steady();
         let readings = self.shelf.local.take(&asks, now);
-        for (ask, _) in asks.iter().zip(&readings).filter(|(_, reading)| reading.mark.is_some()) {
-            dues.iter().filter(|due| due.name == ask.name).for_each(|due| self.loans.spent_away(due, due.cost, now));
+        for (ask, reading) in asks.iter().zip(&readings).filter(|(_, reading)| reading.mark.is_some()) {
+            let due = dues.iter().filter(|due| due.name == ask.name);
+            due.for_each(|due| self.loans.spent_away(due, due.cost, ask.was_full_at(&reading.level, now), now));
         }
         let mut taken = asks.iter().zip(&readings);
         let answer = |(bound, named): (&Arc<Bound>, &Named)| match if asked(bound) { taken.next() } else { None } {
-            Some((ask, reading)) => Answer::here(ask, reading, Source::Fallback),
+            // The part may have had less than it costs: what is given back is given back whole.
+            Some((ask, reading)) => Answer { cost: named.cost, ..Answer::here(ask, reading, Source::Fallback) },
             None => unchecked(named, bound.limit.redis_down == RedisDown::Deny),
         };
         bounds.iter().zip(names).map(answer).collect()

@@ -114,7 +114,7 @@ impl Due {
 impl Account {
     /// A request has come, or has waited.
     pub(super) fn arrive(&mut self, due: &Due, again: bool, now: Micros) {
-        self.fit(due);
+        self.fit(due, now);
         if !again {
             // Many come within a tick of the clock.
             if now != self.seen {
@@ -128,12 +128,23 @@ impl Account {
         }
     }
 
-    /// What is known of another configuration's limit does not hold, nor what was asked by it.
-    fn fit(&mut self, due: &Due) {
-        if self.shape != Some(due.shape) {
-            self.bell();
-            let serial = self.serial + 1;
-            *self = Self { serial, shape: Some(due.shape), key: self.key.take(), ..Self::default() };
+    /// What is known of another configuration's limit does not hold, nor what was asked by it. What is owed is, as so many
+    /// requests.
+    pub(super) fn fit(&mut self, due: &Due, now: Micros) {
+        if self.shape == Some(due.shape) {
+            return;
+        }
+        self.bell();
+        let requests = match self.shape {
+            Some(algorithm::Shape::TokenBucket(shape)) if self.pods > 0.0 => {
+                self.owed(now) * shape.accrual / shape.price / self.pods
+            }
+            _ => 0.0,
+        };
+        let (serial, pods, full_at) = (self.serial + 1, self.pods, self.full_at);
+        *self = Self { serial, pods, full_at, shape: Some(due.shape), key: self.key.take(), ..Self::default() };
+        if let Some(shape) = due.debited {
+            self.owe(requests * shape.price * pods / shape.accrual, now);
         }
     }
 
@@ -208,9 +219,21 @@ impl Account {
         }
     }
 
-    /// So much was taken from this pod's own part of the limit, or given back, because Redis is away.
-    pub(super) fn spent_away(&mut self, due: &Due, shape: &Shape, cost: f64, now: Micros) {
-        self.fit(due);
+    /// So much was taken from this pod's own part of the limit, or given back, because Redis is away. That part was full, or
+    /// would have been, at `full_at`; the bucket is taken to be so too where nothing is known of it.
+    pub(super) fn spent_away(&mut self, due: &Due, cost: f64, full_at: Option<Micros>, now: Micros) {
+        // Charged by another configuration, it is owed by this one: nothing else that is known is of less use by that.
+        let shape = match (self.shape, due.debited) {
+            (Some(algorithm::Shape::TokenBucket(shape)), _) => shape,
+            (_, Some(shape)) => {
+                self.fit(due, now);
+                shape
+            }
+            (_, None) => return,
+        };
+        if let Some(full_at) = full_at.filter(|_| self.full_at == 0.0 && self.paid_off == 0.0) {
+            self.full_at = full_at;
+        }
         self.count_by(due.pods, now);
         self.owe(self.owed(now) + cost * shape.price * due.pods / shape.accrual, now);
     }
@@ -246,9 +269,21 @@ impl Account {
         self.serial += 1;
         self.asking = Some((Arc::new(Semaphore::new(0)), now + ASKING_AT_MOST));
         self.is_worth_waiting = self.ask_at > 0.0 || wanted >= WORTH_WAITING * shape.price;
-        // What answers cost is owed whatever the bucket has; else what it lacks was somebody else's to spend.
-        let debit = if due.borrows { debit } else { -debit };
+        // What the bucket lacks was somebody else's to spend. What answers cost is owed whatever it has: that is told once.
+        let debit = if due.borrows {
+            debit
+        } else {
+            self.owe(0.0, now);
+            -debit
+        };
         Question { serial: self.serial, held: std::mem::take(&mut self.held), wanted, debit }
+    }
+
+    /// Redis did not hear of what was owed.
+    pub(super) fn unheard(&mut self, due: &Due, question: &Question, now: Micros) {
+        if let Some(shape) = due.debited.filter(|_| question.debit < 0.0 && self.shape == Some(due.shape)) {
+            self.owe(self.owed(now) - question.debit * due.pods / shape.accrual, now);
+        }
     }
 
     /// Units that it should have: for whole requests like this one.
@@ -263,20 +298,20 @@ impl Account {
         if self.shape != Some(due.shape) {
             return;
         }
-        let lent = due.bucket.map_or(0, |shape| (reply.lent / shape.price) as u64);
+        let lent = due.debited.map_or(0, |shape| (reply.lent / shape.price) as u64);
         self.level = Level { remaining: reply.level.remaining.saturating_sub(lent), ..reply.level };
         let is_answer = question.serial != 0 && question.serial == self.serial;
         if let Some(shape) = due.debited {
             // What was spent since it was asked is still owed, of a bucket that is full at another time now.
             self.count_by(due.pods, sent);
-            let told = if is_answer { question.debit.abs() * due.pods / shape.accrual } else { 0.0 };
+            let told = if is_answer { question.debit.max(0.0) * due.pods / shape.accrual } else { 0.0 };
             let owed = self.owed(sent) - told;
             self.full_at = sent + reply.level.full_ms as f64 * 1000.0;
             self.owe(owed, sent);
         }
         if is_answer {
             self.held = reply.lent;
-            if reply.mark.is_some() {
+            if reply.mark.is_some() && due.remembers {
                 self.until = sent + LIFE * USED;
                 if self.held > 0.0 && self.key.is_none() {
                     self.key = Some(key.into());
@@ -285,6 +320,9 @@ impl Account {
                 let is_empty = reply.lent < question.wanted && self.level.remaining == 0;
                 self.ask_at = if is_empty { sent + due.hold_off(self.serial) } else { 0.0 };
             }
+        }
+        if !due.remembers {
+            return;
         }
         self.denied = None;
         if reply.is_short() && reply.level.wait_ms < NEVER_MS {

@@ -99,7 +99,7 @@ impl Till {
         let now = self.shelf.steady();
         let (mut back, mut debts) = (Vec::new(), Vec::new());
         for (mut charge, cost) in charges {
-            self.settle_here(&charge, cost, now);
+            let kept = self.settle_here(&charge, cost, now);
             match &mut charge.redis {
                 Some((_, mark)) if cost < charge.cost => {
                     *mark = mark.beyond(&charge.bound.shape, cost);
@@ -110,7 +110,7 @@ impl Till {
                     debts.push((charge, more));
                 }
                 // Redis is told when it is back.
-                None if redis.is_some() => self.owe_later(&charge, cost - charge.cost, now),
+                None if redis.is_some() => self.owe_later(&charge, (cost - charge.cost) * kept, now),
                 _ => {}
             }
         }
@@ -132,26 +132,27 @@ impl Till {
         self.settling.spawn_on(told, &runtime);
     }
 
-    /// Settles what was taken of this process' memory.
-    fn settle_here(&self, charge: &Charge, cost: f64, now: Micros) {
-        let Some((shape, mark)) = &charge.local else { return };
+    /// Settles what was taken of this process' memory; how much, from 0 to 1, of what comes back was not gained again by then.
+    fn settle_here(&self, charge: &Charge, cost: f64, now: Micros) -> f64 {
+        let Some((shape, mark)) = &charge.local else { return 1.0 };
         let ask = charge.bound.ask(charge.name, *shape, charge.cost, 0);
         let more = Ask { cost: cost - ask.cost, ..ask };
         if cost < ask.cost {
-            self.shelf.local.refund(&ask, &mark.beyond(shape, cost), now);
+            return self.shelf.local.refund(&ask, &mark.beyond(shape, cost), now);
         } else if cost > ask.cost && charge.redis.is_some() {
             // It only stands by: what one pod sees of a fleet's identity is more than its part, and would be owed for ever.
             self.shelf.local.shadow(&more, now);
         } else if cost > ask.cost {
             self.shelf.local.owe(&more, now);
         }
+        1.0
     }
 
     /// Sees to it that the next question to Redis says that so much is owed; or, less than nothing, not owed any more.
     fn owe_later(&self, charge: &Charge, more: f64, now: Micros) {
         let named = Named { name: charge.name, cost: charge.cost };
         let due = charge.bound.due(&named, self.replicas.load(Ordering::Relaxed));
-        self.loans.spent_away(&due, more, now);
+        self.loans.spent_away(&due, more, None, now);
     }
 }
 
@@ -163,12 +164,12 @@ impl Limiter {
         charges.extend(charged.tabs.void());
         let now = self.shelf.steady();
         for charge in &charges {
-            self.shelf.refund(charge);
+            let kept = self.shelf.refund(charge);
             if let Some(spent) = &charge.loan {
                 self.loans.refund(charge.name, spent, now);
             } else if redis.is_some() && charge.redis.is_none() && charge.local.is_some() {
                 // It was taken while Redis was away.
-                self.till.owe_later(charge, -charge.cost, now);
+                self.till.owe_later(charge, -charge.cost * kept, now);
             }
         }
         if let Some(redis) = redis {

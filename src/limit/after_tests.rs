@@ -405,6 +405,25 @@ async fn while_redis_is_away_the_pods_own_part_owes_and_redis_hears_of_it() {
     probe.abort();
 }
 
+/// A pod's part may have less than a request costs: it takes all of that, owes what it costs, and gives back the same.
+#[tokio::test]
+async fn what_a_later_stage_denies_while_redis_is_away_is_owed_by_nobody() {
+    let mut server = Server::up().await;
+    let five = config::Limit { cost: Cost::Fixed(5), ..hourly("a", 10, Stage::Request) };
+    let none = config::Limit { redis_down: RedisDown::Deny, ..hourly("c", 1, Stage::Origin) };
+    let shared = server.shared();
+    let pod = Pod::of(4, Some(kv::Redis::new(Arc::clone(&shared))), vec![five, none]);
+    server.kill();
+    for _ in 0..2 {
+        assert_eq!(pod.denied(Stage::Origin).await.map(|denial| denial.source), Some(Source::Fallback));
+    }
+    server.start().await;
+    let probe = tokio::spawn(kv::bus::probe(Arc::clone(&shared)));
+    crate::kv::tests::eventually("Redis is back", async || !shared.breaker().is_open()).await;
+    assert_eq!(pod.admitted(3, Stage::Request).await, 2, "ten are there");
+    probe.abort();
+}
+
 /// What one pod sees of a fleet's identity is more than its part: while Redis decides, that is empty at most.
 #[tokio::test]
 async fn what_redis_admitted_is_not_owed_by_the_part_of_one_pod() {
@@ -446,7 +465,7 @@ async fn what_a_pod_owes_does_not_pay_what_an_identity_owes() {
     let tabs = admit(&pod).await.unwrap();
     let due = tabs.due_of_first();
     used(&pod, tabs, "15").await;
-    pod.limiter.loans.spent_away(&due, due.cost, pod.limiter.shelf.steady());
+    pod.limiter.loans.spent_away(&due, due.cost, None, pod.limiter.shelf.steady());
     assert_eq!(hours_denied(&pod).await, 12, "it is owed besides");
 }
 

@@ -276,14 +276,15 @@ impl State {
         }
     }
 
-    /// Gives a charge back, but nothing beyond what would be there if it had never been made; whether it was this
-    /// state's, as far as that can be known.
-    pub fn refund(&mut self, shape: &Shape, mark: &Mark, now: Micros) -> bool {
+    /// Gives a charge back, but nothing beyond what would be there if it had never been made. How much of it, from 0 to 1,
+    /// that was; `None` if it was not this state's, as far as that can be known.
+    pub fn refund(&mut self, shape: &Shape, mark: &Mark, now: Micros) -> Option<f64> {
         self.rewind(shape, now);
         match (self, shape, mark) {
             (Self::TokenBucket(bucket), Shape::TokenBucket(shape), Mark::Tokens(mark)) => {
                 bucket.refill(shape, now);
-                bucket.refund(shape, mark);
+                let granted = bucket.refund(shape, mark);
+                return Some(if mark.paid > 0.0 { granted / mark.paid } else { 1.0 });
             }
             (Self::FixedWindow(state), Shape::FixedWindow(window), Mark::Window(mark)) => {
                 *state = state.at(window, now);
@@ -293,11 +294,11 @@ impl State {
                 *state = state.at(window, now);
                 state.refund(window, mark);
             }
-            (Self::SlidingLog(log), _, Mark::Request { id, .. }) => return log.refund(*id),
-            (Self::Concurrency(held), _, Mark::Request { id, .. }) => return held.refund(*id),
-            _ => return false,
+            (Self::SlidingLog(log), _, Mark::Request { id, .. }) => return log.refund(*id).then_some(1.0),
+            (Self::Concurrency(held), _, Mark::Request { id, .. }) => return held.refund(*id).then_some(1.0),
+            _ => return None,
         }
-        true
+        Some(1.0)
     }
 
     /// What it says of itself to a request that costs so much.

@@ -164,7 +164,7 @@ proptest! {
         state.refund(&shape, &mark, now);
         // What is kept by the request's name can be given back as often as one likes.
         if twice && matches!(mark, Mark::Request { .. }) {
-            prop_assert!(!state.refund(&shape, &mark, now));
+            prop_assert!(state.refund(&shape, &mark, now).is_none());
         }
         now += scaled(&shape, passed[2]);
         let (left, expected) = (state.level(&shape, 1.0, now).remaining, untouched.level(&shape, 1.0, now).remaining);
@@ -191,8 +191,8 @@ proptest! {
                 _ => {
                     if let Some(index) = running.len().checked_sub(n + 1) {
                         let mark = running.remove(index).1;
-                        prop_assert!(state.refund(&shape, &mark, now));
-                        prop_assert!(!state.refund(&shape, &mark, now), "once is enough");
+                        prop_assert!(state.refund(&shape, &mark, now).is_some());
+                        prop_assert!(state.refund(&shape, &mark, now).is_none(), "once is enough");
                     }
                 }
             }

@@ -168,6 +168,10 @@ algorithms['1'] = function()
     end
     -- No value is a full bucket: what is lent has to be gained again first, once it is forgotten.
     local ttl = math.max(full_ms(s, p, now), last_ms(s, now)) + math.ceil(s.lent / p[1] / 1000)
+    -- After a loss, no value is an empty one, also of a bucket that an operator has made as good as new since.
+    if s.returned >= p[3] then
+      ttl = math.max(ttl, math.ceil(p[3] / p[1] / 1000))
+    end
     write(key, table.concat(parts), ttl)
   end
 

@@ -155,8 +155,8 @@ impl Bucket {
     ///
     /// Without it the bucket would have been full after `room`, and sooner by all that others were given back since:
     /// which of those had been charged first is not known, so that out of order a nearly full bucket may get back too
-    /// little, never too much.
-    pub fn refund(&mut self, shape: &Shape, mark: &Mark) {
+    /// little, never too much. How many units that was.
+    pub fn refund(&mut self, shape: &Shape, mark: &Mark) -> f64 {
         let mut granted = 0.0;
         // A clock set back, or a bucket that began anew: nothing is known of what spilled.
         if self.stamp >= mark.at && self.returned >= mark.returned {
@@ -165,6 +165,7 @@ impl Bucket {
         }
         self.credit = (self.credit + granted).min(shape.capacity);
         self.returned += granted;
+        granted
     }
 
     /// What it says of itself at `now`, to a request that costs so much.

@@ -52,12 +52,11 @@ impl Shelf {
         self.clock.steady() as f64 * 1000.0
     }
 
-    /// Gives back what a charge took of this process' memory.
-    pub(super) fn refund(&self, charge: &Charge) {
-        if let Some((shape, mark)) = &charge.local {
-            let ask = charge.bound.ask(charge.name, *shape, charge.cost, 0);
-            self.local.refund(&ask, mark, self.steady());
-        }
+    /// Gives back what a charge took of this process' memory; how much of it, from 0 to 1, was not gained again by then.
+    pub(super) fn refund(&self, charge: &Charge) -> f64 {
+        let Some((shape, mark)) = &charge.local else { return 0.0 };
+        let ask = charge.bound.ask(charge.name, *shape, charge.cost, 0);
+        self.local.refund(&ask, mark, self.steady())
     }
 
     /// Renews the leases of all requests that run.

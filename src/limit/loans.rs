@@ -153,9 +153,10 @@ impl Loans {
     }
 
     /// So much was taken from this pod's own part of the limit, because Redis is away; or, less than nothing, given back.
-    pub fn spent_away(&self, due: &Due, cost: f64, now: Micros) {
-        if let Some(shape) = due.debited {
-            self.with(due.name, now, |account| account.spent_away(due, &shape, cost, now));
+    /// `full_at` is when that part would have been full but for this.
+    pub fn spent_away(&self, due: &Due, cost: f64, full_at: Option<Micros>, now: Micros) {
+        if due.debited.is_some() && cost != 0.0 {
+            self.with(due.name, now, |account| account.spent_away(due, cost, full_at, now));
         }
     }
 
@@ -276,7 +277,9 @@ impl Loans {
             None => {
                 let debt = |shape: Shape| {
                     let mut shard = self.shard(due.name);
-                    Some(shard.accounts.get_mut(&due.name)?.question(due, &shape, false, now))
+                    let account = shard.accounts.get_mut(&due.name)?;
+                    account.fit(due, now);
+                    Some(account.question(due, &shape, false, now))
                 };
                 due.debited.and_then(debt).unwrap_or_default()
             }
@@ -351,6 +354,13 @@ impl Asked<'_> {
             if account.key.is_some() && !had_key {
                 borrowers.push(due.name);
             }
+        }
+    }
+
+    /// Redis heard nothing of the questions. Dropped without a word, they may have been heard.
+    pub fn unheard(self: Box<Self>) {
+        for (due, question) in self.dues.iter().zip(&self.questions).filter(|(_, question)| question.debit < 0.0) {
+            self.loans.with(due.name, self.sent, |account| account.unheard(due, question, self.sent));
         }
     }
 }

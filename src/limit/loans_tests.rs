@@ -418,7 +418,7 @@ fn whoever_leaves_gives_everything_back() {
 fn who_owed_something_once_is_forgotten_like_others() {
     let loans = Loans::new(1.0);
     loans.consult(&[due(1.0)], false, 0.0);
-    loans.spent_away(&due(1.0), 1.0, 0.0);
+    loans.spent_away(&due(1.0), 1.0, None, 0.0);
     let mut shard = loans.shard(NAME);
     shard.sweep(190_000.0);
     assert_eq!(shard.accounts.len(), 1, "five a second are this pod's, and one is not gained yet");

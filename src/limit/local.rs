@@ -54,6 +54,15 @@ pub struct Ask<'a> {
     pub id: u64,
 }
 
+impl Ask<'_> {
+    /// When the bucket would have been full if this had not been charged, of which it says `level` now; `None` of another
+    /// algorithm's state.
+    pub fn was_full_at(&self, level: &Level, now: Micros) -> Option<Micros> {
+        let Shape::TokenBucket(shape) = self.shape else { return None };
+        Some(now + (level.full_ms as f64 * 1000.0 - self.cost * shape.price / shape.accrual).max(0.0))
+    }
+}
+
 /// What one bucket answered.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reading {
@@ -125,9 +134,10 @@ impl Local {
         self.shard(ask.name).owe(ask, now);
     }
 
-    /// Gives a charge back; one whose bucket is gone was as good as given back.
-    pub fn refund(&self, ask: &Ask<'_>, mark: &Mark, now: Micros) {
-        self.shard(ask.name).refund(ask, mark, now);
+    /// Gives a charge back; one whose bucket is gone was as good as given back. How much of it, from 0 to 1, was not gained
+    /// again by then.
+    pub fn refund(&self, ask: &Ask<'_>, mark: &Mark, now: Micros) -> f64 {
+        self.shard(ask.name).refund(ask, mark, now)
     }
 
     /// What a bucket says of itself, and whether it is there; nothing is charged.

@@ -193,7 +193,9 @@ fn who_was_reset_is_given_back_nothing_from_before() {
         }
         local.reset(&known, 0.0);
         assert!((0..2).all(|_| admits(&local, &[known], 0.0)));
-        marks.iter().for_each(|mark| local.refund(&known, mark, 0.0));
+        for mark in &marks {
+            local.refund(&known, mark, 0.0);
+        }
         assert!(!admits(&local, &[known], 0.0), "two since then, and no third");
     }
 }

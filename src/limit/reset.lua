@@ -28,13 +28,6 @@ for i, key in ipairs(KEYS) do
     state.stamp = math.max(state.stamp, now)
     state.returned = state.returned + p[3]
     does.keep(key, state, p, now)
-    if lost and ARGV[1] == '' then
-      -- Unknown, it would be taken as empty at the loss: it is to be known until it would be full again.
-      local ttl_ms = math.ceil(p[3] / p[1] / 1000) + TTL_MARGIN_MS
-      if redis.call('PTTL', key) < ttl_ms then
-        redis.call('PEXPIRE', key, string.format('%.0f', ttl_ms))
-      end
-    end
   end
 end
 return found

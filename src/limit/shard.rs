@@ -244,18 +244,21 @@ impl Shard {
     }
 
     /// What was charged to a bucket that had to make room is not given back: it is gained again.
-    pub(super) fn refund(&mut self, ask: &Ask<'_>, mark: &Mark, now: Micros) {
+    pub(super) fn refund(&mut self, ask: &Ask<'_>, mark: &Mark, now: Micros) -> f64 {
         // Its own or, if it was made before the identity had one, what it shared.
         let overflow = self.limits.iter_mut().find(|limit| *limit.scope == *ask.scope);
         let overflow = overflow.and_then(|limit| limit.overflow.as_mut());
         let states = self.states.get_mut(&ask.name).into_iter().chain(overflow);
-        let refunded = |kept: &mut &mut Kept| kept.state.refund(&ask.shape, mark, now);
-        let Some(kept) = states.into_iter().find_map(|mut kept| refunded(&mut kept).then_some(kept)) else { return };
+        let refunded = |kept: &mut Kept| kept.state.refund(&ask.shape, mark, now);
+        let first = states.into_iter().find_map(|kept| refunded(kept).map(|granted| (granted, kept)));
+        // What is not there any more has gained it.
+        let Some((granted, kept)) = first else { return 0.0 };
         kept.idle_at = kept.state.idle_at(&ask.shape);
         self.sweep_at = self.sweep_at.min(kept.idle_at);
+        granted
     }
 
-    /// Begins anew. Where it had to make room, it has a bucket again, at least until what it was taken to owe is paid off.
+    /// Begins anew. Where it had to make room, it has a bucket again, as long as there is room for one that is full.
     pub(super) fn reset(&mut self, ask: &Ask<'_>, now: Micros) {
         let state = match &ask.shape {
             // What was charged before is not given back to it any more.

@@ -2,7 +2,9 @@ use std::net::IpAddr;
 
 use super::super::tests::{Pod, hourly, limit};
 use super::*;
-use crate::config::IdentityPart;
+use crate::clock::Clock;
+use crate::config::{AfterLoss, IdentityPart};
+use crate::kv::Reply;
 use crate::kv::tests::Server;
 use crate::limit::{Charged, Verdict};
 use crate::syntax::rate::Rate;
@@ -127,6 +129,23 @@ async fn a_reset_holds_here_at_once_and_elsewhere_once_denials_are_forgotten() {
     assert_eq!(admitted(&other, 3).await, 0, "it remembers");
     other.clock.advance(Duration::from_secs(10));
     assert_eq!((admitted(&other, 6).await, admitted(&one, 6).await), (3, 0), "one burst, whoever asks");
+}
+
+/// Not known any more, it would be taken as empty at the loss.
+#[tokio::test]
+async fn a_reset_after_a_loss_holds_until_the_bucket_would_be_full_again() {
+    let server = Server::up().await;
+    let limits = vec![config::Limit { after_loss: AfterLoss::Empty, ..hourly("l", 4, Stage::Request) }];
+    let pod = on(&server, limits).await;
+    let redis = pod.redis.as_ref().unwrap();
+    redis.shared().note_loss(Clock::system().now().saturating_sub(10_000));
+    assert_eq!(admitted(&pod, 1).await, 0, "it was lost");
+    view(&pod).reset(&client()).await.unwrap();
+    assert_eq!(admitted(&pod, 1).await, 1);
+    let Reply::Array(keys) = server.command(&["KEYS", "*:l:*"]).await else { panic!("keys are listed") };
+    let key = String::from_utf8(keys[0].bytes().unwrap().to_vec()).unwrap();
+    let Reply::Int(ttl_ms) = server.command(&["PTTL", &key]).await else { panic!("it has one") };
+    assert!(ttl_ms >= 4 * 3_600_000, "{ttl_ms}");
 }
 
 #[tokio::test]
