@@ -40,7 +40,7 @@ use http::{Method, Request, StatusCode};
 use tokio::time::Instant;
 
 use crate::cache::directives::RequestDirectives;
-use crate::cache::flight::{Joined, Origin};
+use crate::cache::flight::{Failed, Joined, Origin};
 use crate::cache::key;
 use crate::cache::shared;
 use crate::cache::{Ask, Cache, Found, Look, Missing, Previous};
@@ -86,6 +86,8 @@ pub(crate) struct Journey<'a> {
     pub(crate) budget: Budget,
     /// The key's name, where `Cache-Status` is to say it.
     pub(crate) named: Option<[u8; 16]>,
+    /// Whether the upstream surely had nothing of it, though it was to.
+    pub(crate) unheard: bool,
     /// Whether the limits on misses were taken: a request that joins anew is still one miss.
     pub(crate) missed: bool,
     /// Until when it waits for others' fetches, once it does.
@@ -159,6 +161,7 @@ impl Proxy {
             charged,
             budget,
             named: None,
+            unheard: false,
             missed: false,
             gives_up: None,
         };
@@ -193,7 +196,7 @@ impl Proxy {
         // Before the route's own changes: what an answer says of its cost need not reach the client.
         let tabs = journey.charged.take_tabs();
         if !tabs.is_empty() {
-            settle::by_answer(tabs, &mut answer, journey.exchange.outcome());
+            settle::by_answer(tabs, &mut answer, journey.exchange.outcome(), journey.unheard);
         }
         // Until the last byte of the answer it is in flight.
         journey.exchange.slots = journey.charged.take_slots();
@@ -224,6 +227,13 @@ impl Journey<'_> {
     /// Until when it waits for others' fetches, `longest` from when it first does.
     pub(crate) fn gives_up(&mut self, longest: Duration) -> Instant {
         *self.gives_up.get_or_insert_with(|| Instant::now() + longest)
+    }
+
+    /// The answer where the upstream gave none.
+    pub(crate) fn failed(&mut self, failed: &Failed, why: Forward) -> Answer {
+        self.exchange.decide(respond::outcome(failed), failed.status);
+        self.unheard = failed.unheard;
+        respond::failure(failed, why)
     }
 
     fn denied(&mut self, denial: &Denial) -> Answer {

@@ -73,6 +73,8 @@ pub struct Failed {
     pub detail: String,
     /// Why the upstream was not asked, and after how many seconds to come again, where it was not.
     pub shed: Option<(Shed, u64)>,
+    /// Whether the upstream surely had nothing of the request.
+    pub unheard: bool,
 }
 
 /// A head that has come, while its body still comes.

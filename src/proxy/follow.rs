@@ -49,10 +49,7 @@ impl Journey<'_> {
                 Some(respond::arriving(&arrival.head, follower.body(length), parts, &forwarded))
             }
             Seen::Ended(End::Stored(slot, origin)) => self.stored(&slot, origin, ask, parts, why, None),
-            Seen::Ended(End::Failed(failed)) => {
-                self.exchange.decide(respond::outcome(&failed), failed.status);
-                Some(respond::failure(&failed, why))
-            }
+            Seen::Ended(End::Failed(failed)) => Some(self.failed(&failed, why)),
             Seen::Ended(End::Uncacheable | End::TooLarge) => {
                 let (response, detail) = direct.await.ok()?;
                 self.exchange.decide(Outcome::Miss, response.status());
@@ -102,10 +99,7 @@ impl Journey<'_> {
                         .stored(&slot, origin, ask, parts, why, Some(follower.knows_more()))
                         .map_or(Followed::Again, Followed::Answer);
                 }
-                Seen::Ended(End::Failed(failed)) => {
-                    self.exchange.decide(respond::outcome(&failed), failed.status);
-                    return Followed::Answer(respond::failure(&failed, why));
-                }
+                Seen::Ended(End::Failed(failed)) => return Followed::Answer(self.failed(&failed, why)),
                 Seen::Ended(End::Uncacheable | End::TooLarge) => return Followed::Alone,
                 Seen::Ended(End::Vacant) => return Followed::Again,
                 Seen::Ended(End::Yielded) => return Followed::Anew,

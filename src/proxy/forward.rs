@@ -64,9 +64,7 @@ pub(crate) fn account(journey: &mut Journey<'_>, reply: &Result<Reply, Failure>,
 
 /// The answer to a request that got none, and whose fault that was.
 pub(crate) fn failed(journey: &mut Journey<'_>, failure: &Failure, why: Forward) -> Answer {
-    let failed = respond::failed(failure);
-    journey.exchange.decide(respond::outcome(&failed), failed.status);
-    respond::failure(&failed, why)
+    journey.failed(&respond::failed(failure), why)
 }
 
 /// The answer to a request that was forwarded as it is.

@@ -91,18 +91,19 @@ pub fn failed(failure: &Failure) -> Failed {
         Failure::Shed(refusal) => Some((refusal.why, refusal.retry_after_s)),
         _ => None,
     };
-    Failed { status, detail: failure.to_string(), shed }
+    Failed { status, detail: failure.to_string(), shed, unheard: !failure.is_unknown() }
 }
 
 /// What a body that ended early is to a client that has seen none of it.
 pub fn cut() -> Failed {
     let detail = "the upstream's answer ended early".to_owned();
-    Failed { status: StatusCode::BAD_GATEWAY, detail, shed: None }
+    Failed { status: StatusCode::BAD_GATEWAY, detail, shed: None, unheard: false }
 }
 
 /// What other pods' failed exchanges with the upstream are to a client that waited for them.
 pub fn failed_elsewhere(status: StatusCode) -> Failed {
-    Failed { status, detail: "the upstream has just failed two pods of the fleet".to_owned(), shed: None }
+    let detail = "the upstream has just failed two pods of the fleet".to_owned();
+    Failed { status, detail, shed: None, unheard: true }
 }
 
 /// Why a request went to the upstream (RFC 9211 section 2.2).

@@ -13,9 +13,9 @@ use crate::message::{Answer, Body, BodyError};
 use crate::metrics::Outcome;
 
 /// Settles what a request has taken by the answer that its client gets, wherever that comes from.
-pub(crate) fn by_answer(tabs: Tabs, answer: &mut Answer, outcome: Outcome) {
-    // The service was not asked, and the answer is ours.
-    if matches!(outcome, Outcome::Denied | Outcome::Shed | Outcome::Purged) {
+pub(crate) fn by_answer(tabs: Tabs, answer: &mut Answer, outcome: Outcome, unheard: bool) {
+    // The service had nothing of it, and the answer is ours.
+    if unheard || matches!(outcome, Outcome::Denied | Outcome::Shed | Outcome::Purged) {
         return tabs.forgive();
     }
     let head = Head { status: answer.status, fields: &answer.fields, prepared: &answer.prepared };
@@ -33,9 +33,9 @@ pub(crate) fn by_response(tabs: Tabs, response: Response<Body>) -> Response<Body
     }
 }
 
-/// Settles what a fetch has taken that got no answer: nothing, if it was not asked for.
+/// Settles what a fetch has taken that got no answer: nothing, if the service had nothing of it.
 pub(crate) fn by_failure(tabs: Tabs, failure: &Failure) {
-    if failure.is_untried() {
+    if !failure.is_unknown() {
         tabs.forgive();
     }
 }

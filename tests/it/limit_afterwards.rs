@@ -254,6 +254,21 @@ async fn what_the_service_never_got_costs_nothing() {
 }
 
 #[tokio::test]
+async fn a_service_that_nothing_reaches_costs_nothing() {
+    for (on, cache) in [("request", ""), ("request", "cache.ttl = '60s'\n"), ("origin", "cache.ttl = '60s'\n")] {
+        let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", nobody.local_addr().unwrap());
+        drop(nobody);
+        let cost = "cost = { response_header = 'x-tokens-used', max = 9, default = 9 }";
+        let config = limited(&format!("rate = '1/h', burst = 2, on = '{on}', {cost}")) + cache;
+        let weir = weir(&config).to(url).set("upstream.breaker", false).start().await;
+        for nth in 0..5 {
+            assert_eq!(weir.get(&format!("/{nth}")).await.status, 502, "{on}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_broken_answer_costs_the_default() {
     let broken = raw_upstream(b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", true);
     let weir = weir(&costing("response_header = 'x-tokens-used'", 1)).to(broken.url()).start().await;
