@@ -17,7 +17,7 @@ use super::verdict::{Charged, Denial, Verdict};
 use super::{Facts, Limiter, RouteLimits, identity, with_scratch};
 use crate::config::{self, Stage};
 use crate::kv::{self, Budget};
-use crate::metrics::Decision;
+use crate::metrics::{Decision, Source};
 
 /// Why a request does not go on.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl Limiter {
         let before = charged.waited.unwrap_or_default();
         let mut place: Option<Place<'_>> = None;
         loop {
-            let Some((what, wait, longest)) = told(&denial) else {
+            let Some((what, wait, longest)) = self.told(&denial) else {
                 return Err(self.counted(denial, taking.facts));
             };
             let deadline = began + longest.saturating_sub(before);
@@ -119,7 +119,7 @@ impl Limiter {
                 Verdict::Deny(next) if charged.puts_off(&next) => denial = next,
                 Verdict::Deny(next) => {
                     // Those behind it know as much.
-                    if let Some((told, wait, _)) = told(&next).filter(|(told, ..)| own.is_of(&told.bound, name)) {
+                    if let Some((told, wait, _)) = self.told(&next).filter(|(told, ..)| own.is_of(&told.bound, name)) {
                         own.put_off(told, Instant::now() + wait);
                     }
                     return Err(next);
@@ -190,6 +190,15 @@ impl Limiter {
         counted(denial)
     }
 
+    /// What a denial says to those who wait, how long that is, and how long one waits at most; `None` if no wait helps.
+    fn told(&self, denial: &Denial) -> Option<(Told, Duration, Duration)> {
+        let (level, wait) = denial.level.zip(denial.retry_after)?;
+        let (bound, source) = (Arc::clone(&denial.bound), denial.source);
+        let longest = bound.delay()?.longest;
+        let shape = if source == Source::Fallback { self.part(&bound) } else { bound.shape };
+        Some((Told { bound, shape, level, source }, wait, longest))
+    }
+
     /// The name of the request's line for a limit, whatever rates that has.
     fn line_of(&self, limit: &config::Limit, facts: &Facts<'_>) -> LocalName {
         with_scratch(|scratch| {
@@ -197,13 +206,6 @@ impl Limiter {
             self.names.of(&limit.scope, scratch)
         })
     }
-}
-
-/// What a denial says to those who wait, how long that is, and how long one waits at most; `None` if no wait helps.
-fn told(denial: &Denial) -> Option<(Told, Duration, Duration)> {
-    let (level, wait) = denial.level.zip(denial.retry_after)?;
-    let longest = denial.bound.delay()?.longest;
-    Some((Told { bound: Arc::clone(&denial.bound), level, source: denial.source }, wait, longest))
 }
 
 fn counted(denial: Box<Denial>) -> Box<Denial> {

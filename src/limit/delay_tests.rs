@@ -23,7 +23,11 @@ struct Crowd {
 impl Crowd {
     /// A pod whose clock goes with tokio's.
     fn new(limits: Vec<config::Limit>) -> Self {
-        let pod = Arc::new(Pod::new(limits));
+        Self::of(Pod::new(limits))
+    }
+
+    fn of(pod: Pod) -> Self {
+        let pod = Arc::new(pod);
         let clock = pod.clock.clone();
         tokio::spawn(async move {
             loop {
@@ -104,6 +108,21 @@ async fn whoever_may_wait_goes_on_in_its_turn_and_whoever_may_not_hears_when() {
     assert_eq!(crowd.pod.counted("slow", Decision::Allowed, Source::Local), 3);
     assert_eq!(crowd.pod.counted("slow", Decision::Denied, Source::Local), 2);
     assert_eq!(crowd.sum("limit_delay_seconds_count"), 2);
+}
+
+/// What comes back then is the pod's part of the limit, one request every 200 ms here.
+#[tokio::test(start_paused = true)]
+async fn without_redis_nobody_waits_in_vain() {
+    let redis = kv::Redis::new(Server::down().shared());
+    let crowd = Crowd::of(Pod::of(2, Some(redis), vec![slow("slow", 500, 100, Stage::Request)]));
+    let mut ended = Vec::new();
+    for one in [1; 8].map(|last| crowd.come(last)) {
+        ended.push(one.await.unwrap());
+    }
+    assert!(about(&ended[0], 0) && about(&ended[1], 200) && about(&ended[2], 400), "{ended:?}");
+    for denied in &ended[3..] {
+        assert!(matches!(denied, (0..=1, Err(Some(600..=601)))), "{ended:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

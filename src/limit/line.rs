@@ -58,6 +58,8 @@ struct Waiter {
 #[derive(Clone)]
 pub(super) struct Told {
     pub(super) bound: Arc<Bound>,
+    /// By what it was decided: the limit, or the part of it that is this pod's while Redis is away.
+    pub(super) shape: Shape,
     pub(super) level: Level,
     pub(super) source: Source,
 }
@@ -128,7 +130,7 @@ impl Lines {
         }
         let limits = self.lock();
         let line = limits.get(scope)?.lines.get(&name)?;
-        let due = line.due_at(line.waiters.len(), gap(&line.told.bound.shape, cost));
+        let due = line.due_at(line.waiters.len(), gap(&line.told.shape, cost));
         Some((line.told.clone(), due.saturating_duration_since(Instant::now())))
     }
 
@@ -146,7 +148,7 @@ impl Lines {
     ) -> Result<Place<'_>, Duration> {
         let bound = Arc::clone(&told.bound);
         let places = bound.delay().map_or(0, |delay| delay.places);
-        let gap = gap(&bound.shape, cost);
+        let gap = gap(&told.shape, cost);
         let now = Instant::now();
         let mut limits = self.lock();
         let lobby = limits.entry(bound.limit.scope.as_str().into()).or_default();

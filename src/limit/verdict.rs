@@ -294,7 +294,7 @@ impl Denial {
         facts: &Facts<'_>,
         policy: Option<HeaderValue>,
     ) -> Self {
-        let Told { bound, level, source } = told;
+        let Told { bound, level, source, .. } = told;
         let mut denial = Self {
             limit: Arc::clone(&bound.limit),
             retry_after: None,

@@ -140,7 +140,7 @@ impl Peer for Weir {
                 let readings = local.take(&asks, now);
                 let admitted = readings.iter().all(|reading| reading.mark.is_some());
                 if admitted {
-                    dues.iter().for_each(|due| loans.spent_away(due, due.cost, now));
+                    dues.iter().for_each(|due| loans.spent_away(due, due.cost, None, now));
                 }
                 return admitted;
             }
