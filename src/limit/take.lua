@@ -5,7 +5,8 @@
 --        algorithm's code and its three parameters (see algorithm.rs), the request's cost, and 1 where the limit denies,
 --        0 where it only counts (dry_run), 2 where it only counts and is one with the limit before; then one a limit, or
 --        none at all: '', or of a token bucket that lends five little-endian doubles: who borrows, the number of his
---        question, the units that he has left, those that he wants to have, and those that he spent while Redis was away;
+--        question, the units that he has left, those that he wants to have, and those that he spent while Redis was away,
+--        as a number below nothing if they are owed even where the bucket has less;
 --        then one a limit, or none at all: '', or the time in microseconds at which Redis lost what it knew, for a bucket
 --        that was empty then if it is not known
 -- Reply  little-endian doubles in one string: now in microseconds; then six a limit: 1 charged or 0 not; whole requests left, those that are lent included;
