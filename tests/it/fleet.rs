@@ -70,7 +70,7 @@ fn routes(Life { pod, number }: Life) -> String {
 /// whose message has no number yet for longer than usual, keeps what it fetches meanwhile to itself.
 const NEEDLESS: usize = 125;
 
-/// Where anything goes wrong, at least so often.
+/// Where anything goes wrong, at least so often (`WEIR_FAULTS`).
 const FAULTS: usize = 5;
 
 /// What is to be done.
@@ -108,10 +108,12 @@ async fn run(plan: Plan) -> Outcome {
         state: Arc::clone(&service.state),
         redis: Mutex::new(redis),
         clock,
-        reads: AtomicUsize::new(plan.reads),
-        faults: AtomicUsize::new(if plan.faults.is_empty() { 0 } else { FAULTS }),
-        orders: AtomicUsize::new(plan.orders),
+        reads: plan.reads,
+        read: AtomicUsize::new(0),
+        faults: if plan.faults.is_empty() { 0 } else { scale("WEIR_FAULTS", FAULTS) },
+        inflicted: AtomicUsize::new(0),
         reads_each: plan.reads / plan.orders,
+        ordered: AtomicUsize::new(0),
         troubles: Mutex::default(),
     });
     let began = stage.state.now();

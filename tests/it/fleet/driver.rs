@@ -33,24 +33,23 @@ pub struct Stage {
     pub redis: Mutex<Arc<Redis>>,
     /// Its clock, and that of those that take over from it.
     pub clock: Clock,
-    /// Reads that are still to be done.
-    pub reads: AtomicUsize,
+    /// Reads without which it is not over.
+    pub reads: usize,
+    /// Reads so far.
+    pub read: AtomicUsize,
     /// Faults without which it is not over: reads may be faster than anything goes wrong.
-    pub faults: AtomicUsize,
-    /// Invalidations that are still to be done.
-    pub orders: AtomicUsize,
-    /// Reads for each of them: they go on for as long as the reads do.
+    pub faults: usize,
+    /// Faults so far.
+    pub inflicted: AtomicUsize,
+    /// Reads for each invalidation: those go on for as long as the reads do.
     pub reads_each: usize,
+    /// Invalidations so far.
+    pub ordered: AtomicUsize,
     /// What went wrong so far.
     pub troubles: Mutex<Vec<Trouble>>,
 }
 
 impl Stage {
-    /// Whether one more is to be done.
-    pub fn takes(left: &AtomicUsize) -> bool {
-        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
-    }
-
     /// The server of the moment.
     pub fn redis(&self) -> Arc<Redis> {
         Arc::clone(&self.redis.lock().expect("no panic while held"))
@@ -58,12 +57,12 @@ impl Stage {
 
     /// Whether invalidations are ahead of the reads.
     fn is_ahead(&self) -> bool {
-        self.orders.load(Ordering::Relaxed) * self.reads_each < self.reads.load(Ordering::Relaxed)
+        self.ordered.load(Ordering::Relaxed) * self.reads_each > self.read.load(Ordering::Relaxed)
     }
 
     /// Whether there is anything left to do.
     pub fn goes_on(&self) -> bool {
-        self.reads.load(Ordering::Relaxed) > 0 || self.faults.load(Ordering::Relaxed) > 0
+        self.read.load(Ordering::Relaxed) < self.reads || self.inflicted.load(Ordering::Relaxed) < self.faults
     }
 }
 
@@ -71,7 +70,8 @@ impl Stage {
 pub async fn reader(stage: Arc<Stage>, pod: usize, mut dice: Dice) -> (Vec<Read>, Vec<Fault>) {
     let (mut reads, mut faults) = (Vec::new(), Vec::new());
     let mut open: Option<(Connection, At)> = None;
-    while Stage::takes(&stage.reads) || stage.goes_on() {
+    while stage.goes_on() {
+        stage.read.fetch_add(1, Ordering::Relaxed);
         // Some are read far more often than others.
         let key = dice.below(KEYS).min(dice.below(KEYS));
         let start = stage.state.now();
@@ -115,14 +115,15 @@ enum Door {
     Publish,
 }
 
-/// Invalidates until enough was invalidated in all.
+/// Invalidates as often as there are reads for it, until enough was read.
 pub async fn invalidator(stage: Arc<Stage>, mut dice: Dice) -> Vec<Order> {
     let mut orders = Vec::new();
     while stage.goes_on() {
-        if stage.is_ahead() || !Stage::takes(&stage.orders) {
+        if stage.is_ahead() {
             tokio::time::sleep(PACE).await;
             continue;
         }
+        stage.ordered.fetch_add(1, Ordering::Relaxed);
         let door = dice.one_of(&[
             Door::Admin,
             Door::Admin,
