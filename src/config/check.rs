@@ -17,6 +17,7 @@ mod secret;
 mod shape;
 mod tiers;
 mod tls;
+mod wording;
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,8 @@ struct Check<'s, 't> {
     proxies_unsaid: bool,
     /// Whether there is a Redis.
     has_redis: bool,
+    /// Keys whose values were taken out, because they say nothing.
+    misread: Vec<String>,
     /// Secret files that were named.
     files: Vec<PathBuf>,
     problems: &'s mut Vec<Problem>,
@@ -62,7 +65,7 @@ pub(super) fn check(
     directory: &Path,
     problems: &mut Vec<Problem>,
 ) -> (Option<Config>, Vec<PathBuf>) {
-    shape::prune(&schema::SCHEMA, &mut root, sources, problems);
+    let misread = shape::prune(&schema::SCHEMA, &mut root, sources, problems);
     let raw = match Raw::deserialize(toml::de::Deserializer::from(root)) {
         Ok(raw) => raw,
         Err(error) => {
@@ -73,8 +76,17 @@ pub(super) fn check(
     };
     let says_who = |server: &super::raw::Server| server.trusted_proxies.is_some() || server.proxy_protocol.is_some();
     let proxies_unsaid = !raw.server.as_ref().is_some_and(says_who);
-    let has_redis = raw.redis.is_some();
-    let mut check = Check { sources, machine, directory, proxies_unsaid, has_redis, files: Vec::new(), problems };
+    let has_redis = raw.redis.is_some() || misread.iter().any(|key| key == "redis");
+    let mut check = Check {
+        sources,
+        machine,
+        directory,
+        proxies_unsaid,
+        has_redis,
+        misread,
+        files: Vec::new(),
+        problems,
+    };
     let config = check.config(&raw);
     (config, check.files)
 }
@@ -111,6 +123,15 @@ impl Check<'_, '_> {
 
     fn warn(&mut self, span: &Span, text: impl Into<String>, remedy: impl Into<String>) {
         self.problems.push(self.sources.problem(Severity::Warning, Some(span), text, remedy));
+    }
+
+    /// Whether what was written for one of these keys of a limit was taken out.
+    fn was_misread_in_limit(&self, keys: &[&str]) -> bool {
+        let in_limit = |key: &String| {
+            let key = key.strip_prefix("limit.").or_else(|| key.strip_prefix("route.limits."));
+            key.is_some_and(|key| keys.contains(&key))
+        };
+        self.misread.iter().any(in_limit)
     }
 
     /// For something that is not available in this version.

@@ -36,7 +36,7 @@ impl Check<'_, '_> {
     /// `max`, for requests in flight; what is wrong is 1.
     fn max(&mut self, raw: &raw::Limit, algorithm: Algorithm, span: &Span) -> u32 {
         match (&raw.max, algorithm) {
-            (None, Algorithm::Concurrency) if !self.was_misread(&["max"]) => {
+            (None, Algorithm::Concurrency) if !self.was_misread_in_limit(&["max"]) => {
                 let text = "`algorithm = \"concurrency\"` has no `max`";
                 self.error(span, text, "write max = 20 for at most 20 requests in flight");
             }
@@ -51,15 +51,6 @@ impl Check<'_, '_> {
             (None, _) => {}
         }
         1
-    }
-
-    /// Whether one of these keys of a limit had a value of a type that says nothing.
-    fn was_misread(&self, keys: &[&str]) -> bool {
-        let misread = |text: &str| {
-            let key = text.strip_prefix("`limit.").or_else(|| text.strip_prefix("`route.limits."));
-            key.and_then(|rest| rest.split_once("` is ")).is_some_and(|(key, _)| keys.contains(&key))
-        };
-        self.problems.iter().any(|problem| misread(&problem.text))
     }
 
     /// `burst`, for a token bucket with one rate.
@@ -107,7 +98,7 @@ impl Check<'_, '_> {
             rates.push(rate);
         }
         // One that is no text has been taken out, and said so.
-        if !found && !self.was_misread(&["rate", "rates"]) {
+        if !found && !self.was_misread_in_limit(&["rate", "rates"]) {
             self.error(span, "this limit has no `rate`", "write rate = \"100/s\"");
         }
         (!rates.is_empty()).then_some(rates)
