@@ -19,6 +19,7 @@ mod tiers;
 mod tls;
 mod wording;
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -50,6 +51,8 @@ struct Check<'s, 't> {
     has_redis: bool,
     /// Keys whose values were taken out, because they say nothing.
     misread: Vec<String>,
+    /// Shared limits that routes name.
+    named_limits: BTreeSet<String>,
     /// Secret files that were named.
     files: Vec<PathBuf>,
     problems: &'s mut Vec<Problem>,
@@ -84,6 +87,7 @@ pub(super) fn check(
         proxies_unsaid,
         has_redis,
         misread,
+        named_limits: BTreeSet::new(),
         files: Vec::new(),
         problems,
     };
@@ -125,7 +129,12 @@ impl Check<'_, '_> {
         self.problems.push(self.sources.problem(Severity::Warning, Some(span), text, remedy));
     }
 
-    /// Whether what was written for one of these keys of a limit was taken out.
+    /// Whether what was written for one of these keys was taken out.
+    fn was_misread(&self, keys: &[&str]) -> bool {
+        self.misread.iter().any(|misread| keys.contains(&misread.as_str()))
+    }
+
+    /// The same, of keys of limits.
     fn was_misread_in_limit(&self, keys: &[&str]) -> bool {
         let in_limit = |key: &String| {
             let key = key.strip_prefix("limit.").or_else(|| key.strip_prefix("route.limits."));

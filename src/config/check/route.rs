@@ -250,13 +250,13 @@ impl Check<'_, '_> {
 
     /// What is probably not meant, seen over the whole.
     pub(super) fn between(&mut self, limits: &SharedLimits, config: &Config) {
-        if config.routes.is_empty() {
+        let are_routes_read = !self.was_misread(&["route", "route.limits"]);
+        if config.routes.is_empty() && are_routes_read {
             let (text, remedy) = ("there is no route: nothing is stored or limited", "add a [[route]]");
             self.problems.push(self.sources.problem(Severity::Warning, None, text, remedy));
         }
         for (name, shared) in limits {
-            let used = config.routes.iter().flat_map(|route| &route.limits).any(|limit| limit.scope == *name);
-            if !used {
+            if are_routes_read && !self.named_limits.contains(name) {
                 self.warn(
                     &shared.span,
                     format!("no route names the limit \"{name}\""),
