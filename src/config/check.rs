@@ -8,6 +8,7 @@ mod cache;
 mod cost;
 mod delay;
 mod denial;
+mod idle;
 mod limit;
 mod process;
 mod quota;

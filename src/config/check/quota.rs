@@ -97,12 +97,23 @@ impl Check<'_, '_> {
             }
             rates.push(rate);
         }
+        if let ([rate], Algorithm::TokenBucket, None, None, Some(text)) =
+            (&rates[..], algorithm, &raw.burst, &raw.rates, &raw.rate)
+            && is_one_by_default(*rate)
+        {
+            self.slow_default(text, *rate);
+        }
         // One that is no text has been taken out, and said so.
         if !found && !self.was_misread_in_limit(&["rate", "rates"]) {
             self.error(span, "this limit has no `rate`", "write rate = \"100/s\"");
         }
         (!rates.is_empty()).then_some(rates)
     }
+}
+
+/// Whether a bucket of this rate holds one request where nothing else is said, and its period is longer than a second.
+pub(super) fn is_one_by_default(rate: Rate) -> bool {
+    rate.period_ms > 1000 && default_burst(rate) == 1
 }
 
 /// The requests of one second, at least one.
