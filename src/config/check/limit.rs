@@ -104,6 +104,11 @@ impl Check<'_, '_> {
             .as_ref()
             .map(|quotas| quotas.iter().chain(tiers.iter().flat_map(|tiers| tiers.quotas.values())).copied().collect());
         let cost = self.cost(raw.cost.as_ref(), all.as_deref());
+        if let Some(own) = &quotas {
+            let tiers: Vec<Quota> = tiers.iter().flat_map(|tiers| tiers.quotas.values()).copied().collect();
+            self.hopeless_cost(raw, &cost, own, &tiers);
+        }
+        self.idle_settings(raw, key.as_deref());
         let charge = self.charge(raw.charge.as_ref(), quotas.as_deref());
         let after_loss = self.after_loss(raw, quotas.as_deref());
         let deny = self.denied_networks(&raw.deny);

@@ -81,7 +81,7 @@ impl Check<'_, '_> {
         let methods = self.read_all(&raw.methods);
         let cache = raw.cache.as_ref().and_then(|rule| self.cache_rule(rule, path.as_ref(), &methods, defaults));
         let purge = raw.purge.as_ref().is_some_and(|at| at.value);
-        let from = self.read_all(&raw.purge_from);
+        let from = self.networks(&raw.purge_from);
         let purge = purge.then_some(Purge { from });
         if let Some(at) = raw.purge_from.iter().flatten().next().filter(|_| purge.is_none()) {
             self.warn(
