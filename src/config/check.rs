@@ -8,6 +8,7 @@ mod cache;
 mod cost;
 mod delay;
 mod denial;
+mod idle;
 mod limit;
 mod process;
 mod quota;
@@ -17,7 +18,9 @@ mod secret;
 mod shape;
 mod tiers;
 mod tls;
+mod wording;
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,6 +50,10 @@ struct Check<'s, 't> {
     proxies_unsaid: bool,
     /// Whether there is a Redis.
     has_redis: bool,
+    /// Keys whose values were taken out, because they say nothing.
+    misread: Vec<String>,
+    /// Shared limits that routes name.
+    named_limits: BTreeSet<String>,
     /// Secret files that were named.
     files: Vec<PathBuf>,
     problems: &'s mut Vec<Problem>,
@@ -62,7 +69,7 @@ pub(super) fn check(
     directory: &Path,
     problems: &mut Vec<Problem>,
 ) -> (Option<Config>, Vec<PathBuf>) {
-    shape::prune(&schema::SCHEMA, &mut root, sources, problems);
+    let misread = shape::prune(&schema::SCHEMA, &mut root, sources, problems);
     let raw = match Raw::deserialize(toml::de::Deserializer::from(root)) {
         Ok(raw) => raw,
         Err(error) => {
@@ -73,8 +80,18 @@ pub(super) fn check(
     };
     let says_who = |server: &super::raw::Server| server.trusted_proxies.is_some() || server.proxy_protocol.is_some();
     let proxies_unsaid = !raw.server.as_ref().is_some_and(says_who);
-    let has_redis = raw.redis.is_some();
-    let mut check = Check { sources, machine, directory, proxies_unsaid, has_redis, files: Vec::new(), problems };
+    let has_redis = raw.redis.is_some() || misread.iter().any(|key| key == "redis");
+    let mut check = Check {
+        sources,
+        machine,
+        directory,
+        proxies_unsaid,
+        has_redis,
+        misread,
+        named_limits: BTreeSet::new(),
+        files: Vec::new(),
+        problems,
+    };
     let config = check.config(&raw);
     (config, check.files)
 }
@@ -111,6 +128,20 @@ impl Check<'_, '_> {
 
     fn warn(&mut self, span: &Span, text: impl Into<String>, remedy: impl Into<String>) {
         self.problems.push(self.sources.problem(Severity::Warning, Some(span), text, remedy));
+    }
+
+    /// Whether what was written for one of these keys was taken out.
+    fn was_misread(&self, keys: &[&str]) -> bool {
+        self.misread.iter().any(|misread| keys.contains(&misread.as_str()))
+    }
+
+    /// The same, of keys of limits.
+    fn was_misread_in_limit(&self, keys: &[&str]) -> bool {
+        let in_limit = |key: &String| {
+            let key = key.strip_prefix("limit.").or_else(|| key.strip_prefix("route.limits."));
+            key.is_some_and(|key| keys.contains(&key))
+        };
+        self.misread.iter().any(in_limit)
     }
 
     /// For something that is not available in this version.

@@ -111,6 +111,7 @@ pub(super) struct Admin {
     /// Address of the operator's port.
     pub(super) listen: MaybeText<SocketAddr>,
     /// File with the bearer token; without one only loopback peers may change anything.
+    #[schemars(example = "admin-token")]
     pub(super) token_file: Maybe<String>,
     /// The token itself; only from the environment (`WEIR__ADMIN__TOKEN`).
     pub(super) token: Maybe<String>,
@@ -134,14 +135,17 @@ pub(super) struct Log {
 pub(super) struct Upstream {
     /// Where the service listens: `http://host:port`, `https://host:port` or `unix:/path`.
     #[schemars(required)]
+    #[schemars(example = "http://127.0.0.1:3000")]
     pub(super) url: Maybe<String>,
     /// How it is spoken to.
     pub(super) protocol: Maybe<Protocol>,
     /// The `Host` that it sees: the client's own, or its own name.
     pub(super) host: Maybe<UpstreamHost>,
     /// Longest wait for a connection to open.
+    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
     pub(super) connect_timeout: MaybeText<Duration>,
     /// Longest wait for a response head.
+    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
     pub(super) response_timeout: MaybeText<Duration>,
     /// How long an unused connection is kept; below the upstream's own time.
     pub(super) idle_timeout: MaybeText<Duration>,
@@ -156,6 +160,7 @@ pub(super) struct Upstream {
     /// Most requests at once that are sent before their body is here.
     pub(super) uploads: Maybe<i64>,
     /// Longest body that is held until it is whole.
+    #[schemars(extend("x-range" = ["0", "1MiB"]))]
     pub(super) request_buffer: MaybeText<usize>,
     /// Whether requests fail at once while most of them fail.
     pub(super) breaker: Maybe<bool>,
@@ -182,8 +187,10 @@ pub(super) enum UpstreamHost {
 #[serde(deny_unknown_fields)]
 pub(super) struct Redis {
     /// `redis://host:port/db` or `unix:///path`.
+    #[schemars(example = "redis://127.0.0.1:6379/0")]
     pub(super) url: Maybe<String>,
     /// Not available in this version.
+    #[schemars(example = ["10.0.0.1:6379"])]
     pub(super) nodes: Maybe<Vec<String>>,
     /// Kind of Redis; only "standalone" is available in this version.
     pub(super) mode: Maybe<RedisMode>,
@@ -191,16 +198,20 @@ pub(super) struct Redis {
     #[schemars(required)]
     pub(super) namespace: MaybeText<Namespace>,
     /// Longest that one request waits for Redis, all in all.
+    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
     pub(super) deadline: MaybeText<Duration>,
     /// Longest that readiness waits for Redis at start.
     pub(super) startup_wait: MaybeText<Duration>,
     /// Larger stored values stay in memory.
+    #[schemars(extend("x-range" = ["0", "512MiB"]))]
     pub(super) max_value: MaybeText<usize>,
     /// File with the key under which identities and credentials are hashed; by default derived from the namespace.
+    #[schemars(example = "key-secret")]
     pub(super) key_secret_file: Maybe<String>,
     /// That key itself; only from the environment (`WEIR__REDIS__KEY_SECRET`).
     pub(super) key_secret: Maybe<String>,
     /// File with the password; wins over the one in the address.
+    #[schemars(example = "redis-password")]
     pub(super) password_file: Maybe<String>,
     /// The password itself; only from the environment (`WEIR__REDIS__PASSWORD`).
     pub(super) password: Maybe<String>,
@@ -227,20 +238,26 @@ pub(super) enum RedisMode {
 #[serde(deny_unknown_fields)]
 pub(super) struct Cache {
     /// Size of the memory tier; "0" turns it off.
+    #[schemars(extend("x-range" = ["0", "16TiB"]))]
     pub(super) memory: MaybeText<usize>,
     /// What fetches in progress may hold together.
+    #[schemars(extend("x-range" = ["1B", "16TiB"]))]
     pub(super) fill_memory: MaybeText<usize>,
     /// Largest body that is stored.
+    #[schemars(extend("x-range" = ["1B", "16TiB"]))]
     pub(super) max_object: MaybeText<usize>,
     /// Bodies above this are compressed towards Redis.
+    #[schemars(extend("x-range" = ["0", "16TiB"]))]
     pub(super) compress_over: MaybeText<usize>,
     /// How long a pod trusts its entries without proof that it knows every invalidation.
+    #[schemars(extend("x-range" = ["100ms", "3650d"]))]
     pub(super) max_staleness: MaybeText<Duration>,
     /// Part of every key: a new one leaves every older entry behind.
     pub(super) generation: MaybeText<Name>,
     /// Keys that a new pod loads from Redis before it is ready, of those that the fleet reads most.
     pub(super) preload: Maybe<i64>,
     /// Longest that it waits for that.
+    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
     pub(super) preload_wait: MaybeText<Duration>,
 }
 
@@ -259,10 +276,12 @@ pub(super) struct Route {
     /// Methods taken; all by default.
     pub(super) methods: Texts<Method>,
     /// Request fields that must be there: with this value, or with any (`true`).
+    #[schemars(example = BTreeMap::from([("x-version", "2")]))]
     pub(super) headers: Option<BTreeMap<At<String>, At<FieldMatch>>>,
     /// Caching; without any key in it nothing is stored.
     pub(super) cache: Maybe<CacheRule>,
     /// Limits, by name or written out.
+    #[schemars(example = ["per-client"])]
     pub(super) limits: Option<Vec<At<LimitUse>>>,
     /// What a request to this route invalidates.
     pub(super) invalidates: Maybe<Invalidates>,
@@ -271,10 +290,13 @@ pub(super) struct Route {
     /// Changes to what is answered.
     pub(super) response: Option<FieldEdits>,
     /// In place of `upstream.response_timeout`.
+    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
     pub(super) response_timeout: MaybeText<Duration>,
     /// In place of `server.limits.body_idle`.
+    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
     pub(super) body_idle: MaybeText<Duration>,
     /// Longest silence in a tunnel, after an upgrade.
+    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
     pub(super) tunnel_idle: MaybeText<Duration>,
     /// Whether PURGE and SOFTPURGE invalidate on this route.
     pub(super) purge: Maybe<bool>,
@@ -303,6 +325,7 @@ pub(super) struct Invalidates {
     /// Path prefixes, with captures of the path.
     pub(super) prefixes: Texts<Template>,
     /// Names of routes.
+    #[schemars(example = ["catalog"])]
     pub(super) routes: Option<Vec<At<String>>>,
 }
 
@@ -311,6 +334,7 @@ pub(super) struct Invalidates {
 #[serde(deny_unknown_fields)]
 pub(super) struct FieldEdits {
     /// Set to this value, whatever was there.
+    #[schemars(example = BTreeMap::from([("x-frame-options", "DENY")]))]
     pub(super) set: Option<BTreeMap<At<String>, At<Text<HeaderValue>>>>,
     /// Removed.
     pub(super) remove: Texts<HeaderName>,
@@ -333,6 +357,7 @@ pub(super) struct CacheRule {
     /// Serve stale this long when the upstream fails.
     pub(super) stale_if_error: MaybeText<Duration>,
     /// Lifetimes by status, where the upstream says nothing.
+    #[schemars(example = BTreeMap::from([("404", "5s")]))]
     pub(super) status_ttl: Option<BTreeMap<At<String>, At<Text<Duration>>>>,
     /// Which query parameters count.
     pub(super) query: Maybe<Query>,
@@ -355,6 +380,7 @@ pub(super) struct CacheRule {
     /// What a client's own cache directives mean.
     pub(super) client_directives: Maybe<ClientDirectives>,
     /// In place of `cache.max_staleness`.
+    #[schemars(extend("x-range" = ["100ms", "3650d"]))]
     pub(super) max_staleness: MaybeText<Duration>,
     /// What happens past `max_staleness` without proof.
     pub(super) cut_off: Maybe<CutOff>,

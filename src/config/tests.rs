@@ -302,6 +302,149 @@ fn a_wrong_type_hides_no_other_problem() {
     assert_eq!(problems.len(), 4, "{problems:#?}");
 }
 
+/// What the configuration says of `value` for the `key` of this table: the problems there.
+fn said_of(key: &str, value: &str) -> Vec<super::report::Problem> {
+    let (table, last) = key.rsplit_once('.').unwrap_or(("", key));
+    let around = match table.split_once('.').unwrap_or((table, "")) {
+        ("limit", rest) => {
+            let rest = if rest.is_empty() { last.to_owned() } else { format!("{rest}.{last}") };
+            format!("[[limit]]\nname = \"a\"\nkey = [\"ip\"]\n{rest} = {value}\n")
+        }
+        ("route", rest) => {
+            let rest = if rest.is_empty() { last.to_owned() } else { format!("{rest}.{last}") };
+            format!("[[route]]\n{rest} = {value}\n")
+        }
+        _ => format!("[{table}]\n{last} = {value}\n"),
+    };
+    let line = around.lines().count();
+    let report = match Config::from_toml("weir.toml", &around, &Overrides::default()) {
+        Ok(loaded) => loaded.warnings,
+        Err(report) => report,
+    };
+    let here =
+        |place: &super::report::Place| matches!(place, super::report::Place::File { line: at, .. } if *at == line);
+    report.problems.into_iter().filter(|problem| here(&problem.place)).collect()
+}
+
+/// Every key of the schema with a value of its own, and its schema.
+fn leaves<'s>(schema: &'s serde_json::Value, path: &str, found: &mut Vec<(String, &'s serde_json::Value)>) {
+    let inner = if schema["items"]["type"] == "object" { &schema["items"] } else { schema };
+    match inner["properties"].as_object() {
+        Some(properties) => properties.iter().for_each(|(name, inner)| {
+            leaves(inner, &if path.is_empty() { name.clone() } else { format!("{path}.{name}") }, found);
+        }),
+        None => found.push((path.to_owned(), schema)),
+    }
+}
+
+#[test]
+fn what_a_type_error_says_to_write_can_be_written() {
+    let mut all = Vec::new();
+    leaves(&schema::SCHEMA, "", &mut all);
+    assert!(all.len() > 100, "{}", all.len());
+    let (mut corrected, mut wrong) = (0, Vec::new());
+    // Secrets have no example: they are not to be written there.
+    let secrets = ["admin.token", "redis.password", "redis.key_secret"];
+    // A number without its quotes, which then is too small.
+    let small = "server.http2.control_frames";
+    for (key, _) in all.iter().filter(|(key, _)| !secrets.contains(&key.as_str()) && key != small) {
+        for value in [
+            "0",
+            "1",
+            "5",
+            "500",
+            "100000",
+            "-1",
+            "1.5",
+            "true",
+            "\"\"",
+            "\"yes\"",
+            "\"7\"",
+            "[1]",
+            "{ a = 1 }",
+            "1979-05-27",
+        ] {
+            let problems = said_of(key, value);
+            let own = |text: &str| text.trim_start_matches("an entry of ").starts_with(&format!("`{key}` must be "));
+            let Some(told) = problems.iter().find(|problem| own(&problem.text)) else { continue };
+            let about = told.remedy.rsplit_once("such as ").map_or(told.remedy.as_str(), |(_, example)| example);
+            let about = about.trim_start_matches("write ").trim_start_matches("put it in brackets: ");
+            let about = about.trim_start_matches("one of ");
+            for remedy in about.split(" or ") {
+                let remedy = remedy.trim_end_matches(", without quotes").trim_end_matches(", in quotes");
+                let remedy = remedy.trim_end_matches(", another unit").trim_end_matches(',');
+                let remedy = if remedy.starts_with(['[', '{']) { remedy } else { remedy.split(", ").next().unwrap() };
+                if remedy == "another unit" {
+                    continue;
+                }
+                corrected += 1;
+                let unfit = |text: &str| {
+                    [
+                        "must be",
+                        "out of range",
+                        "too short",
+                        "too long",
+                        "not TOML",
+                        "no unit",
+                        "unit",
+                        "is zero",
+                        "cannot be",
+                    ]
+                    .iter()
+                    .any(|unfit| text.contains(unfit))
+                };
+                let in_place =
+                    if told.text.starts_with("an entry") { format!("[{remedy}]") } else { remedy.to_owned() };
+                let left = said_of(key, &in_place);
+                if remedy.contains("...") || left.iter().any(|problem| unfit(&problem.text)) {
+                    wrong.push(format!("{key} = {value}: {}: {left:?}", told.remedy));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty() && corrected > 1000, "{corrected} {wrong:#?}");
+}
+
+#[test]
+fn a_number_gets_the_unit_with_which_it_can_be() {
+    let remedy = |key, value| {
+        let all = said_of(key, value);
+        all.iter().find(|problem| problem.text.contains("must be")).unwrap_or(&all[0]).remedy.clone()
+    };
+    for (key, value, expected) in [
+        ("limit.max_delay", "500", "write \"500ms\", or another unit"),
+        ("limit.max_delay", "5", "write \"5s\", or another unit"),
+        ("limit.rate", "50", "write \"50/s\", or another unit"),
+        ("limit.rate", "0", "write \"100/s\""),
+        ("limit.cost.max_scan", "0", "write \"64KiB\""),
+        ("limit.cost.max_scan", "64", "write \"64KiB\", or another unit"),
+        ("limit.cost", "\"2\"", "write 2, without quotes"),
+        ("limit.cost", "true", "write 1 or { header = \"x-cost\", max = 100 }"),
+        ("limit.status", "true", "write a whole number, such as 429"),
+        ("limit.dry_run", "\"yes\"", "write true, without quotes"),
+        ("limit.charge", "401", "write { status = [401, 403] }"),
+        ("limit.charge", "{}", "write status = [401, 403]"),
+        ("limit.charge.status", "401", "put it in brackets: [401]"),
+        ("limit.charge.status", "[\"401\"]", "write 401, without quotes"),
+        ("limit.allow", "\"::1\"", "put it in brackets: [\"::1\"]"),
+        ("cache.generation", "7", "write \"7\", in quotes"),
+        ("limit.missing", "true", "write one of \"share\", \"skip\", \"deny\""),
+        ("route.limits", "\"l\"", "put it in brackets: [\"l\"]"),
+        ("route.limits", "7", "write [\"per-client\"]"),
+        ("route.headers.x-version", "2", "write \"2\", in quotes"),
+        ("redis.url", "7", "write \"redis://127.0.0.1:6379/0\""),
+        ("upstream.retries", "1.5", "write 1 or 2"),
+        ("server.drain", "0", "write \"0s\", or another unit"),
+        ("server.limits.head_timeout", "0", "write \"250ms\""),
+        ("cache.memory", "0", "write \"0B\", or another unit"),
+    ] {
+        assert_eq!(remedy(key, value), expected, "{key} = {value}");
+    }
+    assert_eq!(said_of("limit.missing", "true")[0].text, "`limit.missing` must be text; true was given");
+    let secret = said_of("redis.password", "7181");
+    assert!(!format!("{}", secret[0]).contains("7181"), "{}", secret[0]);
+}
+
 #[test]
 fn no_text_makes_loading_panic() {
     let mut text = String::from(EXAMPLE);

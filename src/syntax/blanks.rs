@@ -17,19 +17,20 @@ impl Blanks {
     /// Reads a text whose blanks have the names `known`.
     ///
     /// # Errors
-    /// Lower-case letters and `_` in braces that are none of them: else a misspelt one would go out as it stands.
+    /// What looks like one of them, misspelt, and would go out as it stands: in braces a single word of letters, digits, `_`
+    /// and `-`, at least one letter among them, with or without blanks around it. JSON has nothing like it.
     pub fn parse(text: &str, known: &[&str]) -> Result<Self, SyntaxError> {
         let mut pieces = Vec::new();
         let (mut plain, mut left) = (0, 0);
         while let Some(at) = text[left..].find('{').map(|at| left + at) {
             left = at + 1;
             let Some((name, _)) = text[left..].split_once('}') else { break };
-            if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
+            if !is_word(name.trim_matches([' ', '\t'])) {
                 continue;
             }
             let Some(blank) = known.iter().position(|known| *known == name) else {
                 let all: Vec<String> = known.iter().map(|known| format!("{{{known}}}")).collect();
-                let remedy = format!("write one of {}, or a space behind a brace that is meant", all.join(", "));
+                let remedy = format!("write one of {}, or break the line behind a brace that is meant", all.join(", "));
                 return Err(SyntaxError::new(format!("nothing is known that would stand for {{{name}}}"), remedy));
             };
             if plain < at {
@@ -55,6 +56,10 @@ impl Blanks {
     }
 }
 
+fn is_word(text: &str) -> bool {
+    text.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-')) && text.contains(char::is_alphabetic)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -73,7 +78,9 @@ mod tests {
             (r#"{"error": {"limit": "{limit}", "wait": {retry_after}}}"#, r#"{"error": {"limit": "L", "wait": 7}}"#),
             ("{{limit}}", "{L}"),
             ("p { color: red } {", "p { color: red } {"),
-            ("{} {1} {Limit}", "{} {1} {Limit}"),
+            ("{} { } {6} {2-4} {_}", "{} { } {6} {2-4} {_}"),
+            (r#"{"limit"} {limit: 1} {a b} {a.b} {'limit'}"#, r#"{"limit"} {limit: 1} {a b} {a.b} {'limit'}"#),
+            ("{\nmeant } {limit", "{\nmeant } {limit"),
         ] {
             assert_eq!(Blanks::parse(text, &KNOWN).unwrap().filled(&["L", "7"]), expected, "{text}");
         }
@@ -81,13 +88,28 @@ mod tests {
 
     #[test]
     fn a_misspelt_blank_is_refused() {
-        let error = Blanks::parse("in {retry_afer} s", &KNOWN).unwrap_err();
-        assert!(error.problem.contains("{retry_afer}") && error.remedy.contains("{retry_after}"), "{error}");
+        for word in [
+            "retry_afer",
+            "limt",
+            "retryAfter",
+            "Limit",
+            "LIMIT",
+            "retry-after",
+            " limit ",
+            "limit ",
+            "\tlimit",
+            "délai",
+            "a1",
+        ] {
+            let error = Blanks::parse(&format!("in {{{word}}} s"), &KNOWN).expect_err(word);
+            assert!(error.problem.ends_with(&format!("{{{word}}}")), "{error}");
+            assert!(error.remedy.contains("{limit}, {retry_after}"), "{error}");
+        }
     }
 
     proptest! {
         #[test]
-        fn what_has_no_blank_stays_as_it_is(text in "[^{]*([{][^a-z_}][^{]*)*") {
+        fn what_has_no_blank_stays_as_it_is(text in "[^{]*([{][\":.\n][^{]*)*") {
             prop_assert_eq!(Blanks::parse(&text, &KNOWN).unwrap().filled(&["L", "7"]), text);
         }
     }

@@ -145,11 +145,9 @@ impl Check<'_, '_> {
     }
 
     fn statuses(&mut self, at: &At<Status>) -> Option<RangeInclusive<u16>> {
+        let one = |status: i64| u16::try_from(status).ok().filter(|status| (200..=599).contains(status));
         let (range, shown) = match &at.value {
-            Status::One(status) => {
-                let one = u16::try_from(*status).ok().filter(|status| (200..=599).contains(status));
-                (one.map(|status| status..=status), status.to_string())
-            }
+            Status::One(status) => (one(*status).map(|status| status..=status), status.to_string()),
             Status::Class(class) => {
                 let first = match class.as_bytes() {
                     [digit @ b'2'..=b'5', b'x' | b'X', b'x' | b'X'] => Some(u16::from(digit - b'0') * 100),
@@ -159,8 +157,18 @@ impl Check<'_, '_> {
             }
         };
         if range.is_none() {
-            let text = format!("{shown} is no status of an answer");
-            self.error(&at.span(), text, "write a status from 200 to 599, or a class of them such as \"4xx\"");
+            let unquoted = match &at.value {
+                Status::Class(class) => class.trim().parse().ok().and_then(one),
+                Status::One(_) => None,
+            };
+            let (text, remedy) = match unquoted {
+                Some(status) => (format!("{shown} is no class of statuses"), format!("write {status}, without quotes")),
+                None => (
+                    format!("{shown} is no status of an answer"),
+                    "write a status from 200 to 599, or a class of them such as \"4xx\"".to_owned(),
+                ),
+            };
+            self.error(&at.span(), text, remedy);
         }
         range
     }

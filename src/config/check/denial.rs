@@ -7,6 +7,7 @@ use http::{HeaderValue, StatusCode};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Check;
+use super::idle::ADDRESS_BITS;
 use crate::config::Notice;
 use crate::config::raw::{self, At, Maybe, Texts};
 use crate::syntax::blanks::Blanks;
@@ -25,7 +26,7 @@ impl Check<'_, '_> {
     pub(super) fn denied_networks(&mut self, raw: &Texts<IpNet>) -> Vec<IpNet> {
         let mut networks = Vec::new();
         for text in raw.iter().flatten() {
-            let Some(network) = self.read_at(text).map(canonical) else { continue };
+            let Some(network) = self.network(text, CLIENT_BITS).map(canonical) else { continue };
             match network {
                 IpNet::V6(v6) if v6.prefix_len() > CLIENT_BITS => {
                     let whole = Ipv6Net::new(v6.addr(), CLIENT_BITS).map_or(v6, |net| net.trunc());
@@ -42,7 +43,7 @@ impl Check<'_, '_> {
     pub(super) fn allowed_networks(&mut self, raw: &Texts<IpNet>, denied: &[IpNet]) -> Vec<IpNet> {
         let mut networks = Vec::new();
         for text in raw.iter().flatten() {
-            let Some(network) = self.read_at(text).map(canonical) else { continue };
+            let Some(network) = self.network(text, ADDRESS_BITS).map(canonical) else { continue };
             if let Some(wider) = denied.iter().find(|wider| wider.contains(&network)) {
                 let problem = format!("all of {network} is denied by \"{wider}\", and `deny` comes first");
                 self.error(&text.span(), problem, "remove it, or deny the networks around it");

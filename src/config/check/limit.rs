@@ -43,6 +43,14 @@ impl Check<'_, '_> {
         let mut limits: Vec<Arc<Limit>> = Vec::new();
         let mut names: Vec<String> = Vec::new();
         for entry in raw {
+            // A misspelt name stands for the one that is meant.
+            if let LimitUse::Shared(name) = &entry.value {
+                let known = shared.keys().map(String::as_str);
+                let meant = if shared.contains_key(name) { Some(name.as_str()) } else { nearest(name, known) };
+                self.named_limits.extend(meant.map(str::to_owned));
+            }
+        }
+        for entry in raw {
             let (name, limit, span) = match &entry.value {
                 LimitUse::Shared(name) => match shared.get(name) {
                     Some(known) => (name.clone(), known.limit.clone(), entry.span()),
@@ -79,6 +87,8 @@ impl Check<'_, '_> {
     fn unknown_limit(&mut self, name: &str, span: &Span, shared: &SharedLimits) {
         let remedy = match nearest(name, shared.keys().map(String::as_str)) {
             Some(near) => format!("write \"{near}\""),
+            // One that was taken out may have that name.
+            None if self.was_misread(&["limit", "limit.name"]) => return,
             None => format!("add a [[limit]] with name = \"{}\"", name.escape_debug()),
         };
         self.error(span, format!("there is no limit named \"{}\"", name.escape_debug()), remedy);
@@ -94,6 +104,11 @@ impl Check<'_, '_> {
             .as_ref()
             .map(|quotas| quotas.iter().chain(tiers.iter().flat_map(|tiers| tiers.quotas.values())).copied().collect());
         let cost = self.cost(raw.cost.as_ref(), all.as_deref());
+        if let Some(own) = &quotas {
+            let tiers: Vec<Quota> = tiers.iter().flat_map(|tiers| tiers.quotas.values()).copied().collect();
+            self.hopeless_cost(raw, &cost, own, &tiers);
+        }
+        self.idle_settings(raw, key.as_deref());
         let charge = self.charge(raw.charge.as_ref(), quotas.as_deref());
         let after_loss = self.after_loss(raw, quotas.as_deref());
         let deny = self.denied_networks(&raw.deny);

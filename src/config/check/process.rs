@@ -78,8 +78,8 @@ impl Check<'_, '_> {
         Server {
             listen: self.read(&raw.listen).unwrap_or(LISTEN),
             workers: self.count(&raw.workers, 1..=MOST_WORKERS).map_or(self.machine.cpus, nonzero),
-            trusted_proxies: self.read_all(&raw.trusted_proxies),
-            proxy_protocol: self.read_all(&raw.proxy_protocol),
+            trusted_proxies: self.networks(&raw.trusted_proxies),
+            proxy_protocol: self.networks(&raw.proxy_protocol),
             tls: raw.tls.as_ref().and_then(|tls| self.server_tls(tls)),
             unmatched: raw.unmatched.as_ref().map_or(Unmatched::Forward, |at| at.value),
             ambiguous_paths: raw.ambiguous_paths.as_ref().map_or(AmbiguousPaths::Reject, |at| at.value),

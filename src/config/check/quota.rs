@@ -36,7 +36,7 @@ impl Check<'_, '_> {
     /// `max`, for requests in flight; what is wrong is 1.
     fn max(&mut self, raw: &raw::Limit, algorithm: Algorithm, span: &Span) -> u32 {
         match (&raw.max, algorithm) {
-            (None, Algorithm::Concurrency) if !self.was_misread(&["max"]) => {
+            (None, Algorithm::Concurrency) if !self.was_misread_in_limit(&["max"]) => {
                 let text = "`algorithm = \"concurrency\"` has no `max`";
                 self.error(span, text, "write max = 20 for at most 20 requests in flight");
             }
@@ -51,15 +51,6 @@ impl Check<'_, '_> {
             (None, _) => {}
         }
         1
-    }
-
-    /// Whether one of these keys of a limit had a value of a type that says nothing.
-    fn was_misread(&self, keys: &[&str]) -> bool {
-        let misread = |text: &str| {
-            let key = text.strip_prefix("`limit.").or_else(|| text.strip_prefix("`route.limits."));
-            key.and_then(|rest| rest.split_once("` is ")).is_some_and(|(key, _)| keys.contains(&key))
-        };
-        self.problems.iter().any(|problem| misread(&problem.text))
     }
 
     /// `burst`, for a token bucket with one rate.
@@ -106,12 +97,23 @@ impl Check<'_, '_> {
             }
             rates.push(rate);
         }
+        if let ([rate], Algorithm::TokenBucket, None, None, Some(text)) =
+            (&rates[..], algorithm, &raw.burst, &raw.rates, &raw.rate)
+            && is_one_by_default(*rate)
+        {
+            self.slow_default(text, *rate);
+        }
         // One that is no text has been taken out, and said so.
-        if !found && !self.was_misread(&["rate", "rates"]) {
+        if !found && !self.was_misread_in_limit(&["rate", "rates"]) {
             self.error(span, "this limit has no `rate`", "write rate = \"100/s\"");
         }
         (!rates.is_empty()).then_some(rates)
     }
+}
+
+/// Whether a bucket of this rate holds one request where nothing else is said, and its period is longer than a second.
+pub(super) fn is_one_by_default(rate: Rate) -> bool {
+    rate.period_ms > 1000 && default_burst(rate) == 1
 }
 
 /// The requests of one second, at least one.

@@ -81,7 +81,7 @@ impl Check<'_, '_> {
         let methods = self.read_all(&raw.methods);
         let cache = raw.cache.as_ref().and_then(|rule| self.cache_rule(rule, path.as_ref(), &methods, defaults));
         let purge = raw.purge.as_ref().is_some_and(|at| at.value);
-        let from = self.read_all(&raw.purge_from);
+        let from = self.networks(&raw.purge_from);
         let purge = purge.then_some(Purge { from });
         if let Some(at) = raw.purge_from.iter().flatten().next().filter(|_| purge.is_none()) {
             self.warn(
@@ -250,13 +250,13 @@ impl Check<'_, '_> {
 
     /// What is probably not meant, seen over the whole.
     pub(super) fn between(&mut self, limits: &SharedLimits, config: &Config) {
-        if config.routes.is_empty() {
+        let are_routes_read = !self.was_misread(&["route", "route.limits"]);
+        if config.routes.is_empty() && are_routes_read {
             let (text, remedy) = ("there is no route: nothing is stored or limited", "add a [[route]]");
             self.problems.push(self.sources.problem(Severity::Warning, None, text, remedy));
         }
         for (name, shared) in limits {
-            let used = config.routes.iter().flat_map(|route| &route.limits).any(|limit| limit.scope == *name);
-            if !used {
+            if are_routes_read && !self.named_limits.contains(name) {
                 self.warn(
                     &shared.span,
                     format!("no route names the limit \"{name}\""),

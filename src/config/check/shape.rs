@@ -5,32 +5,44 @@
 
 use std::borrow::Cow;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::nearest;
+use super::wording::{example, expected, given, remedy};
 use crate::config::report::{Problem, Severity, Sources, Span};
 
 /// Most choices or keys that a remedy lists.
 const LISTED: usize = 12;
 
-/// Reports what does not fit `schema`, and takes it out of `root`.
+/// Reports what does not fit `schema`, and takes it out of `root`. The keys whose values were taken out, misspelt ones as
+/// they were meant.
 pub(super) fn prune(
     schema: &Value,
     root: &mut Spanned<DeTable<'_>>,
     sources: &Sources<'_>,
     problems: &mut Vec<Problem>,
-) {
-    let mut shape = Shape { sources, problems };
+) -> Vec<String> {
+    let mut shape = Shape { sources, misread: Vec::new(), problems };
     if let Value::Object(schema) = schema {
         shape.table(schema, None, root.get_mut(), "");
     }
+    shape.misread
 }
 
 struct Shape<'s, 't> {
     sources: &'s Sources<'t>,
+    misread: Vec<String>,
     problems: &'s mut Vec<Problem>,
+}
+
+/// What a value is called.
+struct Key<'k> {
+    /// Dotted.
+    path: &'k str,
+    /// Whether it is one of a list of that name.
+    is_entry: bool,
 }
 
 impl Shape<'_, '_> {
@@ -39,7 +51,7 @@ impl Shape<'_, '_> {
     }
 
     /// Whether `value` may stay.
-    fn value(&mut self, schema: &Value, value: &mut Spanned<DeValue<'_>>, key: &str) -> bool {
+    fn value(&mut self, schema: &Value, value: &mut Spanned<DeValue<'_>>, key: &Key<'_>) -> bool {
         let span = value.span();
         self.as_text(schema, value);
         if let Some(choices) = schema["anyOf"].as_array() {
@@ -59,8 +71,10 @@ impl Shape<'_, '_> {
         }
         match value.get_mut() {
             DeValue::Array(items) => {
+                let key = Key { is_entry: true, ..*key };
+                let entry = entry_schema(schema);
                 let kept = std::mem::replace(items, DeArray::new()).into_iter().filter_map(|mut item| {
-                    let keep = self.value(&schema["items"], &mut item, key);
+                    let keep = self.value(&entry, &mut item, &key);
                     keep.then_some(item)
                 });
                 *items = kept.collect();
@@ -68,13 +82,13 @@ impl Shape<'_, '_> {
             }
             DeValue::Table(table) => {
                 if let Value::Object(schema) = schema {
-                    self.table(schema, Some(&span), table, key);
+                    self.table(schema, Some(&span), table, key.path);
                 }
                 true
             }
             DeValue::Integer(number) if i64::from_str_radix(number.as_str(), number.radix()).is_err() => {
-                self.error(Some(&span), format!("`{key}` is too large a number"), "write a smaller one".to_owned());
-                false
+                let text = format!("`{}` is too large a number", key.path);
+                self.refuse(key, &span, text, "write a smaller one".to_owned())
             }
             _ => true,
         }
@@ -101,8 +115,8 @@ impl Shape<'_, '_> {
             let name = key.get_ref().as_ref();
             let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
             let keep = match known.get(name).or(others) {
-                Some(schema) => self.value(schema, value, &full),
-                None => self.unknown_key(known, name, &key.span(), path),
+                Some(schema) => self.value(schema, value, &Key { path: &full, is_entry: false }),
+                None => self.unknown_key(known, name, &key.span(), path, value.get_ref()),
             };
             if !keep {
                 refused.push(name.to_owned());
@@ -110,11 +124,12 @@ impl Shape<'_, '_> {
         }
         for required in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
         {
-            if !table.contains_key(required) {
+            let full = if path.is_empty() { required.to_owned() } else { format!("{path}.{required}") };
+            if !table.contains_key(required) && !self.misread.contains(&full) {
                 let owner = if path.is_empty() { "the configuration".to_owned() } else { format!("`{path}`") };
                 let (noun, remedy) = match known.get(required) {
                     Some(schema) if schema["type"] == "object" => ("table", format!("write a table [{required}]")),
-                    Some(schema) => ("key", format!("write {required} = {}", example(schema, required))),
+                    Some(schema) => ("key", format!("write {required} = {}", example(schema))),
                     None => ("key", format!("write {required}")),
                 };
                 self.error(span, format!("{owner} has no {noun} `{required}`"), remedy);
@@ -125,24 +140,36 @@ impl Shape<'_, '_> {
         }
     }
 
-    fn unknown_key(&mut self, known: &Map<String, Value>, name: &str, span: &Span, path: &str) -> bool {
+    fn unknown_key(
+        &mut self,
+        known: &Map<String, Value>,
+        name: &str,
+        span: &Span,
+        path: &str,
+        value: &DeValue<'_>,
+    ) -> bool {
         let owner = if path.is_empty() { "at the top".to_owned() } else { format!("in `{path}`") };
         let text = format!("unknown key `{}` {owner}", name.escape_debug());
-        let deeper = || {
-            known
-                .iter()
-                .find(|(_, schema)| schema["properties"].get(name).is_some())
-                .map(|(key, _)| format!("{key}.{name}"))
-        };
-        let remedy = match deeper().or_else(|| nearest(name, known.keys().map(String::as_str)).map(str::to_owned)) {
+        let deeper: Vec<(&String, &Value)> =
+            known.iter().filter(|(_, schema)| schema["properties"].get(name).is_some()).collect();
+        let takes = |(_, schema): &&(&String, &Value)| suits(&schema["properties"][name], value);
+        let within = |(key, _): &(&String, &Value)| format!("{key}.{name}");
+        let near = || nearest(name, known.keys().map(String::as_str)).map(str::to_owned);
+        let meant = deeper.iter().find(takes).map(within).or_else(near).or_else(|| deeper.first().map(within));
+        let remedy = match &meant {
+            Some(near) if path.is_empty() && known.get(near).is_some_and(is_list_of_tables) => {
+                format!("write [[{near}]]")
+            }
             Some(near) => format!("write `{near}`"),
             None => format!("known here: {}", listed(known.keys().map(|key| format!("`{key}`")))),
         };
         self.error(Some(span), text, remedy);
+        let full = |near| if path.is_empty() { near } else { format!("{path}.{near}") };
+        self.misread.extend(meant.map(full));
         false
     }
 
-    fn unknown_choice(&mut self, known: &[&str], found: &str, span: &Span, key: &str) -> bool {
+    fn unknown_choice(&mut self, known: &[&str], found: &str, span: &Span, key: &Key<'_>) -> bool {
         let all = listed(known.iter().map(|choice| format!("\"{choice}\"")));
         // "http2" is no slip of the pen for "http1".
         let letters = |word: &str| word.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned();
@@ -151,39 +178,47 @@ impl Shape<'_, '_> {
             Some(near) => format!("write \"{near}\" (known here: {all})"),
             None => format!("write one of {all}"),
         };
-        self.error(Some(span), format!("`{key}` cannot be \"{}\"", found.escape_debug()), remedy);
-        false
+        self.refuse(key, span, format!("`{}` cannot be \"{}\"", key.path, found.escape_debug()), remedy)
     }
 
-    fn wrong_type(&mut self, schema: &Value, found: &DeValue<'_>, span: &Span, key: &str) -> bool {
-        let text = format!("`{key}` is {}, not {}", kind_of(found), expected(schema));
-        let remedy = if schema["items"]["type"] == "object" && found.is_table() {
-            format!("write [[{key}]] with two brackets, once for each {key}")
-        } else if schema["type"] == "array" && !found.is_array() {
-            format!("put it in brackets: [{}]", example(&schema["items"], key))
-        } else if let (DeValue::Integer(number), Some(unit)) = (found, schema["x-kind"].as_str().and_then(unit_of)) {
-            format!("write \"{number}{unit}\", or another unit")
-        } else {
-            format!("write {}", example(schema, key))
-        };
+    fn wrong_type(&mut self, schema: &Value, found: &DeValue<'_>, span: &Span, key: &Key<'_>) -> bool {
+        let owner = if key.is_entry { "an entry of " } else { "" };
+        let text = format!("{owner}`{}` must be {}; {} was given", key.path, expected(schema), given(found));
+        self.refuse(key, span, text, remedy(schema, found, key.path))
+    }
+
+    /// Takes a value out.
+    fn refuse(&mut self, key: &Key<'_>, span: &Span, text: String, remedy: String) -> bool {
         self.error(Some(span), text, remedy);
+        self.misread.push(key.path.to_owned());
         false
     }
 }
 
-/// The unit that a number without one probably had.
-fn unit_of(kind: &str) -> Option<&'static str> {
-    match kind {
-        "a duration" => Some("s"),
-        "a size" => Some("B"),
-        "a rate" => Some("/s"),
-        "a percentage" => Some("%"),
-        _ => None,
+/// Whether `value` may be meant for a key of this `schema`: it has the type, and a table has a key that is known there.
+fn suits(schema: &Value, value: &DeValue<'_>) -> bool {
+    let is_known =
+        |table: &DeTable<'_>| table.keys().any(|key| schema["properties"].get(key.get_ref().as_ref()).is_some());
+    fits(schema, value) && value.as_table().is_none_or(|table| table.is_empty() || is_known(table))
+}
+
+/// What `schema` says of its entries; plain text has its example from that of the list.
+fn entry_schema(schema: &Value) -> Cow<'_, Value> {
+    let items = &schema["items"];
+    match schema["examples"][0].get(0) {
+        Some(first) if items["type"] == "string" && items.get("examples").is_none() => {
+            Cow::Owned(json!({ "type": "string", "examples": [first] }))
+        }
+        _ => Cow::Borrowed(items),
     }
+}
+
+fn is_list_of_tables(schema: &Value) -> bool {
+    schema["items"]["type"] == "object"
 }
 
 /// Whether `value` has the type that `schema` asks for.
-fn fits(schema: &Value, value: &DeValue<'_>) -> bool {
+pub(super) fn fits(schema: &Value, value: &DeValue<'_>) -> bool {
     if let Some(choices) = schema["anyOf"].as_array() {
         return choices.iter().any(|choice| fits(choice, value));
     }
@@ -199,7 +234,7 @@ fn fits(schema: &Value, value: &DeValue<'_>) -> bool {
 }
 
 /// The words that `schema` allows, if it is a choice.
-fn choices(schema: &Value) -> Option<Vec<&str>> {
+pub(super) fn choices(schema: &Value) -> Option<Vec<&str>> {
     if let Some(words) = schema["enum"].as_array() {
         return Some(words.iter().filter_map(Value::as_str).collect());
     }
@@ -212,64 +247,7 @@ fn choices(schema: &Value) -> Option<Vec<&str>> {
     })
 }
 
-/// What `schema` asks for, with its article.
-fn expected(schema: &Value) -> String {
-    if let Some(choices) = schema["anyOf"].as_array() {
-        return choices.iter().map(expected).collect::<Vec<_>>().join(" or ");
-    }
-    if choices(schema).is_some() {
-        return "text".to_owned();
-    }
-    match (schema["x-kind"].as_str(), schema["type"].as_str()) {
-        (Some(kind), _) => format!("{kind} in quotes"),
-        (None, Some("string")) => "text".to_owned(),
-        (None, Some("integer")) => "a whole number".to_owned(),
-        (None, Some("number")) => "a number".to_owned(),
-        (None, Some("boolean")) => "true or false".to_owned(),
-        (None, Some("array")) => "a list".to_owned(),
-        _ => "a table".to_owned(),
-    }
-}
-
-/// A value that would do.
-fn example(schema: &Value, key: &str) -> String {
-    if let Some(choices) = schema["anyOf"].as_array() {
-        return choices.iter().map(|choice| example(choice, key)).collect::<Vec<_>>().join(" or ");
-    }
-    if let Some(known) = choices(schema) {
-        return listed(known.iter().map(|choice| format!("\"{choice}\"")));
-    }
-    if let Some(text) = schema["examples"][0].as_str() {
-        return format!("\"{text}\"");
-    }
-    let last = key.rsplit('.').next().unwrap_or(key);
-    match schema["type"].as_str() {
-        Some("string") if last == "url" => "\"http://127.0.0.1:3000\"".to_owned(),
-        Some("string") => "\"...\"".to_owned(),
-        Some("integer") => "a whole number, without quotes".to_owned(),
-        Some("number") => "a number, without quotes".to_owned(),
-        Some("boolean") => "true or false, without quotes".to_owned(),
-        Some("array") => format!("[{}]", example(&schema["items"], key)),
-        _ => {
-            let inner = schema["properties"].as_object().and_then(|keys| keys.keys().next());
-            inner.map_or_else(|| "{ name = value }".to_owned(), |inner| format!("{{ {inner} = ... }}"))
-        }
-    }
-}
-
-fn kind_of(value: &DeValue<'_>) -> &'static str {
-    match value {
-        DeValue::String(_) => "text",
-        DeValue::Integer(_) => "a whole number",
-        DeValue::Float(_) => "a decimal number",
-        DeValue::Boolean(_) => "true or false",
-        DeValue::Datetime(_) => "a date",
-        DeValue::Array(_) => "a list",
-        DeValue::Table(_) => "a table",
-    }
-}
-
-fn listed(words: impl Iterator<Item = String>) -> String {
+pub(super) fn listed(words: impl Iterator<Item = String>) -> String {
     let mut words: Vec<String> = words.collect();
     if words.len() > LISTED {
         words.truncate(LISTED);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Check;
-use super::quota::{MOST_BURST, MOST_IN_FLIGHT, MOST_LOGGED, default_burst};
+use super::quota::{MOST_BURST, MOST_IN_FLIGHT, MOST_LOGGED, default_burst, is_one_by_default};
 use crate::config::raw::{self, Algorithm, At};
 use crate::config::text::{Grammar, Name};
 use crate::config::{Quota, Tiers};
@@ -82,6 +82,11 @@ impl Check<'_, '_> {
         {
             let text = format!("a log of {} requests is too long", rate.amount);
             self.error(&at.span(), text, format!("write at most {MOST_LOGGED}"));
+        }
+        if let (Some(text), None, Algorithm::TokenBucket) = (&raw.rate, &raw.burst, algorithm)
+            && is_one_by_default(rate)
+        {
+            self.slow_default(text, rate);
         }
         Some(match algorithm {
             Algorithm::SlidingWindow => Quota::SlidingWindow(rate),

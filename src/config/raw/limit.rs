@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{AfterLoss, At, Maybe, MaybeText, Missing, Name, RedisDown, Stage, Text, Texts, Told};
 use crate::config::IdentityPart;
@@ -55,10 +55,13 @@ pub(in crate::config) struct Limit {
     /// In which fields clients are told of it.
     pub(in crate::config) headers: Maybe<Told>,
     /// Status of its denials.
+    #[schemars(example = 429)]
     pub(in crate::config) status: Maybe<i64>,
     /// Body of its denials.
+    #[schemars(example = "Try again in {retry_after} s.")]
     pub(in crate::config) body: Maybe<String>,
     /// The same, from a file.
+    #[schemars(example = "denied.txt")]
     pub(in crate::config) body_file: Maybe<String>,
     /// What that body is.
     pub(in crate::config) content_type: MaybeText<HeaderValue>,
@@ -67,12 +70,14 @@ pub(in crate::config) struct Limit {
     /// What a bucket holds that Redis does not know after it lost its data. For "token_bucket".
     pub(in crate::config) after_loss: Maybe<AfterLoss>,
     /// Longest that a request waits for its turn in place of a denial.
+    #[schemars(extend("x-range" = ["1ms", "10s"]))]
     pub(in crate::config) max_delay: MaybeText<Duration>,
     /// How many wait at once in each pod.
     pub(in crate::config) max_delayed: Maybe<i64>,
     /// Hash in Redis that says which identities have which tier.
     pub(in crate::config) tiers: MaybeText<Name>,
     /// What the limit is for the identities of a tier.
+    #[schemars(example = BTreeMap::from([("gold", BTreeMap::from([("rate", "1000/s")]))]))]
     pub(in crate::config) tier: Option<BTreeMap<At<String>, At<Tier>>>,
 }
 
@@ -95,7 +100,15 @@ pub(in crate::config) enum Cost {
     /// The same for all requests.
     Fixed(i64),
     /// What the request or its answer says.
+    #[schemars(example = ExampleCost { header: "x-cost", max: 100 })]
     Said(Box<CostPlace>),
+}
+
+/// One that is right.
+#[derive(Serialize)]
+struct ExampleCost {
+    header: &'static str,
+    max: u32,
 }
 
 /// `cost` of a limit that the request or its answer says.
@@ -109,6 +122,7 @@ pub(in crate::config) struct CostPlace {
     /// The place in an answer of JSON, or in the data of its server-sent events.
     pub(in crate::config) json: MaybeText<Pointer>,
     /// Bytes of such an answer, or of one event, that are looked through.
+    #[schemars(extend("x-range" = ["1KiB", "64MiB"]))]
     pub(in crate::config) max_scan: MaybeText<usize>,
     /// What more counts as.
     pub(in crate::config) max: Maybe<i64>,
@@ -124,6 +138,7 @@ pub(in crate::config) struct CostPlace {
 pub(in crate::config) struct Charge {
     /// Statuses of the answers to requests that are charged.
     #[schemars(required)]
+    #[schemars(example = [401, 403])]
     pub(in crate::config) status: Maybe<Vec<At<Status>>>,
 }
 
@@ -203,13 +218,24 @@ pub(in crate::config) enum Algorithm {
     Concurrency,
 }
 
+/// One that is right.
+#[derive(Serialize)]
+struct ExampleLimit {
+    name: &'static str,
+    key: [&'static str; 1],
+    rate: &'static str,
+    burst: u32,
+}
+
 /// An entry of a route's `limits`.
 #[derive(Debug, JsonSchema)]
 #[serde(untagged)]
 pub(in crate::config) enum LimitUse {
     /// A shared limit, by name.
+    #[schemars(example = "per-client")]
     Shared(String),
     /// This route's own.
+    #[schemars(example = ExampleLimit { name: "own", key: ["ip"], rate: "50/s", burst: 100 })]
     Own(Box<Limit>),
 }
 

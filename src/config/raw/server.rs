@@ -47,14 +47,19 @@ pub(in crate::config) struct ServerLimits {
     /// Of them, those of one address, or of one /64 of IPv6; by default as many as there may be.
     pub(in crate::config) connections_per_client: Maybe<i64>,
     /// Size of request line and fields.
+    #[schemars(extend("x-range" = ["1KiB", "1MiB"]))]
     pub(in crate::config) head: MaybeText<usize>,
     /// From the first byte wanted to the end of the head.
+    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
     pub(in crate::config) head_timeout: MaybeText<Duration>,
     /// Longest silence inside a body, either direction.
+    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
     pub(in crate::config) body_idle: MaybeText<Duration>,
     /// Bytes that must move in that time; fewer count as silence.
+    #[schemars(extend("x-range" = ["1B", "1MiB"]))]
     pub(in crate::config) body_progress: MaybeText<usize>,
     /// Longest pause between requests on one connection.
+    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
     pub(in crate::config) keep_alive: MaybeText<Duration>,
 }
 
@@ -65,15 +70,20 @@ pub(in crate::config) struct Http2 {
     /// Requests at once on a connection.
     pub(in crate::config) streams: Maybe<i64>,
     /// Bytes of a request's body that a client may send ahead.
+    #[schemars(extend("x-range" = ["64KiB", "16MiB"]))]
     pub(in crate::config) stream_window: MaybeText<usize>,
     /// Bytes of all bodies of a connection that it may send ahead.
+    #[schemars(extend("x-range" = ["64KiB", "16MiB"]))]
     pub(in crate::config) connection_window: MaybeText<usize>,
     /// Streams reset in ten seconds, beyond those that were answered; more ends the connection.
     pub(in crate::config) resets: Maybe<i64>,
     /// Frames in ten seconds that bring nothing, beyond those that belong to answers; more ends the connection.
+    #[schemars(example = 2000)]
     pub(in crate::config) control_frames: Maybe<i64>,
     /// How often a quiet client is asked for a sign of life.
+    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
     pub(in crate::config) ping_interval: MaybeText<Duration>,
     /// How long it has to give one.
+    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
     pub(in crate::config) ping_timeout: MaybeText<Duration>,
 }

@@ -53,7 +53,7 @@ invalidates = { tags = ["product:{id}"] }
 name = "login"
 path = "/login"
 limits = [
-  { name = "guesses", key = ["ip"], rate = "5/m", charge = { status = [401, "5xx"] } },
+  { name = "guesses", key = ["ip"], rate = "5/m", burst = 1, charge = { status = [401, "5xx"] } },
   { name = "tokens", key = ["ip"], rate = "100/s", cost = { json = "/usage/total", max = 50, default = 9, reserve = 2 } },
   { name = "units", key = ["ip"], rate = "100/s", cost = { response_header = "x-units", max = 50 } },
 ]
