@@ -77,7 +77,7 @@ const LIMITS = [
   ['one_identity', 'a loan does not count as taken', 'src/limit/bucket.lua', ['s.credit = s.credit - units\n', '']],
   ['what_one_limit', 'who is denied is charged', 'src/limit/take.lua', ['if admitted and limit.first.covered then', 'if limit.first.covered then']],
   ['while_redis', 'each pod has the whole limit while Redis is away', 'src/limit.rs', ['bound.shape.divided(self.replicas.load(Ordering::Relaxed))', 'bound.shape.divided(1)']],
-  ['while_redis', 'nothing is owed for what was admitted meanwhile', 'src/limit/bucket.lua', ['s.credit = math.max(s.credit - units, math.min(s.credit, 0))', 's.credit = math.max(s.credit, math.min(s.credit, 0))']]
+  ['limit::tests::what_was_admitted_while_redis_was_away_is_owed', 'nothing is owed for what was admitted meanwhile', 'src/limit/bucket.lua', ['s.credit = math.max(s.credit - units, math.min(s.credit, 0))', 's.credit = math.max(s.credit, math.min(s.credit, 0))']]
 ]
 
 /** What is built. */
@@ -101,7 +101,7 @@ const write = (file, changes) => writeFileSync(join(tree, file), changed(file, c
 
 /** What the checker said, if it found something; nothing if all seemed well. */
 function found (test, name, seed) {
-  const run = spawnSync('cargo', ['test', '--quiet', '--locked', '--test', 'it', '--', test, '--nocapture'], {
+  const run = spawnSync('cargo', ['test', '--quiet', '--locked', ...(test.startsWith('limit::') ? ['--lib'] : ['--test', 'it']), '--', test, '--nocapture'], {
     cwd: tree,
     encoding: 'utf8',
     timeout: PATIENCE_MS,
@@ -117,7 +117,7 @@ function found (test, name, seed) {
 const mutants = [
   ...MUTANTS.map(mutant => ['fleet::nothing', ...mutant]),
   ...LAVISH.map(mutant => ['fleet::without', ...mutant]),
-  ...LIMITS.map(([test, ...mutant]) => [`limits_fleet::${test}`, ...mutant])
+  ...LIMITS.map(([test, ...mutant]) => [test.startsWith('limit::') ? test : `limits_fleet::${test}`, ...mutant])
 ]
 for (const [, , file, ...changes] of mutants) changed(file, changes)
 if (options.check) {
