@@ -373,7 +373,8 @@ impl Denial {
         if self.level.is_none() {
             return format!("The limit \"{name}\" cannot be checked at the moment; try again in {seconds} s.");
         }
-        let requests = |number: u32| if number == 1 { "1 request".to_owned() } else { format!("{number} requests") };
+        let unit = if self.limit.counts_requests() { "request" } else { "unit" };
+        let counted = |number: u32| format!("{number} {unit}{}", if number == 1 { "" } else { "s" });
         let rated = |rate: Rate| {
             let period = match rate.period_ms {
                 1000 => "a second".to_owned(),
@@ -382,12 +383,12 @@ impl Denial {
                 86_400_000 => "a day".to_owned(),
                 other => format!("in {other} ms"),
             };
-            format!("{} {period}", requests(rate.amount))
+            format!("{} {period}", counted(rate.amount))
         };
         let quota = match self.bound.quota {
-            Quota::TokenBucket { rate, burst } => format!("{}, at most {burst} at once", rated(rate)),
+            Quota::TokenBucket { rate, burst } => format!("{}, bursts of {burst}", rated(rate)),
             Quota::FixedWindow(rate) | Quota::SlidingWindow(rate) | Quota::SlidingLog(rate) => rated(rate),
-            Quota::Concurrency { max } => format!("{} in flight", requests(max)),
+            Quota::Concurrency { max } => format!("{} in flight", counted(max)),
         };
         format!("The limit \"{name}\" is used up: {quota}; try again in {seconds} s.")
     }

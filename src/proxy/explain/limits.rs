@@ -17,7 +17,7 @@ impl Case<'_> {
             },
             applies: self.applies(limit, does),
             algorithm: limit.quotas.first().map_or("", Quota::algorithm),
-            quotas: limit.quotas.iter().map(quota).collect(),
+            quotas: limit.quotas.iter().map(ToString::to_string).collect(),
             cost: cost(&limit.cost),
             charged: limit.charge.as_ref().map(|statuses| format!("only where the answer is {statuses}")),
             identity: limit.key.iter().map(|part| self.identified(part, limit.missing)).collect(),
@@ -79,14 +79,6 @@ impl Case<'_> {
             }
         };
         Part { name: part.to_string(), value }
-    }
-}
-
-fn quota(quota: &Quota) -> String {
-    match quota {
-        Quota::TokenBucket { rate, burst } => format!("{rate}, {burst} at once"),
-        Quota::FixedWindow(rate) | Quota::SlidingWindow(rate) | Quota::SlidingLog(rate) => rate.to_string(),
-        Quota::Concurrency { max } => format!("{max} in flight"),
     }
 }
 

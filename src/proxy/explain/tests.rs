@@ -218,7 +218,7 @@ fn routes_that_were_passed_over_say_why() {
 fn limits_name_who_is_counted_and_no_values() {
     let report = explain("GET", "http://shop.example/catalog/1?k=s3cret", &["x-api-key: s3cret"]);
     let limits: Vec<_> = report.limits.iter().map(|limit| (&*limit.name, limit.stage, &*limit.quotas[0])).collect();
-    assert_eq!(limits, [("shared", "request", "50/s, 100 at once"), ("token", "miss", "5/m, 2 at once")]);
+    assert_eq!(limits, [("shared", "request", "50/s, bursts of 100"), ("token", "miss", "5/m, bursts of 2")]);
     let identity = &report.limits[1].identity;
     assert_eq!(part(identity, "header:x-api-key"), "(sent)");
     assert_eq!(part(identity, "query:k"), "(sent)");
