@@ -169,6 +169,9 @@ impl<'l> View<'l> {
             rates.push(Value::from(rate));
         }
         let mut shown = json!({ "limit": limit.config.scope, "id": found.id, "rates": rates });
+        if limit.config.tiers.is_some() && found.identity.is_some() {
+            shown["tier"] = bounds.first().and_then(|bound| bound.tier.as_deref()).into();
+        }
         if let Some(identity) = found.identity.filter(|_| self.shows(&asked.who)) {
             shown["identity"] = given::shown(&limit.config.key, &identity).into();
         }
@@ -363,6 +366,10 @@ impl Limit<'_> {
         let limit = self.config;
         let key: Vec<_> = limit.key.iter().map(ToString::to_string).collect();
         let rates: Vec<_> = self.bounds.iter().map(|bound| Value::from(quota(&bound.quota))).collect();
+        let tiers = limit.tiers.as_ref().map(|tiers| {
+            let own = tiers.quotas.iter().map(|(name, own)| (name.clone(), quota(own).into()));
+            json!({ "hash": tiers.hash, "rates": own.collect::<Map<_, _>>() })
+        });
         json!({
             "limit": limit.scope,
             "routes": self.routes,
@@ -374,6 +381,8 @@ impl Limit<'_> {
                 Stage::Origin => "origin",
             },
             "dry_run": limit.dry_run,
+            "tiers": tiers,
+            "max_delay_ms": limit.delay.map(|delay| delay.longest.as_millis() as u64),
             "decisions": self.decisions,
         })
     }

@@ -192,8 +192,11 @@ async fn without_an_answer_nothing_is_reset() {
 
 #[tokio::test]
 async fn the_list_says_what_there_is_and_who_is_denied() {
+    let gold = Quota::TokenBucket { rate: Rate { amount: 7, period_ms: 1000 }, burst: 8 };
     let by_key = config::Limit {
         key: vec![IdentityPart::Route],
+        delay: Some(config::Delay { longest: Duration::from_millis(500), places: 9 }),
+        tiers: Some(config::Tiers { hash: "h".to_owned(), quotas: [("gold".to_owned(), gold)].into() }),
         scope: "catalog/k".to_owned(),
         ..limit("k", (9, 1000), 9, Stage::Miss)
     };
@@ -201,12 +204,14 @@ async fn the_list_says_what_there_is_and_who_is_denied() {
     assert_eq!(admitted(&pod, 5).await, 2);
     let list = view(&pod).list();
     let expected = json!({
-        "limit": "l", "routes": ["catalog"], "key": ["ip"], "on": "request", "dry_run": false,
+        "limit": "l", "routes": ["catalog"], "key": ["ip"], "on": "request", "dry_run": false, "tiers": null, "max_delay_ms": null,
         "rates": [{ "algorithm": "token_bucket", "rate": "1/h", "burst": 2 }],
         "decisions": { "allowed": 2, "denied": 3, "dry_run": 0, "delayed": 0 }, "states": 1, "loans": null,
     });
     assert_eq!(list["limits"][0], expected);
     assert_eq!((&list["limits"][1]["limit"], &list["limits"][1]["on"]), (&json!("catalog/k"), &json!("miss")));
+    let tiers = json!({ "hash": "h", "rates": { "gold": { "algorithm": "token_bucket", "rate": "7/s", "burst": 8 } } });
+    assert_eq!((&list["limits"][1]["tiers"], &list["limits"][1]["max_delay_ms"]), (&tiers, &json!(500)));
     assert_eq!(list["states"], json!({ "held": 1, "most": STATES_MAX }));
     let denied = &list["denied"][0];
     assert_eq!((&denied["limit"], &denied["at_least"], &denied["at_most"]), (&json!("l"), &json!(3), &json!(3)));
