@@ -128,6 +128,9 @@ impl<'l> View<'l> {
                     "at_most": one.at_most,
                     "last_ago_s": ((now - one.last) / 1e6).max(0.0).floor() as u64,
                 });
+                if one.limit.dry_run {
+                    shown["dry_run"] = true.into();
+                }
                 if self.shows_identities {
                     shown["identity"] = given::shown(&one.limit.key, &one.identity).into();
                 }

@@ -228,6 +228,25 @@ async fn the_list_says_what_there_is_and_who_is_denied() {
     assert!(matches!(view(&pod).state(&id("0123")).await, Err(Problem::Wrong(_))));
 }
 
+#[tokio::test]
+async fn whom_a_dry_run_would_have_denied_is_in_the_list() {
+    let tries = |dry_run| config::Limit { dry_run, ..hourly("l", 2, Stage::Request) };
+    let pod = Pod::of(1, None, vec![tries(true), hourly("m", 4, Stage::Request)]);
+    assert_eq!(admitted(&pod, 5).await, 4);
+    let denied = &view(&pod).list()["denied"];
+    let said: Vec<_> =
+        denied.as_array().unwrap().iter().map(|one| (&one["limit"], &one["at_least"], &one["dry_run"])).collect();
+    let (l, m) = (json!("l"), json!("m"));
+    assert_eq!(said, [(&l, &json!(3), &json!(true)), (&m, &json!(1), &Value::Null)]);
+    // In earnest, by the same states.
+    let top = &pod.limiter.top;
+    let count = |dry_run| top.count(7, &Arc::new(tries(dry_run)), 0.0, |out| out.extend_from_slice(b"-"));
+    [true, false, false].into_iter().for_each(count);
+    let said: Vec<_> =
+        top.list().iter().filter(|one| one.identity == b"-").map(|one| (one.limit.dry_run, one.at_least)).collect();
+    assert_eq!(said, [(false, 2), (true, 1)]);
+}
+
 #[test]
 fn loans_of_one_rate_are_not_taken_for_another_rate() {
     let rate = |period_ms| Quota::TokenBucket { rate: Rate { amount: 64, period_ms }, burst: 64 };
