@@ -25,7 +25,7 @@ use crate::syntax::SyntaxError;
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Integers that `peek.lua` answers for a state, before its loans.
-const PEEKED_EACH: usize = 5;
+const PEEKED_EACH: usize = 6;
 
 /// And for each loan.
 const PEEKED_LOAN: usize = 3;
@@ -162,16 +162,25 @@ impl<'l> View<'l> {
         let mut rates = Vec::new();
         for (nth, bound) in bounds.iter().enumerate() {
             let mut rate = quota(&bound.quota);
-            let name = found.identity.as_ref().map(|identity| self.limiter.names.of(&bound.scope, identity));
-            rate.insert("here".to_owned(), name.map_or(Value::Null, |name| self.here(bound, name, now)));
             let said = redis.as_ref().map(|said| match said {
                 Ok(all) => all.get(nth).cloned().unwrap_or_default(),
                 Err(problem) => json!({ "error": problem }),
             });
             rate.insert("redis".to_owned(), said.into());
+            let name = found.identity.as_ref().map(|identity| self.limiter.names.of(&bound.scope, identity));
+            rate.insert("here".to_owned(), name.map_or(Value::Null, |name| self.here(bound, name, now)));
             rates.push(Value::from(rate));
         }
-        let mut shown = json!({ "limit": limit.config.scope, "id": found.id, "rates": rates });
+        let decides = if matches!(redis, Some(Ok(_))) { "redis" } else { "here" };
+        let mut shown = json!({ "limit": limit.config.scope, "id": found.id, "rates": rates, "decides": decides });
+        if self.redis.is_some() {
+            shown["redis_down"] = match limit.config.redis_down {
+                RedisDown::Local => "local",
+                RedisDown::Allow => "allow",
+                RedisDown::Deny => "deny",
+            }
+            .into();
+        }
         if limit.config.tiers.is_some() && found.identity.is_some() {
             shown["tier"] = bounds.first().and_then(|bound| bound.tier.as_deref()).into();
         }
@@ -296,8 +305,8 @@ impl<'l> View<'l> {
         let mut shown = Map::new();
         if self.redis.is_none() || bound.limit.redis_down == RedisDown::Local {
             let asked = bound.ask(name, self.shape(bound), cost(bound), 0);
-            let (own, is_known) = self.limiter.shelf.local.peek(&asked, now);
-            shown = level(&own);
+            let (own, owed, is_known) = self.limiter.shelf.local.peek(&asked, now);
+            shown = level(&own, owed);
             shown.insert("known".to_owned(), is_known.into());
         }
         if self.redis.is_some() {
@@ -339,9 +348,9 @@ impl<'l> View<'l> {
         let mut all = Vec::new();
         for bound in bounds {
             let said = Level { remaining: number(at + 1)?, wait_ms: number(at + 2)?, full_ms: number(at + 3)? };
-            let mut shown = level(&said);
+            let mut shown = level(&said, number(at + 4)?);
             shown.insert("known".to_owned(), (number(at)? == 1).into());
-            let loans = number(at + 4)? as usize;
+            let loans = number(at + 5)? as usize;
             at += PEEKED_EACH;
             let mut lent = Vec::new();
             for _ in 0..loans {
@@ -455,9 +464,9 @@ fn cost(bound: &Bound) -> f64 {
     }
 }
 
-fn level(level: &Level) -> Map<String, Value> {
+fn level(level: &Level, owed: u64) -> Map<String, Value> {
     let wait_ms = Some(level.wait_ms).filter(|&wait_ms| wait_ms != NEVER_MS);
-    let all = json!({ "remaining": level.remaining, "wait_ms": wait_ms, "full_in_ms": level.full_ms });
+    let all = json!({ "remaining": level.remaining, "owed": owed, "wait_ms": wait_ms, "full_in_ms": level.full_ms });
     all.as_object().cloned().unwrap_or_default()
 }
 

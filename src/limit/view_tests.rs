@@ -1,10 +1,12 @@
 use std::net::IpAddr;
 
+use http::{HeaderMap, HeaderName, StatusCode};
+
 use super::super::tests::{Pod, hourly, limit};
 use super::*;
-use crate::config::IdentityPart;
+use crate::config::{AnswerCost, IdentityPart, Place};
 use crate::kv::tests::Server;
-use crate::limit::{Charged, Verdict};
+use crate::limit::{Charged, Head, Verdict};
 use crate::syntax::rate::Rate;
 
 const CLIENT: &str = "2001:db8:1:2::7";
@@ -188,6 +190,39 @@ async fn without_an_answer_nothing_is_reset() {
     let state = view(&pod).state(&client()).await.unwrap();
     assert!(state["rates"][0]["redis"]["error"].is_string(), "{state}");
     assert_eq!(state["rates"][0]["here"]["remaining"], 0, "{state}");
+    assert_eq!((&state["decides"], &state["redis_down"]), (&json!("here"), &json!("local")), "{state}");
+}
+
+#[tokio::test]
+async fn what_is_owed_is_shown_as_such() {
+    let field = HeaderName::from_static("x-used");
+    let rate = Rate { amount: 5, period_ms: 3_600_000 };
+    let bucket = Quota::TokenBucket { rate: Rate { amount: 1, ..rate }, burst: 5 };
+    let server = Server::up().await;
+    for (nth, quota) in [bucket, Quota::FixedWindow(rate)].into_iter().enumerate() {
+        let name = format!("l{nth}");
+        let answer = AnswerCost { place: Place::Header(field.clone()), max: 100, default: 1, reserve: 1 };
+        let costing = || config::Limit {
+            quotas: vec![quota],
+            cost: Cost::Answer(answer.clone()),
+            ..hourly(&name, 5, Stage::Request)
+        };
+        for (pod, place) in [(Pod::of(1, None, vec![costing()]), "here"), (on(&server, vec![costing()]).await, "redis")]
+        {
+            let asked = asked(&name, &[("ip", CLIENT)]);
+            let shown = async || view(&pod).state(&asked).await.unwrap();
+            assert_eq!(shown().await["rates"][0][place]["owed"], 0);
+            let mut charged = Charged::default();
+            assert!(matches!(pod.take_as(CLIENT.parse().unwrap(), Stage::Request, &mut charged).await, Verdict::Allow));
+            let fields = HeaderMap::from_iter([(field.clone(), "13".parse().unwrap())]);
+            charged.take_tabs().answered(&Head { status: StatusCode::OK, fields: &fields, prepared: b"" });
+            pod.limiter.settled().await;
+            let state = shown().await;
+            let said = &state["rates"][0][place];
+            assert_eq!((&said["remaining"], &said["owed"]), (&json!(0), &json!(8)), "{quota:?}: {state}");
+            assert_eq!(state["decides"], place, "{state}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -258,11 +293,12 @@ fn loans_of_one_rate_are_not_taken_for_another_rate() {
         Shape::TokenBucket(shape) => shape.price as i64,
         _ => 0,
     };
-    let numbers = [7, 1, 9, 0, 5, 2, 11, price, 30, 12, 2 * price, 40, 0, 64, 0, 0, 0];
+    let numbers = [7, 1, 9, 0, 5, 3, 2, 11, price, 30, 12, 2 * price, 40, 0, 64, 0, 0, 0, 0];
     let reply = |count: usize| Reply::Array(numbers[..count].iter().map(|number| Reply::Int(*number)).collect());
     let all = view.peeked(&reply(numbers.len()), &limits[0].bounds).unwrap();
     let lent = |pod: &str, requests: f64, for_ms: u64| json!({ "pod": pod, "this": false, "requests": requests, "for_ms": for_ms });
     assert_eq!(all[0]["lent"], json!([lent("0000000000000b", 1.0, 30), lent("0000000000000c", 2.0, 40)]));
+    assert_eq!((&all[0]["owed"], &all[1]["owed"]), (&json!(3), &json!(0)));
     assert_eq!((&all[1]["remaining"], &all[1]["known"], &all[1]["lent"]), (&json!(64), &json!(false), &json!([])));
     assert!(view.peeked(&reply(numbers.len() - 1), &limits[0].bounds).is_none());
 }
