@@ -313,6 +313,8 @@ fn access_lines(criterion: &mut Criterion) {
         status: 200,
         outcome: Outcome::Hit,
         tier: Some(Tier::Memory),
+        limit: None,
+        dry_run: &[],
         route: "item",
         duration_us: 87,
         upstream_us: None,

@@ -10,6 +10,7 @@ pub mod client;
 mod explain;
 mod limits;
 pub mod readiness;
+mod shown;
 
 use std::cell::Cell;
 use std::collections::VecDeque;

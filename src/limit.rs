@@ -216,9 +216,7 @@ impl Limiter {
         };
         let Some(denial) = denial else { return Verdict::Allow };
         if !charged.puts_off(&denial) {
-            self.top.count(denial.name, &denial.limit, self.shelf.steady(), |out| {
-                identity::canonical(&denial.limit.key, facts, out);
-            });
+            self.tally(denial.name, &denial.limit, facts);
         }
         // Before the denial is answered, so that a client which retries at once finds its tokens.
         self.refund(redis, charged, budget).await;
@@ -236,7 +234,10 @@ impl Limiter {
     ) -> Option<Box<Denial>> {
         let denial = denial(stage, answers, facts);
         if !denial.as_ref().is_some_and(|denial| charged.puts_off(denial)) {
-            count(&stage.bounds, answers, denial.is_none());
+            count(&stage.bounds, answers, denial.is_none(), |limit, name| {
+                charged.would_deny(limit);
+                self.tally(name, limit, facts);
+            });
         }
         if denial.is_none() {
             charged.note(stage, answers, (&self.till, redis), |charge| Slot::new(&self.shelf, redis, charge));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use weir::admin::client::{Client, ClientError, Wait};
+use weir::admin::client::{Client, ClientError, Form, Wait};
 use weir::app::{self, App, Source};
 use weir::config::{self, Config, Overrides, Secret};
 use weir::demo;
@@ -164,6 +164,9 @@ struct Limits {
     /// Make the identity as good as new
     #[arg(long, requires = "limit")]
     reset: bool,
+    /// Print the admin port's JSON
+    #[arg(long)]
+    json: bool,
 }
 
 fn part(text: &str) -> Result<(String, String), String> {
@@ -287,10 +290,11 @@ fn send_invalidation(invalidate: Invalidate) -> ExitCode {
     ask(&invalidate.port, |client| client.invalidate(&order, wait))
 }
 
-fn show_limits(Limits { port, limit, parts, id, reset }: Limits) -> ExitCode {
+fn show_limits(Limits { port, limit, parts, id, reset, json }: Limits) -> ExitCode {
+    let form = if json { Form::Json } else { Form::Text };
     ask(&port, |client| match limit {
-        None => client.limits(),
-        Some(limit) => client.limit(&Asked { limit, who: id.map_or(Who::Parts(parts), Who::Id) }, reset),
+        None => client.limits(form),
+        Some(limit) => client.limit(&Asked { limit, who: id.map_or(Who::Parts(parts), Who::Id) }, reset, form),
     })
 }
 

@@ -239,6 +239,7 @@ impl Journey<'_> {
     fn denied(&mut self, denial: &Denial) -> Answer {
         let answer = respond::denied(denial);
         self.exchange.decide(Outcome::Denied, answer.status);
+        self.exchange.denied_by(&denial.limit);
         self.charged.hush();
         answer
     }

@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
+use super::shown;
 use crate::config::Secret;
 use crate::limit::view::{Asked, Who};
 use crate::syntax::selector::Order;
@@ -43,6 +44,15 @@ pub enum Wait {
     None,
     /// Every pod; for so long at most, or until none can serve what was invalidated.
     All(Option<Duration>),
+}
+
+/// In which form limits are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Tables and lines.
+    Text,
+    /// The port's own JSON, indented.
+    Json,
 }
 
 /// An admin port that is asked.
@@ -149,19 +159,19 @@ impl Client {
         self.call(Method::POST, "/drain", String::new(), TIMEOUT).map(|(_, answer)| answer)
     }
 
-    /// All limits, what they decided, and who is denied most; as JSON for people.
+    /// All limits, what they decided, and who is denied most.
     ///
     /// # Errors
     /// No connection, no answer, or a refusal with its remedy.
-    pub fn limits(&self) -> Result<String, ClientError> {
-        self.call(Method::GET, "/limits", String::new(), TIMEOUT).map(|(_, answer)| indented(answer))
+    pub fn limits(&self, form: Form) -> Result<String, ClientError> {
+        self.call(Method::GET, "/limits", String::new(), TIMEOUT).map(|(_, answer)| written(answer, form, shown::list))
     }
 
-    /// The state of one identity, or its `reset`; as JSON for people.
+    /// The state of one identity, or its `reset`.
     ///
     /// # Errors
     /// No connection, no answer, or a refusal with its remedy.
-    pub fn limit(&self, asked: &Asked, reset: bool) -> Result<String, ClientError> {
+    pub fn limit(&self, asked: &Asked, reset: bool, form: Form) -> Result<String, ClientError> {
         let parameters: Vec<_> = match &asked.who {
             Who::Id(id) => vec![format!("id={}", escaped(id))],
             Who::Parts(parts) => {
@@ -169,8 +179,9 @@ impl Client {
             }
         };
         let path = format!("/limits/{}?{}", escaped(&asked.limit), parameters.join("&"));
-        let method = if reset { Method::DELETE } else { Method::GET };
-        self.call(method, &path, String::new(), TIMEOUT).map(|(_, answer)| indented(answer))
+        let (method, text): (_, fn(&Value) -> String) =
+            if reset { (Method::DELETE, shown::reset) } else { (Method::GET, shown::state) };
+        self.call(method, &path, String::new(), TIMEOUT).map(|(_, answer)| written(answer, form, text))
     }
 
     fn address(&self) -> String {
@@ -226,10 +237,13 @@ impl Client {
     }
 }
 
-/// JSON for people; what is none stays as it came.
-fn indented(answer: String) -> String {
-    let read = serde_json::from_str::<Value>(&answer);
-    read.ok().and_then(|value| serde_json::to_string_pretty(&value).ok()).unwrap_or(answer)
+/// The port's JSON as it is wanted, by `text` for people; what is none stays as it came.
+fn written(answer: String, form: Form, text: fn(&Value) -> String) -> String {
+    match (serde_json::from_str::<Value>(&answer), form) {
+        (Ok(value), Form::Text) => text(&value),
+        (Ok(value), Form::Json) => serde_json::to_string_pretty(&value).unwrap_or(answer),
+        (Err(_), _) => answer,
+    }
 }
 
 /// With everything escaped that means something in a path or a query; a slash means what it says.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use prometheus::Registry;
 use serde_json::{Value, json};
 
-use super::client::{Client, ClientError, Wait};
+use super::client::{Client, ClientError, Form, Wait};
 use super::*;
 use crate::invalidation::Position;
 use crate::limit::view::Who;
@@ -367,11 +367,12 @@ fn limits_are_shown_and_reset_with_the_token_only() {
     }
     let asked = |who| Asked { limit: "a/b c".to_owned(), who };
     let parts = asked(Who::Parts(vec![("ip".to_owned(), "::1".to_owned()), ("header:x".to_owned(), "1&2".to_owned())]));
-    let seen: Value = serde_json::from_str(&port.client(Some("t0ken")).limit(&parts, false).unwrap()).unwrap();
+    let seen: Value =
+        serde_json::from_str(&port.client(Some("t0ken")).limit(&parts, false, Form::Json).unwrap()).unwrap();
     assert_eq!(seen["who"], r#"Parts([("ip", "::1"), ("header:x", "1&2")])"#);
     assert_eq!(seen["limit"], "a/b c");
-    let reset = port.client(Some("t0ken")).limit(&asked(Who::Id("00".to_owned())), true).unwrap();
+    let reset = port.client(Some("t0ken")).limit(&asked(Who::Id("00".to_owned())), true, Form::Json).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&reset).unwrap(), json!({ "reset": "a/b c" }));
-    assert!(port.client(Some("t0ken")).limits().unwrap().contains("limits"));
-    assert!(matches!(port.client(None).limits(), Err(ClientError::Refused { .. })));
+    assert!(port.client(Some("t0ken")).limits(Form::Text).unwrap().contains("nobody so far"));
+    assert!(matches!(port.client(None).limits(Form::Json), Err(ClientError::Refused { .. })));
 }

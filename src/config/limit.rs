@@ -101,6 +101,11 @@ pub enum Quota {
 }
 
 impl Limit {
+    /// Whether each request counts as one; else what is counted is units.
+    pub fn counts_requests(&self) -> bool {
+        self.cost == Cost::Fixed(1)
+    }
+
     /// Whether what a request pays is known only with its answer.
     pub fn settles(&self) -> bool {
         self.charge.is_some() || matches!(self.cost, Cost::Answer(_))
@@ -136,6 +141,17 @@ impl Quota {
             Self::TokenBucket { burst, .. } => *burst,
             Self::FixedWindow(rate) | Self::SlidingWindow(rate) | Self::SlidingLog(rate) => rate.amount,
             Self::Concurrency { max } => *max,
+        }
+    }
+}
+
+impl fmt::Display for Quota {
+    /// In few words, for operators.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TokenBucket { rate, burst } => write!(f, "{rate}, bursts of {burst}"),
+            Self::FixedWindow(rate) | Self::SlidingWindow(rate) | Self::SlidingLog(rate) => rate.fmt(f),
+            Self::Concurrency { max } => write!(f, "{max} in flight"),
         }
     }
 }

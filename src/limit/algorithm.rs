@@ -315,6 +315,19 @@ impl State {
         }
     }
 
+    /// Whole requests that it is below nothing by, begun ones included.
+    pub fn owed(&self, shape: &Shape, now: Micros) -> u64 {
+        match (self, shape) {
+            (Self::TokenBucket(bucket), Shape::TokenBucket(shape)) => {
+                // Full times are rounded up to the microsecond.
+                let lacking = (bucket.at(shape, now).full_at(shape) - now - 1.0) * shape.accrual;
+                ((lacking - shape.capacity) / shape.price).ceil().max(0.0) as u64
+            }
+            (Self::FixedWindow(state), Shape::FixedWindow(window)) => state.at(window, now).owed(window),
+            _ => 0,
+        }
+    }
+
     /// When it is as good as new, and may be forgotten.
     pub fn idle_at(&self, shape: &Shape) -> Micros {
         match (self, shape) {

@@ -32,6 +32,8 @@ pub(super) struct Bound {
     pub(super) args: ShapeArgs,
     /// Its name in `RateLimit`.
     pub(super) quoted: Box<str>,
+    /// The tier that it is for, if for one only.
+    pub(super) tier: Option<Box<str>>,
     /// What it is for the identities of a tier, by the tier's name.
     pub(super) tiers: BTreeMap<Box<str>, Arc<Bound>>,
 }
@@ -101,8 +103,12 @@ impl RouteLimits {
 
     /// Every limit, stage by stage, as it is taken.
     pub fn all(&self) -> impl Iterator<Item = &config::Limit> {
-        let bounds = self.stages.iter().flat_map(|stage| &stage.bounds);
-        bounds.filter(|bound| !bound.follows).map(|bound| &*bound.limit)
+        self.bounds().filter(|bound| !bound.follows).map(|bound| &*bound.limit)
+    }
+
+    /// The same, each rate for itself.
+    pub(super) fn bounds(&self) -> impl Iterator<Item = &Arc<Bound>> {
+        self.stages.iter().flat_map(|stage| &stage.bounds)
     }
 
     pub(super) fn stage(&self, stage: Stage) -> &StageLimits {
@@ -128,19 +134,15 @@ impl StageLimits {
 impl Bound {
     fn new(metrics: &Metrics, route: &str, limit: &Arc<config::Limit>, nth: usize) -> Self {
         let tiers = limit.tiers.iter().flat_map(|tiers| &tiers.quotas);
-        let tier = |quota| Arc::new(Self::by(metrics, route, limit, nth, quota, BTreeMap::new()));
-        let tiers = tiers.map(|(name, quota)| (name.as_str().into(), tier(*quota))).collect();
-        Self::by(metrics, route, limit, nth, limit.quotas[nth], tiers)
+        let tier = |name: &str, quota| {
+            let own = Self::by(metrics, route, limit, nth, quota);
+            (name.into(), Arc::new(Self { tier: Some(name.into()), ..own }))
+        };
+        let tiers = tiers.map(|(name, quota)| tier(name, *quota)).collect();
+        Self { tiers, ..Self::by(metrics, route, limit, nth, limit.quotas[nth]) }
     }
 
-    fn by(
-        metrics: &Metrics,
-        route: &str,
-        limit: &Arc<config::Limit>,
-        nth: usize,
-        quota: Quota,
-        tiers: BTreeMap<Box<str>, Arc<Self>>,
-    ) -> Self {
+    fn by(metrics: &Metrics, route: &str, limit: &Arc<config::Limit>, nth: usize, quota: Quota) -> Self {
         let several = limit.quotas.len() > 1;
         let shape = Shape::new(&quota);
         let name = match quota.rate().filter(|_| several) {
@@ -157,7 +159,8 @@ impl Bound {
             settles: limit.settles(),
             args: ShapeArgs::new(&shape),
             quoted: name,
-            tiers,
+            tier: None,
+            tiers: BTreeMap::new(),
         }
     }
 

@@ -95,9 +95,9 @@ fn what_answers_cost_is_told_again_only_if_it_was_not_heard() {
         let Known::Ask(asked) = loans.consult(&[settled], false, 0.0) else { panic!("Redis is not asked") };
         assert!(asked.questions[0].debit < 0.0);
         if hears {
-            drop(asked)
+            drop(asked);
         } else {
-            asked.unheard()
+            asked.unheard();
         }
         let Known::Ask(asked) = loans.consult(&[settled], false, 0.0) else { panic!("Redis is not asked") };
         assert_eq!(-asked.questions[0].debit / settled.debited.unwrap().price, again);

@@ -183,10 +183,7 @@ impl Limiter {
     }
 
     fn counted(&self, denial: Box<Denial>, facts: &Facts<'_>) -> Box<Denial> {
-        let name = self.named(&denial.bound, facts).name;
-        self.top.count(name, &denial.limit, self.shelf.steady(), |out| {
-            identity::canonical(&denial.limit.key, facts, out);
-        });
+        self.tally(self.named(&denial.bound, facts).name, &denial.limit, facts);
         counted(denial)
     }
 

@@ -87,6 +87,11 @@ impl FixedWindow {
         }
     }
 
+    /// How much it has counted beyond the amount.
+    pub fn owed(&self, shape: &Window) -> u64 {
+        (self.count - shape.amount).max(0.0) as u64
+    }
+
     /// When it ends.
     pub fn ends_at(&self, shape: &Window) -> Micros {
         self.start + shape.period

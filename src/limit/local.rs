@@ -140,10 +140,10 @@ impl Local {
         self.shard(ask.name).refund(ask, mark, now)
     }
 
-    /// What a bucket says of itself, and whether it is there; nothing is charged.
-    pub fn peek(&self, ask: &Ask<'_>, now: Micros) -> (Level, bool) {
+    /// What a bucket says of itself, what it owes, and whether it is there; nothing is charged.
+    pub fn peek(&self, ask: &Ask<'_>, now: Micros) -> (Level, u64, bool) {
         let mut shard = self.shard(ask.name);
-        (shard.level(ask, now), shard.states.contains_key(&ask.name))
+        (shard.level(ask, now), shard.owed(ask, now), shard.states.contains_key(&ask.name))
     }
 
     /// Makes a bucket as good as new.

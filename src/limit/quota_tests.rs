@@ -114,7 +114,7 @@ async fn of_several_rates_all_are_taken_and_the_one_that_binds_is_named() {
     both(1, limits, async |pod, source| {
         assert_eq!(pod.admitted(5, Stage::Request).await, 3);
         let denial = pod.denied(Stage::Request).await.unwrap();
-        assert!(denial.explain().contains("3 requests a second, at most 3 at once"), "{}", denial.explain());
+        assert!(denial.explain().contains("3 requests a second, bursts of 3"), "{}", denial.explain());
         if source == Source::Local {
             pod.clock.advance(Duration::from_secs(10));
             assert_eq!(

@@ -49,7 +49,10 @@ pub(super) fn narrowed(
             counts = reach == Reach::Counts;
             match reach.cause() {
                 None => {}
-                Some(_) if bound.limit.dry_run => bound.metrics.decided(Decision::DryRun, Source::Rule),
+                Some(_) if bound.limit.dry_run => {
+                    bound.metrics.decided(Decision::DryRun, Source::Rule);
+                    charged.would_deny(&bound.limit);
+                }
                 Some(cause) => {
                     bound.metrics.decided(Decision::Denied, Source::Rule);
                     return Err(Box::new(Denial::unasked(bound, cause, facts, charged.policy.clone())));

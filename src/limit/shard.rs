@@ -147,6 +147,13 @@ impl Shard {
         }
     }
 
+    pub(super) fn owed(&mut self, ask: &Ask<'_>, now: Micros) -> u64 {
+        match self.kept(ask) {
+            Some(kept) => kept.state.owed(&ask.shape, now),
+            None => self.owing(ask, now).owed(&ask.shape, now),
+        }
+    }
+
     pub(super) fn charge(&mut self, ask: &Ask<'_>, now: Micros) -> Mark {
         if let Some(kept) = self.states.get_mut(&ask.name) {
             self.entries += kept.state.reserve(&ask.shape);

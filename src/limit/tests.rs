@@ -244,8 +244,20 @@ async fn fields_tell_of_the_tightest_limit_and_of_all_that_were_taken() {
     assert_eq!(fields[RETRY_AFTER], "3600");
     assert_eq!(
         denial.explain(),
-        "The limit \"later\" is used up: 1 request an hour, at most 1 at once; try again in 3600 s."
+        "The limit \"later\" is used up: 1 request an hour, bursts of 1; try again in 3600 s."
     );
+}
+
+#[tokio::test]
+async fn a_limit_whose_requests_are_not_all_one_speaks_of_units() {
+    let header = Cost::Header { name: "x-cost".parse().unwrap(), max: 9, default: 1 };
+    let (one, other) = ("1 unit an hour, bursts of 2;", "1 request an hour, bursts of 1;");
+    for (cost, burst, said) in [(Cost::Fixed(2), 2, one), (header, 2, one), (Cost::Fixed(1), 1, other)] {
+        let pod = Pod::new(vec![config::Limit { cost, ..hourly("a", burst, Stage::Request) }]);
+        pod.admitted(2, Stage::Request).await;
+        let denial = pod.denied(Stage::Request).await.expect("it is used up");
+        assert!(denial.explain().contains(said), "{}", denial.explain());
+    }
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use ahash::RandomState;
 use arc_swap::ArcSwap;
 
 use super::bounds::Bound;
-use super::{Facts, Limiter, identity, text, with_scratch};
+use super::{Facts, Limiter, RouteLimits, identity, text, with_scratch};
 use crate::config;
 use crate::kv::{self, Budget, Reply, Script, Unavailable};
 use crate::metrics::TiersRead;
@@ -102,6 +102,13 @@ impl Tiers {
 }
 
 impl Limiter {
+    /// The tier by which requests like this one are limited, if any: of `limits`, by the one whose states are called
+    /// `scope`.
+    pub fn tier_of(&self, limits: &RouteLimits, scope: &str, facts: &Facts<'_>) -> Option<Box<str>> {
+        let bound = limits.bounds().find(|bound| bound.limit.scope == scope)?;
+        self.tiers.bound_of(bound, facts)?.tier.clone()
+    }
+
     /// From now on these are the limits.
     pub fn follow<'c>(&self, limits: impl Iterator<Item = &'c config::Limit>) {
         let mut known: BTreeMap<String, BTreeSet<Arc<str>>> = BTreeMap::new();

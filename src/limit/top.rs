@@ -5,6 +5,8 @@
 //! it as what it may be too high by. So a count is never too low, and whoever has more than a [`TRACKED`]th of a thread's
 //! denials is in its list.
 //!
+//! What a limit that only counts would have denied is counted apart from what it did deny before or after.
+//!
 //! Costs an admission nothing. A denial looks through [`TRACKED`] names under a lock that its thread has to itself.
 
 use std::collections::HashMap;
@@ -13,6 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use super::algorithm::Micros;
 use super::identity::LocalName;
+use super::{Facts, Limiter, identity};
 use crate::config;
 
 /// Identities that one thread keeps count of, and that are shown.
@@ -67,6 +70,15 @@ pub(super) struct Denied {
     pub(super) last: Micros,
 }
 
+impl Limiter {
+    /// Counts a denial by `limit`, or what would be one if it did more than count.
+    pub(super) fn tally(&self, name: LocalName, limit: &Arc<config::Limit>, facts: &Facts<'_>) {
+        self.top.count(name, limit, self.shelf.steady(), |out| {
+            identity::canonical(&limit.key, facts, out);
+        });
+    }
+}
+
 impl Top {
     pub(super) fn new() -> Self {
         Self { lists: (0..LISTS).map(|_| Mutex::default()).collect() }
@@ -80,6 +92,8 @@ impl Top {
         now: Micros,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
+        // A limit may deny after a reload where it only counted, of the same state.
+        let name = if limit.dry_run { !name } else { name };
         let mut list = self.lists[OWN.with(|own| *own)].lock().expect("no panic while held");
         let List { names, counts, rest } = &mut *list;
         let at = match names.iter().position(|known| *known == name) {
@@ -109,7 +123,7 @@ impl Top {
 
     /// All lists as one; who is certain to have been denied most comes first.
     pub(super) fn list(&self) -> Vec<Denied> {
-        let mut all: HashMap<(String, Vec<u8>), Denied> = HashMap::new();
+        let mut all: HashMap<(String, bool, Vec<u8>), Denied> = HashMap::new();
         // What those may have had in a list who are not in it.
         let mut unseen_in_all = 0;
         for list in &self.lists {
@@ -124,7 +138,7 @@ impl Top {
                     at_most: 0,
                     last: 0.0,
                 };
-                let one = all.entry((limit.scope.clone(), identity.clone())).or_insert_with(new);
+                let one = all.entry((limit.scope.clone(), limit.dry_run, identity.clone())).or_insert_with(new);
                 one.at_least += count - error;
                 // Two rates of a limit are two in the list: then this is too high by what was unseen, never too low.
                 one.at_most += count.saturating_sub(unseen);

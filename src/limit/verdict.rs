@@ -83,6 +83,8 @@ pub struct Charged {
     pub(super) policy: Option<HeaderValue>,
     /// Whether a limit was not for this request: then `policy` is not what the stage has ready.
     pub(super) is_narrowed: bool,
+    /// Limits that only count, and would have denied it.
+    would_deny: Vec<Arc<config::Limit>>,
     /// For how long it has waited for limits, if it may.
     pub(super) waited: Option<Duration>,
 }
@@ -213,6 +215,17 @@ impl Charged {
     pub(super) fn begin_anew(&mut self) {
         self.hush();
         self.is_narrowed = false;
+        self.would_deny.clear();
+    }
+
+    /// The limits that only count, and would have denied the request.
+    pub fn would_be_denied_by(&self) -> &[Arc<config::Limit>] {
+        &self.would_deny
+    }
+
+    /// Notes one of them.
+    pub(super) fn would_deny(&mut self, limit: &Arc<config::Limit>) {
+        self.would_deny.push(Arc::clone(limit));
     }
 
     /// Tells of nothing any more: the answer is a denial, which tells of itself.
@@ -373,7 +386,8 @@ impl Denial {
         if self.level.is_none() {
             return format!("The limit \"{name}\" cannot be checked at the moment; try again in {seconds} s.");
         }
-        let requests = |number: u32| if number == 1 { "1 request".to_owned() } else { format!("{number} requests") };
+        let unit = if self.limit.counts_requests() { "request" } else { "unit" };
+        let counted = |number: u32| format!("{number} {unit}{}", if number == 1 { "" } else { "s" });
         let rated = |rate: Rate| {
             let period = match rate.period_ms {
                 1000 => "a second".to_owned(),
@@ -382,12 +396,12 @@ impl Denial {
                 86_400_000 => "a day".to_owned(),
                 other => format!("in {other} ms"),
             };
-            format!("{} {period}", requests(rate.amount))
+            format!("{} {period}", counted(rate.amount))
         };
         let quota = match self.bound.quota {
-            Quota::TokenBucket { rate, burst } => format!("{}, at most {burst} at once", rated(rate)),
+            Quota::TokenBucket { rate, burst } => format!("{}, bursts of {burst}", rated(rate)),
             Quota::FixedWindow(rate) | Quota::SlidingWindow(rate) | Quota::SlidingLog(rate) => rated(rate),
-            Quota::Concurrency { max } => format!("{} in flight", requests(max)),
+            Quota::Concurrency { max } => format!("{} in flight", counted(max)),
         };
         format!("The limit \"{name}\" is used up: {quota}; try again in {seconds} s.")
     }
@@ -407,19 +421,27 @@ impl Denial {
 }
 
 /// Counts each limit's own decision, once whatever rates it has. One that would have let a denied request through decided
-/// nothing.
-pub(super) fn count(bounds: &[Arc<Bound>], answers: &[Answer], admitted: bool) {
+/// nothing. `would_deny` hears of those that only count, with the name of their state.
+pub(super) fn count(
+    bounds: &[Arc<Bound>],
+    answers: &[Answer],
+    admitted: bool,
+    mut would_deny: impl FnMut(&Arc<config::Limit>, LocalName),
+) {
     let mut at = 0;
     while let Some(bound) = bounds.get(at) {
         let rates = bound.limit.quotas.len();
         let own = &answers[at..at + rates];
         at += rates;
         let source = own[0].source;
-        match (own.iter().any(|answer| answer.short), bound.limit.dry_run) {
-            (true, true) => bound.metrics.decided(Decision::DryRun, source),
-            (true, false) => bound.metrics.decided(Decision::Denied, source),
-            (false, _) if admitted => bound.metrics.decided(Decision::Allowed, source),
-            (false, _) => {}
+        match own.iter().find(|answer| answer.short) {
+            Some(short) if bound.limit.dry_run => {
+                bound.metrics.decided(Decision::DryRun, source);
+                would_deny(&bound.limit, short.name);
+            }
+            Some(_) => bound.metrics.decided(Decision::Denied, source),
+            None if admitted => bound.metrics.decided(Decision::Allowed, source),
+            None => {}
         }
     }
 }

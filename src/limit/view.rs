@@ -25,7 +25,7 @@ use crate::syntax::SyntaxError;
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Integers that `peek.lua` answers for a state, before its loans.
-const PEEKED_EACH: usize = 5;
+const PEEKED_EACH: usize = 6;
 
 /// And for each loan.
 const PEEKED_LOAN: usize = 3;
@@ -128,6 +128,9 @@ impl<'l> View<'l> {
                     "at_most": one.at_most,
                     "last_ago_s": ((now - one.last) / 1e6).max(0.0).floor() as u64,
                 });
+                if one.limit.dry_run {
+                    shown["dry_run"] = true.into();
+                }
                 if self.shows_identities {
                     shown["identity"] = given::shown(&one.limit.key, &one.identity).into();
                 }
@@ -159,16 +162,28 @@ impl<'l> View<'l> {
         let mut rates = Vec::new();
         for (nth, bound) in bounds.iter().enumerate() {
             let mut rate = quota(&bound.quota);
-            let name = found.identity.as_ref().map(|identity| self.limiter.names.of(&bound.scope, identity));
-            rate.insert("here".to_owned(), name.map_or(Value::Null, |name| self.here(bound, name, now)));
             let said = redis.as_ref().map(|said| match said {
                 Ok(all) => all.get(nth).cloned().unwrap_or_default(),
                 Err(problem) => json!({ "error": problem }),
             });
             rate.insert("redis".to_owned(), said.into());
+            let name = found.identity.as_ref().map(|identity| self.limiter.names.of(&bound.scope, identity));
+            rate.insert("here".to_owned(), name.map_or(Value::Null, |name| self.here(bound, name, now)));
             rates.push(Value::from(rate));
         }
-        let mut shown = json!({ "limit": limit.config.scope, "id": found.id, "rates": rates });
+        let decides = if matches!(redis, Some(Ok(_))) { "redis" } else { "here" };
+        let mut shown = json!({ "limit": limit.config.scope, "id": found.id, "rates": rates, "decides": decides });
+        if self.redis.is_some() {
+            shown["redis_down"] = match limit.config.redis_down {
+                RedisDown::Local => "local",
+                RedisDown::Allow => "allow",
+                RedisDown::Deny => "deny",
+            }
+            .into();
+        }
+        if limit.config.tiers.is_some() && found.identity.is_some() {
+            shown["tier"] = bounds.first().and_then(|bound| bound.tier.as_deref()).into();
+        }
         if let Some(identity) = found.identity.filter(|_| self.shows(&asked.who)) {
             shown["identity"] = given::shown(&limit.config.key, &identity).into();
         }
@@ -290,8 +305,8 @@ impl<'l> View<'l> {
         let mut shown = Map::new();
         if self.redis.is_none() || bound.limit.redis_down == RedisDown::Local {
             let asked = bound.ask(name, self.shape(bound), cost(bound), 0);
-            let (own, is_known) = self.limiter.shelf.local.peek(&asked, now);
-            shown = level(&own);
+            let (own, owed, is_known) = self.limiter.shelf.local.peek(&asked, now);
+            shown = level(&own, owed);
             shown.insert("known".to_owned(), is_known.into());
         }
         if self.redis.is_some() {
@@ -333,9 +348,9 @@ impl<'l> View<'l> {
         let mut all = Vec::new();
         for bound in bounds {
             let said = Level { remaining: number(at + 1)?, wait_ms: number(at + 2)?, full_ms: number(at + 3)? };
-            let mut shown = level(&said);
+            let mut shown = level(&said, number(at + 4)?);
             shown.insert("known".to_owned(), (number(at)? == 1).into());
-            let loans = number(at + 4)? as usize;
+            let loans = number(at + 5)? as usize;
             at += PEEKED_EACH;
             let mut lent = Vec::new();
             for _ in 0..loans {
@@ -363,6 +378,10 @@ impl Limit<'_> {
         let limit = self.config;
         let key: Vec<_> = limit.key.iter().map(ToString::to_string).collect();
         let rates: Vec<_> = self.bounds.iter().map(|bound| Value::from(quota(&bound.quota))).collect();
+        let tiers = limit.tiers.as_ref().map(|tiers| {
+            let own = tiers.quotas.iter().map(|(name, own)| (name.clone(), quota(own).into()));
+            json!({ "hash": tiers.hash, "rates": own.collect::<Map<_, _>>() })
+        });
         json!({
             "limit": limit.scope,
             "routes": self.routes,
@@ -374,6 +393,8 @@ impl Limit<'_> {
                 Stage::Origin => "origin",
             },
             "dry_run": limit.dry_run,
+            "tiers": tiers,
+            "max_delay_ms": limit.delay.map(|delay| delay.longest.as_millis() as u64),
             "decisions": self.decisions,
         })
     }
@@ -443,9 +464,9 @@ fn cost(bound: &Bound) -> f64 {
     }
 }
 
-fn level(level: &Level) -> Map<String, Value> {
+fn level(level: &Level, owed: u64) -> Map<String, Value> {
     let wait_ms = Some(level.wait_ms).filter(|&wait_ms| wait_ms != NEVER_MS);
-    let all = json!({ "remaining": level.remaining, "wait_ms": wait_ms, "full_in_ms": level.full_ms });
+    let all = json!({ "remaining": level.remaining, "owed": owed, "wait_ms": wait_ms, "full_in_ms": level.full_ms });
     all.as_object().cloned().unwrap_or_default()
 }
 

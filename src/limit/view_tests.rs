@@ -1,12 +1,14 @@
 use std::net::IpAddr;
 
+use http::{HeaderMap, HeaderName, StatusCode};
+
 use super::super::tests::{Pod, hourly, limit};
 use super::*;
 use crate::clock::Clock;
-use crate::config::{AfterLoss, IdentityPart};
+use crate::config::{AfterLoss, AnswerCost, IdentityPart, Place};
 use crate::kv::Reply;
 use crate::kv::tests::Server;
-use crate::limit::{Charged, Verdict};
+use crate::limit::{Charged, Head, Verdict};
 use crate::syntax::rate::Rate;
 
 const CLIENT: &str = "2001:db8:1:2::7";
@@ -207,12 +209,48 @@ async fn without_an_answer_nothing_is_reset() {
     let state = view(&pod).state(&client()).await.unwrap();
     assert!(state["rates"][0]["redis"]["error"].is_string(), "{state}");
     assert_eq!(state["rates"][0]["here"]["remaining"], 0, "{state}");
+    assert_eq!((&state["decides"], &state["redis_down"]), (&json!("here"), &json!("local")), "{state}");
+}
+
+#[tokio::test]
+async fn what_is_owed_is_shown_as_such() {
+    let field = HeaderName::from_static("x-used");
+    let rate = Rate { amount: 5, period_ms: 3_600_000 };
+    let bucket = Quota::TokenBucket { rate: Rate { amount: 1, ..rate }, burst: 5 };
+    let server = Server::up().await;
+    for (nth, quota) in [bucket, Quota::FixedWindow(rate)].into_iter().enumerate() {
+        let name = format!("l{nth}");
+        let answer = AnswerCost { place: Place::Header(field.clone()), max: 100, default: 1, reserve: 1 };
+        let costing = || config::Limit {
+            quotas: vec![quota],
+            cost: Cost::Answer(answer.clone()),
+            ..hourly(&name, 5, Stage::Request)
+        };
+        for (pod, place) in [(Pod::of(1, None, vec![costing()]), "here"), (on(&server, vec![costing()]).await, "redis")]
+        {
+            let asked = asked(&name, &[("ip", CLIENT)]);
+            let shown = async || view(&pod).state(&asked).await.unwrap();
+            assert_eq!(shown().await["rates"][0][place]["owed"], 0);
+            let mut charged = Charged::default();
+            assert!(matches!(pod.take_as(CLIENT.parse().unwrap(), Stage::Request, &mut charged).await, Verdict::Allow));
+            let fields = HeaderMap::from_iter([(field.clone(), "13".parse().unwrap())]);
+            charged.take_tabs().answered(&Head { status: StatusCode::OK, fields: &fields, prepared: b"" });
+            pod.limiter.settled().await;
+            let state = shown().await;
+            let said = &state["rates"][0][place];
+            assert_eq!((&said["remaining"], &said["owed"]), (&json!(0), &json!(8)), "{quota:?}: {state}");
+            assert_eq!(state["decides"], place, "{state}");
+        }
+    }
 }
 
 #[tokio::test]
 async fn the_list_says_what_there_is_and_who_is_denied() {
+    let gold = Quota::TokenBucket { rate: Rate { amount: 7, period_ms: 1000 }, burst: 8 };
     let by_key = config::Limit {
         key: vec![IdentityPart::Route],
+        delay: Some(config::Delay { longest: Duration::from_millis(500), places: 9 }),
+        tiers: Some(config::Tiers { hash: "h".to_owned(), quotas: [("gold".to_owned(), gold)].into() }),
         scope: "catalog/k".to_owned(),
         ..limit("k", (9, 1000), 9, Stage::Miss)
     };
@@ -220,12 +258,14 @@ async fn the_list_says_what_there_is_and_who_is_denied() {
     assert_eq!(admitted(&pod, 5).await, 2);
     let list = view(&pod).list();
     let expected = json!({
-        "limit": "l", "routes": ["catalog"], "key": ["ip"], "on": "request", "dry_run": false,
+        "limit": "l", "routes": ["catalog"], "key": ["ip"], "on": "request", "dry_run": false, "tiers": null, "max_delay_ms": null,
         "rates": [{ "algorithm": "token_bucket", "rate": "1/h", "burst": 2 }],
         "decisions": { "allowed": 2, "denied": 3, "dry_run": 0, "delayed": 0 }, "states": 1, "loans": null,
     });
     assert_eq!(list["limits"][0], expected);
     assert_eq!((&list["limits"][1]["limit"], &list["limits"][1]["on"]), (&json!("catalog/k"), &json!("miss")));
+    let tiers = json!({ "hash": "h", "rates": { "gold": { "algorithm": "token_bucket", "rate": "7/s", "burst": 8 } } });
+    assert_eq!((&list["limits"][1]["tiers"], &list["limits"][1]["max_delay_ms"]), (&tiers, &json!(500)));
     assert_eq!(list["states"], json!({ "held": 1, "most": STATES_MAX }));
     let denied = &list["denied"][0];
     assert_eq!((&denied["limit"], &denied["at_least"], &denied["at_most"]), (&json!("l"), &json!(3), &json!(3)));
@@ -242,6 +282,25 @@ async fn the_list_says_what_there_is_and_who_is_denied() {
     assert!(matches!(view(&pod).state(&id("0123")).await, Err(Problem::Wrong(_))));
 }
 
+#[tokio::test]
+async fn whom_a_dry_run_would_have_denied_is_in_the_list() {
+    let tries = |dry_run| config::Limit { dry_run, ..hourly("l", 2, Stage::Request) };
+    let pod = Pod::of(1, None, vec![tries(true), hourly("m", 4, Stage::Request)]);
+    assert_eq!(admitted(&pod, 5).await, 4);
+    let denied = &view(&pod).list()["denied"];
+    let said: Vec<_> =
+        denied.as_array().unwrap().iter().map(|one| (&one["limit"], &one["at_least"], &one["dry_run"])).collect();
+    let (l, m) = (json!("l"), json!("m"));
+    assert_eq!(said, [(&l, &json!(3), &json!(true)), (&m, &json!(1), &Value::Null)]);
+    // In earnest, by the same states.
+    let top = &pod.limiter.top;
+    let count = |dry_run| top.count(7, &Arc::new(tries(dry_run)), 0.0, |out| out.extend_from_slice(b"-"));
+    [true, false, false].into_iter().for_each(count);
+    let said: Vec<_> =
+        top.list().iter().filter(|one| one.identity == b"-").map(|one| (one.limit.dry_run, one.at_least)).collect();
+    assert_eq!(said, [(false, 2), (true, 1)]);
+}
+
 #[test]
 fn loans_of_one_rate_are_not_taken_for_another_rate() {
     let rate = |period_ms| Quota::TokenBucket { rate: Rate { amount: 64, period_ms }, burst: 64 };
@@ -253,11 +312,12 @@ fn loans_of_one_rate_are_not_taken_for_another_rate() {
         Shape::TokenBucket(shape) => shape.price as i64,
         _ => 0,
     };
-    let numbers = [7, 1, 9, 0, 5, 2, 11, price, 30, 12, 2 * price, 40, 0, 64, 0, 0, 0];
+    let numbers = [7, 1, 9, 0, 5, 3, 2, 11, price, 30, 12, 2 * price, 40, 0, 64, 0, 0, 0, 0];
     let reply = |count: usize| Reply::Array(numbers[..count].iter().map(|number| Reply::Int(*number)).collect());
     let all = view.peeked(&reply(numbers.len()), &limits[0].bounds).unwrap();
     let lent = |pod: &str, requests: f64, for_ms: u64| json!({ "pod": pod, "this": false, "requests": requests, "for_ms": for_ms });
     assert_eq!(all[0]["lent"], json!([lent("0000000000000b", 1.0, 30), lent("0000000000000c", 2.0, 40)]));
+    assert_eq!((&all[0]["owed"], &all[1]["owed"]), (&json!(3), &json!(0)));
     assert_eq!((&all[1]["remaining"], &all[1]["known"], &all[1]["lent"]), (&json!(64), &json!(false), &json!([])));
     assert!(view.peeked(&reply(numbers.len() - 1), &limits[0].bounds).is_none());
 }

@@ -28,6 +28,10 @@ pub struct Access<'a> {
     pub outcome: Outcome,
     /// Which tier answered, where one did.
     pub tier: Option<Tier>,
+    /// The limit that denied it, if one did.
+    pub limit: Option<&'a str>,
+    /// Limits that only count, and would have denied it.
+    pub dry_run: &'a [&'a str],
     /// Route's name, `-` for none.
     pub route: &'a str,
     /// From head to last byte.
@@ -56,6 +60,16 @@ impl Access<'_> {
             json_text(out, "tier", |out| out.extend_from_slice(tier.as_str().as_bytes()));
         }
         json_text(out, "route", |out| line::json(out, self.route));
+        if let Some(limit) = self.limit {
+            json_text(out, "limit", |out| line::json(out, limit));
+        }
+        for (nth, limit) in self.dry_run.iter().enumerate() {
+            out.extend_from_slice(if nth == 0 { b",\"dry_run\":[\"" } else { b"\",\"" });
+            line::json(out, limit);
+        }
+        if !self.dry_run.is_empty() {
+            out.extend_from_slice(b"\"]");
+        }
         json_number(out, "duration_us", self.duration_us);
         if let Some(upstream_us) = self.upstream_us {
             json_number(out, "upstream_us", upstream_us);
@@ -87,6 +101,14 @@ impl Access<'_> {
         if let Some(tier) = self.tier {
             out.extend_from_slice(b" tier=");
             out.extend_from_slice(tier.as_str().as_bytes());
+        }
+        if let Some(limit) = self.limit {
+            out.extend_from_slice(b" limit=");
+            line::word(out, limit);
+        }
+        for (nth, limit) in self.dry_run.iter().enumerate() {
+            out.extend_from_slice(if nth == 0 { b" dry_run=" } else { b"," });
+            line::word(out, limit);
         }
         out.extend_from_slice(b" took=");
         millis(out, self.duration_us);

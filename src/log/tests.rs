@@ -66,6 +66,8 @@ fn access(path: &str) -> Access<'_> {
         status: 200,
         outcome: Outcome::Hit,
         tier: Some(Tier::Memory),
+        limit: None,
+        dry_run: &[],
         route: "catalog",
         duration_us: 1042,
         upstream_us: None,
@@ -112,6 +114,14 @@ fn an_access_line_for_people() {
         text_line(&access),
         "2024-02-29T12:34:56.789Z  INFO access: 10.0.0.7 GET - /a 200 hit route=catalog took=1.042ms upstream=0.900ms bytes=1024\n"
     );
+}
+
+#[test]
+fn an_access_line_names_the_limits_that_denied_or_would_have() {
+    let access = Access { limit: Some("a"), dry_run: &["b", "c \"d\""], ..access("/a") };
+    let value: serde_json::Value = serde_json::from_str(&json_line(&access)).expect("JSON");
+    assert_eq!((&value["limit"], &value["dry_run"]), (&"a".into(), &serde_json::json!(["b", "c \"d\""])));
+    assert!(text_line(&access).contains(" limit=a dry_run=b,c\\u{20}\"d\" took="), "{}", text_line(&access));
 }
 
 #[test]

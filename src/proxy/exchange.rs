@@ -10,6 +10,7 @@ use std::time::Duration;
 use http::{HeaderValue, Method, StatusCode, Uri};
 
 use crate::clock::{Clock, Stopwatch};
+use crate::config;
 use crate::limit::Slots;
 use crate::log::{Access, Sink};
 use crate::metrics::{Metrics, Outcome, RouteMetrics, Tier};
@@ -50,6 +51,8 @@ struct Line {
     uri: Uri,
     tier: Option<Tier>,
     upstream: Option<Duration>,
+    limit: Option<Arc<config::Limit>>,
+    dry_run: Vec<Arc<config::Limit>>,
 }
 
 impl Exchange {
@@ -79,6 +82,8 @@ impl Exchange {
                 uri: uri.clone(),
                 tier: None,
                 upstream: None,
+                limit: None,
+                dry_run: Vec::new(),
             }));
         }
     }
@@ -97,6 +102,22 @@ impl Exchange {
     pub fn decide(&mut self, outcome: Outcome, status: StatusCode) {
         self.outcome = outcome;
         self.status = Some(status);
+    }
+
+    /// The limit that denies it.
+    pub fn denied_by(&mut self, limit: &Arc<config::Limit>) {
+        if let Some(line) = &mut self.line {
+            line.limit = Some(Arc::clone(limit));
+        }
+    }
+
+    /// The limits so far that only count, and would have denied it.
+    pub fn would_be_denied_by(&mut self, limits: &[Arc<config::Limit>]) {
+        if let Some(line) = &mut self.line
+            && line.dry_run.len() != limits.len()
+        {
+            line.dry_run = limits.to_vec();
+        }
     }
 
     /// The tier that the answer came from.
@@ -124,6 +145,7 @@ impl Drop for Exchange {
         self.books.metrics.requests_in_flight.dec();
         self.route.finish(self.outcome, status, took, now);
         if let Some(line) = &self.line {
+            let dry_run: Vec<&str> = line.dry_run.iter().map(|limit| &*limit.name).collect();
             self.books.access.access(&Access {
                 time_ms: now,
                 method: line.method.as_str(),
@@ -132,6 +154,8 @@ impl Drop for Exchange {
                 status: status.as_u16(),
                 outcome: self.outcome,
                 tier: line.tier,
+                limit: line.limit.as_ref().map(|limit| &*limit.name),
+                dry_run: &dry_run,
                 route: &line.route,
                 duration_us: took.as_micros() as u64,
                 upstream_us: line.upstream.map(|took| took.as_micros() as u64),

@@ -32,6 +32,7 @@ use crate::clock::{SteadyMs, WallMs};
 use crate::config::CacheRule;
 use crate::invalidation::Subject;
 use crate::kv;
+use crate::limit::Limiter;
 use crate::message::question::Question;
 use crate::syntax::SyntaxError;
 use asked::Asked;
@@ -42,7 +43,7 @@ use report::{Does, Report};
 /// # Errors
 /// The question cannot be read.
 pub fn offline(live: &Live, question: &Question, now: WallMs) -> Result<Report, SyntaxError> {
-    Ok(Case::new(live, question)?.report(now))
+    Ok(Case::new(live, None, question)?.report(now))
 }
 
 /// Explains requests to a running Weir.
@@ -65,7 +66,7 @@ impl Explainer {
     /// The question cannot be read.
     pub async fn explain(&self, question: &Question) -> Result<Report, SyntaxError> {
         let live = self.shared.live();
-        let case = Case::new(&live, question)?;
+        let case = Case::new(&live, Some(&self.shared.limiter), question)?;
         let (now, steady) = self.shared.cache.times();
         let mut report = case.report(now);
         let redis = self.kv.as_ref().map(|kv| self.redis.get_or_init(|| kv::Redis::control(Arc::clone(kv))));
@@ -89,6 +90,8 @@ impl Explainer {
 /// A request under a configuration, with all that the proxy makes of it before it looks anywhere.
 struct Case<'l> {
     live: &'l Live,
+    /// Of a running Weir.
+    limiter: Option<&'l Limiter>,
     asked: Asked,
     client: Client,
     target: Target,
@@ -100,7 +103,7 @@ struct Case<'l> {
 
 impl<'l> Case<'l> {
     /// The first steps of [`Proxy::handle`](super::Proxy::handle), in its order.
-    fn new(live: &'l Live, question: &Question) -> Result<Self, SyntaxError> {
+    fn new(live: &'l Live, limiter: Option<&'l Limiter>, question: &Question) -> Result<Self, SyntaxError> {
         let mut asked = Asked::read(question)?;
         headers::strip_nominated(&mut asked.parts.headers);
         let client = Client::identify(&asked.peer, &asked.parts.headers, &live.config);
@@ -112,7 +115,7 @@ impl<'l> Case<'l> {
         let content = Content::keying(route.rule.cache.as_ref(), &asked.parts.method, asked.body.clone());
         let key = route.key(&target, &asked.parts.headers, content.as_ref().map(Content::keyed).as_ref());
         let tags = route.tags(&target);
-        Ok(Self { live, asked, client, target, route, content, key, tags })
+        Ok(Self { live, limiter, asked, client, target, route, content, key, tags })
     }
 
     fn report(&self, now: WallMs) -> Report {

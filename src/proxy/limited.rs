@@ -30,14 +30,17 @@ impl Journey<'_> {
         let facts = facts(self.client.ip, self.target, self.route, parts);
         let limiter = &self.worker.shared.limiter;
         let redis = self.worker.redis.as_ref();
-        if limits.delays(stage) {
+        let taken = if limits.delays(stage) {
             let taking = Taking { redis, limits, stage, facts: &facts };
-            return Box::pin(limiter.admit(&taking, &mut self.charged, &mut self.budget)).await;
-        }
-        match limiter.take(redis, limits, stage, &facts, &mut self.charged, &mut self.budget).await {
-            Verdict::Allow => Ok(()),
-            Verdict::Deny(denial) => Err(Halt::Denied(denial)),
-        }
+            Box::pin(limiter.admit(&taking, &mut self.charged, &mut self.budget)).await
+        } else {
+            match limiter.take(redis, limits, stage, &facts, &mut self.charged, &mut self.budget).await {
+                Verdict::Allow => Ok(()),
+                Verdict::Deny(denial) => Err(Halt::Denied(denial)),
+            }
+        };
+        self.exchange.would_be_denied_by(self.charged.would_be_denied_by());
+        taken
     }
 
     /// Waits in place of `denial`.
@@ -51,7 +54,9 @@ impl Journey<'_> {
         let limiter = &self.worker.shared.limiter;
         let (redis, limits) = (self.worker.redis.as_ref(), &self.route.limits);
         let taking = Taking { redis, limits, stage, facts: &facts };
-        limiter.delay(&taking, &mut self.charged, &mut self.budget, denial).await
+        let taken = limiter.delay(&taking, &mut self.charged, &mut self.budget, denial).await;
+        self.exchange.would_be_denied_by(self.charged.would_be_denied_by());
+        taken
     }
 }
 

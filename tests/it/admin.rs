@@ -244,6 +244,49 @@ async fn each_request_is_one_line_that_hides_secrets() {
 }
 
 #[tokio::test]
+async fn the_access_log_names_the_limit_that_denied_or_would_have() {
+    let up = upstream();
+    up.route("*", reply("ok"));
+    let routes = r#"
+        [[limit]]
+        name = "tried"
+        key = ["header:x-api-key"]
+        rate = "1/d"
+        burst = 1
+        dry_run = true
+        [[limit]]
+        name = "meant"
+        key = ["header:x-api-key"]
+        rate = "1/d"
+        burst = 2
+        on = "miss"
+        [[route]]
+        name = "all"
+        path = "/{*path}"
+        limits = ["tried", { name = "listed", key = ["ip"], rate = "9/s", deny = ["127.0.0.1"], dry_run = true }, "meant"]
+    "#;
+    let weir = weir(routes).to(up.url()).start().await;
+    for path in ["/1", "/2", "/3"] {
+        weir.send(get(path).header("x-api-key", "s3cret")).await;
+    }
+    let line = |path: &str| -> Option<serde_json::Value> {
+        let lines = weir.output();
+        let line = lines.iter().find(|line| line.contains(&format!("\"path\":\"{path}\"")))?;
+        Some(serde_json::from_str(line).expect("JSON"))
+    };
+    eventually("the lines", || ["/1", "/2", "/3"].iter().all(|path| line(path).is_some())).await;
+    for (path, status, limit, dry_run) in [
+        ("/1", 200, serde_json::Value::Null, serde_json::json!(["listed"])),
+        ("/2", 200, serde_json::Value::Null, serde_json::json!(["listed", "tried"])),
+        ("/3", 429, "meant".into(), serde_json::json!(["listed", "tried"])),
+    ] {
+        let line = line(path).expect("it is there");
+        assert_eq!((&line["status"], &line["limit"], &line["dry_run"]), (&status.into(), &limit, &dry_run), "{line}");
+    }
+    assert!(!weir.output().join("\n").contains("s3cret"), "who it was is nobody's business there");
+}
+
+#[tokio::test]
 async fn the_access_log_can_be_off() {
     let up = upstream();
     up.route("*", reply("ok"));

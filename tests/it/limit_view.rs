@@ -37,10 +37,14 @@ async fn json(weir: &Weir, method: &str, path: &str) -> Value {
 
 /// What `weir limits` prints for the pod.
 fn printed(weir: &Weir, words: &[&str]) -> Value {
+    serde_json::from_str(&text(weir, &[words, &["--json"]].concat())).expect("JSON")
+}
+
+fn text(weir: &Weir, words: &[&str]) -> String {
     let admin = format!("http://{}", weir.admin);
     let ended = Ended::of(&[&["limits", "--admin", &*admin], words].concat());
     assert_eq!(ended.code, Some(0), "{}", ended.said());
-    serde_json::from_str(&ended.out).expect("JSON")
+    ended.out
 }
 
 #[tokio::test]
@@ -71,6 +75,14 @@ async fn an_identity_is_seen_and_reset_from_any_pod() {
     let shown = &list["denied"][0];
     assert_eq!((&shown["id"], &shown["at_least"]), (&state["id"], &1.into()), "{list}");
     assert!(shown.get("identity").is_none() && !list.to_string().contains("2001:db8"), "{list}");
+    let table = text(other, &[]);
+    assert!(table.contains("\nshared     one, two  3/d, bursts of 3 ") && table.contains("denied most"), "{table}");
+    assert!(table.contains(shown["id"].as_str().expect("text")) && !table.contains("2001:db8"), "{table}");
+    let lines = text(other, &["shared", "ip=2001:db8::77"]);
+    assert!(
+        lines.contains("\ndecides   Redis, for the whole fleet") && lines.contains("  Redis   0 left; "),
+        "{lines}"
+    );
     // By the id that the second shows, told to the first.
     let id = shown["id"].as_str().expect("text");
     let done = printed(one, &["shared", "--id", id, "--reset"]);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::harness::{Answer, Redis, Setup, Upstream, Weir, get, redis, reply, upstream, weir, within_async};
@@ -81,6 +82,32 @@ async fn a_tier_holds_in_every_pod_within_seconds_and_ends_so() {
     assert!(took < HOLDS_WITHIN, "{took:?}");
     assert_eq!(admitted(&weirs[1], "bob", 3).await, 0, "a new tier is no new burst");
     assert_eq!(admitted(&weirs[1], "carol", 8).await, 6);
+}
+
+#[tokio::test]
+async fn operators_are_told_of_the_tier_that_somebody_has() {
+    let (up, redis) = (service(), redis());
+    redis.cli(&["HSET", HASH, "carol", "gold"]);
+    let weir = tiered(&up, &redis).start().await;
+    told(&weir, "carol", "q=6").await;
+    let json = async |path: &str| -> Value { serde_json::from_str(weir.admin(path).await.text()).expect("JSON") };
+    let explained = async |client: &str| {
+        let query = format!("url=http://h/&header=x-api-key:{client}");
+        let text = weir.admin(&format!("/explain?{query}")).await.text().to_owned();
+        (json(&format!("/explain?format=json&{query}")).await["limits"][0].clone(), text)
+    };
+    let (gold, text) = explained("carol").await;
+    assert_eq!((&gold["quotas"][0], &gold["tiers"]["tier"]), (&"6/h, bursts of 6".into(), &"gold".into()), "{gold}");
+    assert!(text.contains("6/h, bursts of 6") && text.contains(" gold (by what this pod read"), "{text}");
+    let (none, text) = explained("bob").await;
+    assert_eq!((&none["quotas"][0], &none["tiers"]["tier"]), (&"2/h, bursts of 2".into(), &Value::Null), "{none}");
+    assert!(text.contains("none: the limit's own rate holds") && text.contains("gold: 6/h"), "{text}");
+
+    let state = json("/limits/api?header:x-api-key=carol").await;
+    assert_eq!((&state["tier"], &state["rates"][0]["rate"]), (&"gold".into(), &"6/h".into()), "{state}");
+    let state = json("/limits/api?header:x-api-key=bob").await;
+    assert_eq!((&state["tier"], &state["rates"][0]["rate"]), (&Value::Null, &"2/h".into()), "{state}");
+    assert_eq!(json("/limits").await["limits"][0]["tiers"]["rates"]["gold"]["rate"], "6/h");
 }
 
 #[tokio::test]

@@ -1,14 +1,20 @@
 //! What limits a request, and as whom it is counted.
 
 use super::Case;
-use super::report::{Does, Limit, Part};
-use crate::config::{AnswerCost, Cost, IdentityPart, Missing, Place, Quota, RedisDown, Stage};
+use super::report::{Delay, Does, Limit, Part, Tiers};
+use crate::config::{self, AfterLoss, AnswerCost, Cost, IdentityPart, Missing, Place, Quota, RedisDown, Stage};
 use crate::limit::identity::canonical;
 use crate::limit::{Facts, Reach};
 
 impl Case<'_> {
     pub(super) fn limits(&self, does: Does) -> Vec<Limit> {
-        let shown = |limit: &crate::config::Limit| Limit {
+        self.route.limits.all().map(|limit| self.limit(limit, does)).collect()
+    }
+
+    fn limit(&self, limit: &config::Limit, does: Does) -> Limit {
+        let tiers = limit.tiers.as_ref().map(|tiers| self.tiers(&limit.scope, tiers));
+        let own = tiers.as_ref().and_then(|own| limit.tiers.as_ref()?.quotas.get(own.tier.as_ref()?));
+        Limit {
             name: limit.name.clone(),
             stage: match limit.on {
                 Stage::Request => "request",
@@ -17,7 +23,13 @@ impl Case<'_> {
             },
             applies: self.applies(limit, does),
             algorithm: limit.quotas.first().map_or("", Quota::algorithm),
-            quotas: limit.quotas.iter().map(quota).collect(),
+            quotas: own.map_or(&*limit.quotas, std::slice::from_ref).iter().map(Quota::to_string).collect(),
+            tiers,
+            // Of one that only counts, nobody waits.
+            delay: limit
+                .delay
+                .filter(|_| !limit.dry_run)
+                .map(|delay| Delay { max_delay_ms: delay.longest.as_millis() as u64, max_delayed: delay.places }),
             cost: cost(&limit.cost),
             charged: limit.charge.as_ref().map(|statuses| format!("only where the answer is {statuses}")),
             identity: limit.key.iter().map(|part| self.identified(part, limit.missing)).collect(),
@@ -27,12 +39,36 @@ impl Case<'_> {
                 RedisDown::Allow => "allow",
                 RedisDown::Deny => "deny",
             },
-        };
-        self.route.limits.all().map(shown).collect()
+            after_loss: match limit.after_loss {
+                AfterLoss::Full => None,
+                AfterLoss::Empty => Some("empty"),
+            },
+            loans: limit.loans,
+        }
+    }
+
+    /// By which tier requests like this one are limited.
+    fn tiers(&self, scope: &str, tiers: &config::Tiers) -> Tiers {
+        let facts = self.limit_facts();
+        let tier = self.limiter.and_then(|limiter| limiter.tier_of(&self.route.limits, scope, &facts));
+        Tiers {
+            hash: tiers.hash.clone(),
+            text: match (self.limiter, &tier) {
+                (None, _) => "not known: Redis says who has one, and is not asked; shown is the limit's own rate",
+                (Some(_), None) => "none: the limit's own rate holds",
+                (Some(_), Some(_)) => "by what this pod read of Redis within the last seconds",
+            },
+            tier: tier.map(String::from),
+            quotas: tiers
+                .quotas
+                .iter()
+                .map(|(name, quota)| Part { name: name.clone(), value: quota.to_string() })
+                .collect(),
+        }
     }
 
     /// Whether this request comes to the limit, and whether that counts it.
-    fn applies(&self, limit: &crate::config::Limit, does: Does) -> &'static str {
+    fn applies(&self, limit: &config::Limit, does: Does) -> &'static str {
         let reaches = match (does, limit.on) {
             (Does::Refuse, _) => return "no: it is refused before",
             (_, Stage::Request) => "yes",
@@ -79,14 +115,6 @@ impl Case<'_> {
             }
         };
         Part { name: part.to_string(), value }
-    }
-}
-
-fn quota(quota: &Quota) -> String {
-    match quota {
-        Quota::TokenBucket { rate, burst } => format!("{rate}, {burst} at once"),
-        Quota::FixedWindow(rate) | Quota::SlidingWindow(rate) | Quota::SlidingLog(rate) => rate.to_string(),
-        Quota::Concurrency { max } => format!("{max} in flight"),
     }
 }
 

@@ -168,8 +168,14 @@ pub struct Limit {
     pub applies: &'static str,
     /// How it counts.
     pub algorithm: &'static str,
-    /// Its rates with what may come at once, or its requests in flight.
+    /// Its rates with their bursts, or its requests in flight; of one with tiers, those that hold for this request.
     pub quotas: Vec<String>,
+    /// Those for whom it is another, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tiers: Option<Tiers>,
+    /// How a request waits for its turn in place of a denial, where it may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Delay>,
     /// What a request costs.
     pub cost: String,
     /// Which answers' requests are charged, where not all are.
@@ -180,6 +186,33 @@ pub struct Limit {
     pub dry_run: bool,
     /// While Redis does not answer.
     pub redis_down: &'static str,
+    /// What a bucket holds that Redis does not know after it lost its data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after_loss: Option<&'static str>,
+    /// Whether a pod may decide by itself.
+    pub loans: bool,
+}
+
+/// The tiers of a limit, and by which of them it goes.
+#[derive(Debug, Serialize)]
+pub struct Tiers {
+    /// The name of the hash in Redis that says who has which.
+    pub hash: String,
+    /// The one that this request's identity has.
+    pub tier: Option<String>,
+    /// What the limit goes by, in words.
+    pub text: &'static str,
+    /// What the limit is for each.
+    pub quotas: Vec<Part>,
+}
+
+/// How a request waits for a limit.
+#[derive(Debug, Serialize)]
+pub struct Delay {
+    /// For how long, all in all.
+    pub max_delay_ms: u64,
+    /// How many do so at once in each pod.
+    pub max_delayed: usize,
 }
 
 /// Whether an answer would be stored.

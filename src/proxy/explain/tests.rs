@@ -218,7 +218,7 @@ fn routes_that_were_passed_over_say_why() {
 fn limits_name_who_is_counted_and_no_values() {
     let report = explain("GET", "http://shop.example/catalog/1?k=s3cret", &["x-api-key: s3cret"]);
     let limits: Vec<_> = report.limits.iter().map(|limit| (&*limit.name, limit.stage, &*limit.quotas[0])).collect();
-    assert_eq!(limits, [("shared", "request", "50/s, 100 at once"), ("token", "miss", "5/m, 2 at once")]);
+    assert_eq!(limits, [("shared", "request", "50/s, bursts of 100"), ("token", "miss", "5/m, bursts of 2")]);
     let identity = &report.limits[1].identity;
     assert_eq!(part(identity, "header:x-api-key"), "(sent)");
     assert_eq!(part(identity, "query:k"), "(sent)");
@@ -239,6 +239,51 @@ fn limits_say_what_answers_settle() {
     let text = report.to_string();
     for said in ["only where the answer is 401, 5xx", "at most 50; 2 until then"] {
         assert!(text.contains(said), "{said}: {text}");
+    }
+}
+
+#[test]
+fn limits_say_what_else_they_do_to_a_request() {
+    let tiered = r#"
+        [upstream]
+        url = "http://127.0.0.1:1"
+        [redis]
+        url = "redis://127.0.0.1:1"
+        namespace = "test"
+        [[route]]
+        name = "all"
+        path = "/"
+        [[route.limits]]
+        name = "api"
+        key = ["header:x-api-key"]
+        rate = "10/m"
+        burst = 2
+        max_delay = "500ms"
+        after_loss = "empty"
+        loans = false
+        tiers = "api"
+        tier.gold = { rate = "1000/s", burst = 2000 }
+    "#;
+    let asked = question("GET", "http://shop.example/", &["x-api-key: carol"]);
+    let report = offline(&live(tiered), &asked, NOW).unwrap_or_else(|error| panic!("{error}"));
+    let limit = &report.limits[0];
+    let tiers = limit.tiers.as_ref().expect("it has some");
+    assert_eq!((&*tiers.hash, &tiers.tier, part(&tiers.quotas, "gold")), ("api", &None, "1000/s, bursts of 2000"));
+    assert_eq!((limit.delay.as_ref().map(|delay| delay.max_delay_ms), limit.loans), (Some(500), false));
+    let text = report.to_string();
+    for said in [
+        "10/m, bursts of 2",
+        "not known: Redis says who has one",
+        "gold: 1000/s, bursts of 2000",
+        "for up to 0.5 s in place of a denial",
+        "a bucket that it does not know is empty",
+        "none: every request asks Redis",
+    ] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    let plain = explain("GET", "http://shop.example/catalog/1", &[]).to_string();
+    for unsaid in ["  tier", "  waits", "  after Redis", "  loans"] {
+        assert!(!plain.contains(unsaid), "{unsaid}: {plain}");
     }
 }
 

@@ -126,6 +126,14 @@ impl Page<'_, '_> {
             let dry = if limit.dry_run { ", counts only" } else { "" };
             self.line(&limit.name, format_args!("{}{dry}", limit.quotas.join(" and ")))?;
             self.line("  algorithm", limit.algorithm)?;
+            if let Some(tiers) = &limit.tiers {
+                match &tiers.tier {
+                    Some(tier) => self.line("  tier", format_args!("{tier} ({})", tiers.text))?,
+                    None => self.line("  tier", tiers.text)?,
+                }
+                let all = tiers.quotas.iter().map(|tier| format!("{}: {}", tier.name, tier.value));
+                self.lines(&format!("  tiers of {}", tiers.hash), all)?;
+            }
             if limit.cost != "1" {
                 self.line("  a request costs", &limit.cost)?;
             }
@@ -134,7 +142,19 @@ impl Page<'_, '_> {
             }
             self.line("  on", format_args!("{} ({})", limit.stage, limit.applies))?;
             self.lines("  counted by", limit.identity.iter().map(|part| format!("{} = {}", part.name, part.value)))?;
+            if let Some(delay) = &limit.delay {
+                let (longest, places) = (seconds(delay.max_delay_ms), delay.max_delayed);
+                let text =
+                    format_args!("for up to {longest} in place of a denial, at most {places} at once in each pod");
+                self.line("  waits", text)?;
+            }
             self.line("  without Redis", limit.redis_down)?;
+            if let Some(after_loss) = limit.after_loss {
+                self.line("  after Redis' loss", format_args!("a bucket that it does not know is {after_loss}"))?;
+            }
+            if !limit.loans {
+                self.line("  loans", "none: every request asks Redis")?;
+            }
         }
         Ok(())
     }

@@ -188,7 +188,7 @@ pub async fn driver(stage: Arc<Stage>, mut dice: Dice, faults: &[Fault]) -> BTre
     while stage.goes_on() {
         tokio::time::sleep(dice.between(PAUSES.0, PAUSES.1)).await;
         if left.is_empty() {
-            left = faults.to_vec();
+            left.clone_from(&faults);
         }
         let fault = left.swap_remove(dice.below(left.len()));
         let length = dice.between(LENGTHS.0, LENGTHS.1);
