@@ -96,8 +96,6 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
-    /// The address of Redis cannot be read.
-    Redis(String),
     /// A thread, a runtime or a signal handler is not to be had.
     System(io::Error),
 }
@@ -111,7 +109,6 @@ impl fmt::Display for StartError {
                     "error: {key}: {address} cannot be taken: {error}\nhelp: end what listens there, or choose another: --set {key}=127.0.0.1:0 takes a free port"
                 )
             }
-            Self::Redis(problem) => write!(f, "error: redis.url: {problem}"),
             Self::System(error) => write!(f, "error: the system gave no thread, runtime or signal handler: {error}"),
         }
     }
@@ -177,7 +174,7 @@ impl App {
         let ended = runtime.block_on(async {
             // Both before anybody is told that Weir is there: who knows it may end it, or change its files.
             let mut signals = Signals::new()?;
-            let parts = Parts::build(&loaded, &sink, &runtime)?;
+            let parts = Parts::build(&loaded, &sink, &runtime);
             panics::count(parts.metrics.panics.clone());
             let mut reloader = Reloader::new(loaded, source, overrides)?;
             let running = parts.serve(proxy, &reloader.config).await?;
@@ -186,7 +183,7 @@ impl App {
                 metrics: Arc::clone(&parts.metrics),
                 clock: parts.clock.clone(),
                 invalidation: Arc::clone(&parts.shared.invalidation) as Arc<dyn admin::Invalidate>,
-                explain: Arc::new(explain::Door::new(&parts, &reloader.config)?),
+                explain: Arc::new(explain::Door::new(&parts)),
                 limits: Arc::new(limits::Door::new(Arc::clone(&parts.shared), parts.kv.clone())),
                 config: Arc::clone(&parts.shown),
                 token: Arc::clone(&parts.token),
@@ -229,7 +226,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn build(loaded: &Loaded, sink: &log::Sink, runtime: &Runtime) -> Result<Self, StartError> {
+    fn build(loaded: &Loaded, sink: &log::Sink, runtime: &Runtime) -> Self {
         let config = &loaded.config;
         let most_clients = descriptors::allow(config);
         let metrics = Metrics::new(Registry::new());
@@ -239,8 +236,7 @@ impl Parts {
         let (kv, invalidation) = match &config.redis {
             None => (None, Invalidation::local(clock.clone(), Arc::clone(&metrics))),
             Some(redis) => {
-                let kv = kv::Shared::new(redis, Arc::clone(&metrics), clock.clone())
-                    .map_err(|error| StartError::Redis(error.to_string()))?;
+                let kv = kv::Shared::new(redis, Arc::clone(&metrics), clock.clone());
                 let (invalidation, follow) = Invalidation::shared(Arc::clone(&kv), Bounds::over(config.bounds()));
                 runtime.spawn(follow);
                 runtime.spawn(kv::bus::probe(Arc::clone(&kv)));
@@ -268,7 +264,7 @@ impl Parts {
         }
         let fleet = config.redis.as_ref().map(|redis| Fleet::new(Arc::clone(&invalidation), redis.replicas));
         let workers = config.server.workers.get();
-        Ok(Self {
+        Self {
             token: Arc::new(ArcSwapOption::from_pointee(config.admin.token.clone())),
             shown: Arc::new(ArcSwap::from_pointee(loaded.shown.clone())),
             limits: Arc::new(ArcSwap::from_pointee(descriptors::capped(config.server.limits, most_clients))),
@@ -289,7 +285,7 @@ impl Parts {
             fleet,
             secret,
             sink: sink.clone(),
-        })
+        }
     }
 
     async fn serve(&self, bound: server::Bound, config: &Config) -> io::Result<server::Running> {
@@ -364,6 +360,9 @@ impl Parts {
         self.limits.store(Arc::new(descriptors::capped(config.server.limits, self.most_clients)));
         self.entrance.store(Arc::new(entrance(&config)));
         self.connections.renew(&config.upstream);
+        if let (Some(kv), Some(redis)) = (&self.kv, &config.redis) {
+            kv.set_access(&redis.access);
+        }
         self.token.store(config.admin.token.clone().map(Arc::new));
         self.sink.set_access(config.log.access);
         self.shared.invalidation.set_bounds(Bounds::over(config.bounds()));

@@ -16,6 +16,7 @@ mod limits;
 mod load;
 mod machine;
 mod raw;
+mod redis;
 mod reload;
 mod text;
 
@@ -40,6 +41,7 @@ pub use limit::{
 };
 pub use limits::{Http2Limits, ServerLimits};
 pub use overrides::Overrides;
+pub use redis::{Access, Address, Bus, Redis, Resp, Servers};
 pub use report::Report;
 use watch::Seen;
 
@@ -226,40 +228,6 @@ pub enum Protocol {
     /// HTTP/2 by prior knowledge.
     #[serde(rename = "h2")]
     Http2,
-}
-
-/// `[redis]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Redis {
-    /// `redis://` or `unix://` address; may hold a password.
-    pub url: Secret,
-    /// Password from a file or the environment; wins over the one in the address.
-    pub password: Option<Secret>,
-    /// Prefix of every key and channel.
-    pub namespace: String,
-    /// Longest that one request waits for Redis, all in all.
-    pub deadline: Duration,
-    /// Longest that readiness waits for Redis at start.
-    pub startup_wait: Duration,
-    /// Larger stored values stay in memory tiers.
-    pub max_value: usize,
-    /// Key of the HMAC under which identities and credentials reach Redis.
-    pub key_secret: Secret,
-    /// Pods that share the limits, where the fleet cannot be seen.
-    pub replicas: u32,
-    /// How pods hear of one another's invalidations.
-    pub bus: Bus,
-}
-
-/// `redis.bus`: how pods hear of one another's invalidations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Bus {
-    /// Each is published with what it names.
-    #[default]
-    Publish,
-    /// Redis itself tells that there are new ones (client tracking), and the log is read.
-    Tracking,
 }
 
 /// `[cache]`: the bounds that all routes share.

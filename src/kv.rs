@@ -1,8 +1,7 @@
 //! Redis: connections, deadlines, breaker, scripts; the only module that imports `deadpool_redis`.
 //!
-//! [`Shared`] is what the process has once: address, names, breaker, waiters. [`Redis`] is one runtime's way there: a
-//! pool of two builds and heals connections, commands go through cloned handles on them, so that concurrent requests are
-//! pipelined. No request waits longer than its [`Budget`]; while the breaker is open none waits at all.
+//! [`Shared`] is what the process has once: address, names, breaker, waiters. [`Redis`] is one runtime's way there:
+//! commands go through cloned handles on its two connections, so that concurrent requests are pipelined. No request waits longer than its [`Budget`]; while the breaker is open none waits at all.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,16 +9,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use deadpool_redis::redis::{Cmd, ConnectionInfo, IntoConnectionInfo, Value};
+use deadpool_redis::redis::{Cmd, Value};
 use tokio::time::{Instant, timeout_at};
 
 use crate::clock::Clock;
 use crate::config;
 use crate::metrics::{CommandMetrics, Metrics, RedisResult};
-use crate::syntax::SyntaxError;
 
 pub mod breaker;
 pub mod bus;
+mod dial;
 pub mod doorbell;
 pub mod keys;
 mod link;
@@ -29,9 +28,10 @@ pub use doorbell::Ring;
 pub use reply::Reply;
 
 use breaker::Breaker;
+use dial::Dialer;
 use doorbell::Doorbells;
 use keys::Keys;
-use link::{Pooled, Slot};
+use link::Slot;
 use reply::Fault;
 
 /// The kind of error that answers EVALSHA where the script is not known.
@@ -108,7 +108,8 @@ pub struct Shared {
     lost_ms: AtomicU64,
     breaker: Breaker,
     bells: Doorbells,
-    address: ConnectionInfo,
+    server: config::Address,
+    dialer: Dialer,
 }
 
 impl Shared {
@@ -122,22 +123,10 @@ impl Shared {
         self.lost_ms.store(at_ms, Ordering::Relaxed);
     }
 
-    /// Reads the address; connects to nothing.
-    ///
-    /// # Errors
-    /// The address cannot be read. The text never holds it: it may hold a password.
-    pub fn new(config: &config::Redis, metrics: Arc<Metrics>, clock: Clock) -> Result<Arc<Self>, SyntaxError> {
-        let unreadable = || {
-            SyntaxError::new("the address of Redis cannot be read", "write \"redis://host:6379/0\" or \"unix:///path\"")
-        };
-        let text = std::str::from_utf8(config.url.expose()).map_err(|_| unreadable())?;
-        let mut address = text.into_connection_info().map_err(|_| unreadable())?;
-        if let Some(password) = &config.password {
-            let password = std::str::from_utf8(password.expose()).map_err(|_| unreadable())?;
-            let settings = address.redis_settings().clone().set_password(password);
-            address = address.set_redis_settings(settings);
-        }
-        Ok(Arc::new(Self {
+    /// Connects to nothing.
+    pub fn new(config: &config::Redis, metrics: Arc<Metrics>, clock: Clock) -> Arc<Self> {
+        let config::Servers::Standalone(server) = &config.servers;
+        Arc::new(Self {
             keys: Keys::new(&config.namespace),
             deadline: config.deadline,
             startup_wait: config.startup_wait,
@@ -147,8 +136,31 @@ impl Shared {
             clock,
             metrics,
             bells: Doorbells::default(),
-            address,
-        }))
+            server: server.clone(),
+            dialer: Dialer::new(config),
+        })
+    }
+
+    /// Another way to the same Redis, whose commands count in `metrics`, and whose troubles are its own.
+    pub fn apart(&self, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            keys: self.keys.clone(),
+            deadline: self.deadline,
+            startup_wait: self.startup_wait,
+            bus: self.bus,
+            lost_ms: AtomicU64::new(self.lost_ms()),
+            breaker: Breaker::new(metrics.redis_breaker_open.clone(), self.clock.clone()),
+            clock: self.clock.clone(),
+            metrics,
+            bells: Doorbells::default(),
+            server: self.server.clone(),
+            dialer: self.dialer.clone(),
+        })
+    }
+
+    /// How connections are opened from now on.
+    pub fn set_access(&self, access: &config::Access) {
+        self.dialer.set_access(access);
     }
 
     /// The breaker that all runtimes share.
@@ -202,11 +214,10 @@ impl Redis {
     }
 
     fn build(shared: Arc<Shared>, control: bool) -> Self {
-        let pool = Pooled::new(&shared.address);
         let get = Arc::new(Known { metrics: shared.metrics.command("get"), sha1: String::new() });
         Self(Arc::new(Inner {
-            bodies: Slot::new(pool.clone()),
-            scripts: Slot::new(pool),
+            bodies: Slot::default(),
+            scripts: Slot::default(),
             control,
             get,
             known: Mutex::default(),
@@ -333,7 +344,7 @@ impl Redis {
         };
         let whole = async {
             let mut link = slot.acquire(&self.0.shared).await?;
-            match link.connection.send_packed_command(command).await {
+            match link.wire.connection.send_packed_command(command).await {
                 Ok(Value::ServerError(error)) => Err(Fault::Refused(error.code().to_owned())),
                 Ok(value) => {
                     slot.answered();

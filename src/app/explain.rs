@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use prometheus::Registry;
 
-use super::{Parts, StartError, key_secret};
+use super::{Parts, key_secret};
 use crate::admin;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::kv;
 use crate::message::question::Question;
 use crate::metrics::Metrics;
 use crate::proxy::explain::report::Report;
@@ -32,11 +31,9 @@ pub(super) struct Door(Explainer);
 impl Door {
     /// A door to `parts`, with a way to Redis of its own: what an operator asks counts in no metric of requests, and opens
     /// no breaker of theirs.
-    pub(super) fn new(parts: &Parts, config: &Config) -> Result<Self, StartError> {
-        let own = |redis| kv::Shared::new(redis, Metrics::new(Registry::new()), parts.clock.clone());
-        let kv = config.redis.as_ref().map(own).transpose();
-        let kv = kv.map_err(|error| StartError::Redis(error.to_string()))?;
-        Ok(Self(Explainer::new(Arc::clone(&parts.shared), kv)))
+    pub(super) fn new(parts: &Parts) -> Self {
+        let own = parts.kv.as_ref().map(|kv| kv.apart(Metrics::new(Registry::new())));
+        Self(Explainer::new(Arc::clone(&parts.shared), own))
     }
 }
 

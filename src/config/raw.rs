@@ -4,6 +4,7 @@
 //! the document against that before it is read into them.
 
 mod limit;
+mod redis;
 mod server;
 mod tls;
 
@@ -18,14 +19,15 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer};
 
 pub(super) use self::limit::{Algorithm, Charge, Cost, CostPlace, Limit, LimitUse, Status, Tier};
+pub(super) use self::redis::{Redis, RedisMode};
 pub(super) use self::server::{Http2, Server, ServerLimits};
-pub(super) use self::tls::{CertificateFiles, ClientAuthMode, Tls, UpstreamTls};
+pub(super) use self::tls::{CertificateFiles, ClientAuthMode, RedisTls, Tls, UpstreamTls};
 
 use super::report::Span;
 use super::text::{Host, Name, Namespace, Text};
 use super::{
-    AfterLoss, Bus, ClientDirectives, Cookies, Credentials, CutOff, LogFormat, Missing, Protocol, RedisDown, Stage,
-    Told, UpstreamTtl,
+    AfterLoss, ClientDirectives, Cookies, Credentials, CutOff, LogFormat, Missing, Protocol, RedisDown, Stage, Told,
+    UpstreamTtl,
 };
 use crate::syntax::glob::Glob;
 use crate::syntax::pattern::Pattern;
@@ -180,57 +182,6 @@ pub(super) enum UpstreamHost {
     Preserve,
     /// The upstream's authority.
     Upstream,
-}
-
-/// `[redis]`.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Redis {
-    /// `redis://host:port/db` or `unix:///path`.
-    #[schemars(example = "redis://127.0.0.1:6379/0")]
-    pub(super) url: Maybe<String>,
-    /// Not available in this version.
-    #[schemars(example = ["10.0.0.1:6379"])]
-    pub(super) nodes: Maybe<Vec<String>>,
-    /// Kind of Redis; only "standalone" is available in this version.
-    pub(super) mode: Maybe<RedisMode>,
-    /// Prefix of every key and channel: environment and service.
-    #[schemars(required)]
-    pub(super) namespace: MaybeText<Namespace>,
-    /// Longest that one request waits for Redis, all in all.
-    #[schemars(extend("x-range" = ["1ms", "3650d"]))]
-    pub(super) deadline: MaybeText<Duration>,
-    /// Longest that readiness waits for Redis at start.
-    pub(super) startup_wait: MaybeText<Duration>,
-    /// Larger stored values stay in memory.
-    #[schemars(extend("x-range" = ["0", "512MiB"]))]
-    pub(super) max_value: MaybeText<usize>,
-    /// File with the key under which identities and credentials are hashed; by default derived from the namespace.
-    #[schemars(example = "key-secret")]
-    pub(super) key_secret_file: Maybe<String>,
-    /// That key itself; only from the environment (`WEIR__REDIS__KEY_SECRET`).
-    pub(super) key_secret: Maybe<String>,
-    /// File with the password; wins over the one in the address.
-    #[schemars(example = "redis-password")]
-    pub(super) password_file: Maybe<String>,
-    /// The password itself; only from the environment (`WEIR__REDIS__PASSWORD`).
-    pub(super) password: Maybe<String>,
-    /// Pods that share the limits, where the fleet cannot be seen.
-    pub(super) replicas: Maybe<i64>,
-    /// How pods hear of one another's invalidations.
-    pub(super) bus: Maybe<Bus>,
-}
-
-/// `redis.mode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum RedisMode {
-    /// One server.
-    Standalone,
-    /// Not available in this version.
-    Cluster,
-    /// Not available in this version.
-    Sentinel,
 }
 
 /// `[cache]`.

@@ -49,7 +49,19 @@ const FIXED: [Fixed; 28] = [
     fixed!("upstream.breaker", upstream.breaker),
     fixed!("upstream.retries", upstream.retries),
     fixed!("upstream.retry_budget", upstream.retry_budget),
-    fixed!("redis", redis),
+    Fixed {
+        key: "redis",
+        differs: |old, new| match (&old.redis, &new.redis) {
+            (Some(old), Some(new)) => !old.is_same_but_for_access(new),
+            (old, new) => old.is_some() != new.is_some(),
+        },
+        keep: |new, old| {
+            // A password for another place is of no use at this one.
+            if !matches!((&old.redis, &new.redis), (Some(old), Some(new)) if old.is_same_but_for_access(new)) {
+                new.redis.clone_from(&old.redis);
+            }
+        },
+    },
     fixed!("cache.memory", cache.memory),
     fixed!("cache.fill_memory", cache.fill_memory),
     fixed!("cache.max_object", cache.max_object),
@@ -59,6 +71,9 @@ const FIXED: [Fixed; 28] = [
     fixed!("cache.preload", cache.preload),
     fixed!("cache.preload_wait", cache.preload_wait),
 ];
+
+/// What of `redis` a reload can change: for connections to come.
+const ACCESS: [&str; 4] = ["redis.user", "redis.password", "redis.password_file", "redis.tls"];
 
 impl Config {
     /// Settings in which `new` differs and that only a restart changes; `redis` stands for its whole table.
@@ -77,8 +92,8 @@ impl Config {
 
     /// Whether a reload can change the setting at `key`, such as `server.drain` or `route.cache.ttl`.
     pub fn reloadable(key: &str) -> bool {
-        !FIXED
-            .iter()
-            .any(|fixed| key.strip_prefix(fixed.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+        let belongs_to =
+            |table: &str| key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        ACCESS.iter().any(|own| belongs_to(own)) || !FIXED.iter().any(|fixed| belongs_to(fixed.key))
     }
 }

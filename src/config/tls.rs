@@ -3,10 +3,11 @@
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use rustls::RootCertStore;
+use rustls::client::ResolvesClientCert;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, RootCertStore};
 
 /// `[server.tls]`.
 #[derive(Debug, Clone)]
@@ -37,6 +38,17 @@ pub struct UpstreamTls {
     pub server_name: ServerName<'static>,
 }
 
+/// `[redis.tls]`, and what `rediss://` stands for without it.
+#[derive(Debug, Clone)]
+pub struct RedisTls {
+    /// Who signs Redis' certificate.
+    pub authorities: Authorities,
+    /// What Weir shows when it is asked who it is.
+    pub identity: Option<Identity>,
+    /// Name that the certificate must have; none: the host that is connected to.
+    pub server_name: Option<ServerName<'static>>,
+}
+
 /// A certificate with its chain, the key that belongs to it, and the DNS names that it is for.
 #[derive(Clone)]
 pub struct Identity {
@@ -59,6 +71,20 @@ pub struct Authorities(pub Arc<RootCertStore>);
 impl fmt::Debug for Authorities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} authorities", self.0.len())
+    }
+}
+
+/// What a client of TLS needs: whom it believes, and who it says that it is.
+pub fn client(authorities: &Authorities, identity: Option<&Identity>) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let builder = builder.expect("the provider has ciphers for every version");
+    let builder = builder.with_root_certificates(Arc::clone(&authorities.0));
+    match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let own: Arc<dyn ResolvesClientCert> = Arc::new(SingleCertAndKey::from(Arc::clone(&identity.key)));
+            builder.with_client_cert_resolver(own)
+        }
     }
 }
 

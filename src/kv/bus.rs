@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use deadpool_redis::redis::aio::{MultiplexedConnection, SendError};
-use deadpool_redis::redis::{AsyncConnectionConfig, Client, Cmd, ProtocolVersion, PushInfo, PushKind, Value};
+use deadpool_redis::redis::aio::SendError;
+use deadpool_redis::redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, Value};
 use tokio::sync::mpsc;
 
-use super::link::OPENING;
+use super::dial::{NoConnection, OPENING, Wire};
 use super::reply::{Fault, Reply};
 use super::{Shared, Unavailable, jittered};
 use crate::clock::Stopwatch;
+use crate::config::Resp;
 
 /// Messages that may wait for being read; one more, and the subscription counts as lost: the log has them all.
 pub const PENDING_MESSAGES: usize = 4096;
@@ -28,7 +29,7 @@ const PROBE_WAIT: Duration = Duration::from_millis(500);
 const TRIPS: u32 = 2;
 
 /// A connection of its own, on the runtime that opened it.
-pub struct Dedicated(MultiplexedConnection);
+pub struct Dedicated(Wire);
 
 impl Dedicated {
     /// Opens one.
@@ -49,7 +50,7 @@ impl Dedicated {
         for part in parts {
             command.arg(*part);
         }
-        match tokio::time::timeout(wait, self.0.send_packed_command(&command)).await {
+        match tokio::time::timeout(wait, self.0.connection.send_packed_command(&command)).await {
             Ok(Ok(Value::ServerError(error))) => Err(Unavailable::Refused(error.code().to_owned())),
             Ok(Ok(value)) => Ok(value.into()),
             Ok(Err(error)) => Err(Fault::from(error).into()),
@@ -58,24 +59,19 @@ impl Dedicated {
     }
 
     async fn connect(shared: &Shared, inbox: Option<Inbox>) -> Result<Self, Fault> {
-        let mut address = shared.address.clone();
-        let mut config = AsyncConnectionConfig::new().set_connection_timeout(Some(OPENING)).set_response_timeout(None);
-        if let Some(inbox) = inbox {
-            let settings = address.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-            address = address.set_redis_settings(settings);
-            config = config.set_push_sender(move |push| inbox.take(push));
-        }
-        let client = Client::open(address).map_err(Fault::from)?;
-        let opening = client.get_multiplexed_async_connection_with_config(&config);
-        match tokio::time::timeout(OPENING, opening).await {
-            Ok(Ok(connection)) => Ok(Self(connection)),
-            Ok(Err(error)) => {
-                if error.is_connection_refusal() {
-                    shared.breaker.refused("connection refused");
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        let (config, protocol) = match inbox {
+            Some(inbox) => (config.set_push_sender(move |push| inbox.take(push)), Some(Resp::Resp3)),
+            None => (config, None),
+        };
+        match shared.dialer.open(&shared.server, config, protocol).await {
+            Ok(wire) => Ok(Self(wire)),
+            Err(none) => {
+                if matches!(none, NoConnection::NobodyListens | NoConnection::Tls(_)) {
+                    shared.breaker.refused(&none.to_string());
                 }
-                Err(Fault::from(error))
+                Err(none.into())
             }
-            Err(_) => Err(Fault::Timeout),
         }
     }
 }

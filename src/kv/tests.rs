@@ -67,13 +67,15 @@ impl Server {
     }
 
     pub(crate) fn shared_with(&self, config: &config::Redis) -> Arc<Shared> {
-        Shared::new(config, Metrics::new(Registry::new()), Clock::system()).unwrap()
+        Shared::new(config, Metrics::new(Registry::new()), Clock::system())
     }
 
     pub(crate) fn config(&self) -> config::Redis {
         config::Redis {
-            url: config::Secret::new(format!("unix://{}", self.socket().display())),
-            password: None,
+            servers: config::Servers::Standalone(config::Address::Unix(self.socket())),
+            database: 0,
+            protocol: config::Resp::Resp2,
+            access: config::Access::default(),
             namespace: "shop-prod".to_owned(),
             deadline: Duration::from_millis(100),
             startup_wait: Duration::from_secs(5),
@@ -273,7 +275,8 @@ async fn connections_whose_packets_are_swallowed_are_replaced() {
     let server = Server::up().await;
     let relay = Relay::before(&server).await;
     let mut config = server.config();
-    config.url = config::Secret::new(format!("redis://{}/0", relay.address));
+    let (host, port) = (relay.address.ip().to_string(), relay.address.port());
+    config.servers = config::Servers::Standalone(config::Address::Tcp { host, port });
     config.deadline = Duration::from_millis(20);
     let shared = server.shared_with(&config);
     let redis = Redis::new(Arc::clone(&shared));

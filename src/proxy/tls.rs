@@ -5,15 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustls::ClientConfig;
-use rustls::client::ResolvesClientCert;
 use rustls::pki_types::ServerName;
-use rustls::sign::SingleCertAndKey;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::config::Protocol;
-use crate::config::tls::{UpstreamTls, provider};
+use crate::config::tls::{self, UpstreamTls};
 
 /// What a handshake with the upstream needs; its sessions are resumed.
 pub struct Tls {
@@ -25,19 +23,10 @@ pub struct Tls {
 
 impl Tls {
     /// For an upstream that is spoken to in `protocol`.
-    pub fn new(tls: &UpstreamTls, protocol: Protocol) -> Self {
-        let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-        let builder = builder.expect("the provider has ciphers for every version");
-        let builder = builder.with_root_certificates(Arc::clone(&tls.authorities.0));
-        let mut config = match &tls.identity {
-            None => builder.with_no_client_auth(),
-            Some(identity) => {
-                let own: Arc<dyn ResolvesClientCert> = Arc::new(SingleCertAndKey::from(Arc::clone(&identity.key)));
-                builder.with_client_cert_resolver(own)
-            }
-        };
+    pub fn new(upstream: &UpstreamTls, protocol: Protocol) -> Self {
+        let mut config = tls::client(&upstream.authorities, upstream.identity.as_ref());
         config.alpn_protocols = vec![name(protocol).to_vec()];
-        Self { config: Arc::new(config), server_name: tls.server_name.clone(), is_failing: AtomicBool::new(false) }
+        Self { config: Arc::new(config), server_name: upstream.server_name.clone(), is_failing: AtomicBool::new(false) }
     }
 
     /// Shakes hands over `stream`. Why it failed is for the log: who asked is not told of names and authorities.

@@ -34,11 +34,11 @@ pub use h2::H2;
 pub use load::{Load, Report};
 pub use raw_upstream::{black_hole, raw_upstream, refusing};
 pub use recorder::{Recorder, Seen, recorder};
-pub use redis::{Line, Redis, redis, redis_by, redis_not_started};
+pub use redis::{Line, Redis, free_port, redis, redis_by, redis_not_started, redis_with};
 pub use reply::{Reply, reply};
 pub use scratch::Scratch;
 pub use servers::Servers;
-pub use tls::{Authority, Caller};
+pub use tls::{Authority, Caller, Issued};
 pub use upstream::{Recorded, Upstream, h2_upstream, tls_upstream, unix_upstream, upstream};
 pub use weir::{Ended, Setup, Weir, sum, weir};
 

@@ -101,7 +101,7 @@ impl Check<'_, '_> {
         let bytes = self.file(file, BODY_BYTES, remedy)?;
         let text = String::from_utf8(bytes).ok();
         if text.is_none() {
-            self.file_error(file, "the body of a denial is not UTF-8", remedy);
+            self.file_error(&file.span(), "the body of a denial is not UTF-8", remedy);
         }
         text
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::Check;
 use crate::config::Secret;
 use crate::config::raw::{At, Maybe};
-use crate::config::report::{Problem, Severity};
+use crate::config::report::{Problem, Severity, Span};
 
 /// Largest secret, in bytes.
 const SECRET_BYTES: usize = 64 * 1024;
@@ -61,13 +61,13 @@ impl Check<'_, '_> {
             Err(Unread::System(error)) => format!("cannot read {}: {error}", path.display()),
             Err(Unread::TooLarge) => format!("{} is larger than {most} bytes", path.display()),
         };
-        self.file_error(file, text, remedy);
+        self.file_error(&file.span(), text, remedy);
         None
     }
 
     /// For a file that cannot be used, in a configuration that may be right.
-    pub(super) fn file_error(&mut self, file: &At<String>, text: impl Into<String>, remedy: impl Into<String>) {
-        let problem = self.sources.problem(Severity::Error, Some(&file.span()), text, remedy);
+    pub(super) fn file_error(&mut self, place: &Span, text: impl Into<String>, remedy: impl Into<String>) {
+        let problem = self.sources.problem(Severity::Error, Some(place), text, remedy);
         self.problems.push(Problem { is_file: true, ..problem });
     }
 }

@@ -1,4 +1,4 @@
-//! `[server.tls]` and `[upstream.tls]`: the files are read here, and what does not fit together is told with their names.
+//! `[server.tls]`, `[upstream.tls]` and `[redis.tls]`: the files are read here, and what does not fit together is told with their names.
 
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use rustls::{InconsistentKeys, RootCertStore};
 use super::Check;
 use crate::config::Target;
 use crate::config::raw::{self, At, CertificateFiles, ClientAuthMode, Maybe};
-use crate::config::tls::{Authorities, ClientAuth, Identity, ServerTls, UpstreamTls, provider};
+use crate::config::report::Span;
+use crate::config::tls::{Authorities, ClientAuth, Identity, RedisTls, ServerTls, UpstreamTls, provider};
 
 /// Largest file with certificates, in bytes: several times the bundle of all public authorities.
 const PEM_BYTES: usize = 1024 * 1024;
@@ -58,30 +59,57 @@ impl Check<'_, '_> {
     ) -> Option<UpstreamTls> {
         let absent = raw::UpstreamTls::default();
         let raw = raw.unwrap_or(&absent);
-        let authorities = match &raw.ca_file {
-            Some(file) => self.authorities(file),
-            None => self.system_authorities(url),
-        };
-        let identity = match (&raw.cert, &raw.key) {
-            (Some(cert), Some(key)) => self.chain_and_key(cert, key).map(Some),
-            (None, None) => Some(None),
-            (Some(one), None) | (None, Some(one)) => {
-                let text = "`upstream.tls.cert` and `upstream.tls.key` belong together, and one is missing";
-                self.error(&one.span(), text, "write both, or leave both out");
-                None
-            }
-        };
+        let authorities = self.authorities_or_systems("upstream", &raw.ca_file, &url.span());
+        let identity = self.own_identity("upstream", &raw.cert, &raw.key);
         let (name, place) = match (&raw.server_name, target) {
             (Some(name), _) => (name.value.as_str(), name),
             (None, Target::Tcp { host, .. }) => (host.as_str(), url),
             (None, Target::Unix(_)) => return None,
         };
+        let server_name = self.server_name("upstream", name, &place.span());
+        Some(UpstreamTls { authorities: authorities?, identity: identity?, server_name: server_name? })
+    }
+
+    /// How Redis is spoken to over TLS; `span` is where a problem without a better place is shown.
+    pub(super) fn redis_tls(&mut self, raw: Option<&raw::RedisTls>, span: &Span) -> Option<RedisTls> {
+        let absent = raw::RedisTls::default();
+        let raw = raw.unwrap_or(&absent);
+        let authorities = self.authorities_or_systems("redis", &raw.ca_file, span);
+        let identity = self.own_identity("redis", &raw.cert, &raw.key);
+        let server_name = match &raw.server_name {
+            Some(name) => Some(self.server_name("redis", &name.value, &name.span())?),
+            None => None,
+        };
+        Some(RedisTls { authorities: authorities?, identity: identity?, server_name })
+    }
+
+    fn authorities_or_systems(&mut self, table: &str, file: &Maybe<String>, span: &Span) -> Option<Authorities> {
+        match file {
+            Some(file) => self.authorities(file),
+            None => self.system_authorities(table, span),
+        }
+    }
+
+    /// Who Weir says that it is; `None` where something is wrong.
+    fn own_identity(&mut self, table: &str, cert: &Maybe<String>, key: &Maybe<String>) -> Option<Option<Identity>> {
+        match (cert, key) {
+            (Some(cert), Some(key)) => self.chain_and_key(cert, key).map(Some),
+            (None, None) => Some(None),
+            (Some(one), None) | (None, Some(one)) => {
+                let text = format!("`{table}.tls.cert` and `{table}.tls.key` belong together, and one is missing");
+                self.error(&one.span(), text, "write both, or leave both out");
+                None
+            }
+        }
+    }
+
+    fn server_name(&mut self, table: &str, name: &str, span: &Span) -> Option<ServerName<'static>> {
         let server_name = ServerName::try_from(name.to_owned()).ok();
         if server_name.is_none() {
             let text = format!("\"{}\" is no name that a certificate can have", name.escape_debug());
-            self.error(&place.span(), text, "write `upstream.tls.server_name` with a DNS name or an IP address");
+            self.error(span, text, format!("write `{table}.tls.server_name` with a DNS name or an IP address"));
         }
-        Some(UpstreamTls { authorities: authorities?, identity: identity?, server_name: server_name? })
+        server_name
     }
 
     fn chain_and_key(&mut self, cert: &At<String>, key: &At<String>) -> Option<Identity> {
@@ -94,7 +122,7 @@ impl Check<'_, '_> {
             Err(_) => {
                 let text = format!("the first certificate in {cert_shown} cannot be read");
                 self.file_error(
-                    cert,
+                    &cert.span(),
                     text,
                     "write the server's own certificate first, then those that lead to its authority",
                 );
@@ -106,12 +134,12 @@ impl Check<'_, '_> {
             Ok(key) => Some(Identity { key: Arc::new(key), names }),
             Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
                 let text = format!("the key in {key_shown} does not belong to the certificate in {cert_shown}");
-                self.file_error(key, text, "name the key that the certificate was made for");
+                self.file_error(&key.span(), text, "name the key that the certificate was made for");
                 None
             }
             Err(_) => {
                 let text = format!("the key in {key_shown} is of no kind that can be used");
-                self.file_error(key, text, "use ECDSA (P-256, P-384), RSA (2048 to 4096 bits) or Ed25519");
+                self.file_error(&key.span(), text, "use ECDSA (P-256, P-384), RSA (2048 to 4096 bits) or Ed25519");
                 None
             }
         }
@@ -125,7 +153,7 @@ impl Check<'_, '_> {
             read => {
                 let what = if read.is_ok() { "holds no certificate" } else { "is not PEM" };
                 let remedy = "name a file with -----BEGIN CERTIFICATE----- in it";
-                self.file_error(file, format!("{} {what}", shown.display()), remedy);
+                self.file_error(&file.span(), format!("{} {what}", shown.display()), remedy);
                 None
             }
         }
@@ -137,7 +165,7 @@ impl Check<'_, '_> {
         if read.is_none() {
             let text = format!("{} holds no private key", self.directory.join(&file.value).display());
             self.file_error(
-                file,
+                &file.span(),
                 text,
                 "name a PEM file with a key of PKCS#8, PKCS#1 or SEC1 that no password protects",
             );
@@ -152,23 +180,20 @@ impl Check<'_, '_> {
         if unusable > 0 {
             let text =
                 format!("{} holds a certificate that cannot be read", self.directory.join(&file.value).display());
-            self.file_error(file, text, "leave in it only the authorities' own certificates");
+            self.file_error(&file.span(), text, "leave in it only the authorities' own certificates");
             return None;
         }
         Some(Authorities(Arc::new(store)))
     }
 
     /// Those that the system trusts, or the ones that SSL_CERT_FILE and SSL_CERT_DIR name.
-    fn system_authorities(&mut self, url: &At<String>) -> Option<Authorities> {
+    fn system_authorities(&mut self, table: &str, span: &Span) -> Option<Authorities> {
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if store.is_empty() {
-            let text = "nobody is trusted on this system to say who the upstream is";
-            self.file_error(
-                url,
-                text,
-                "write `upstream.tls.ca_file`, or install the system's certificates (ca-certificates)",
-            );
+            let text = "nobody is trusted on this system to say whose certificate is right";
+            let remedy = format!("write `{table}.tls.ca_file`, or install the system's certificates (ca-certificates)");
+            self.file_error(span, text, remedy);
             return None;
         }
         Some(Authorities(Arc::new(store)))

@@ -1,4 +1,4 @@
-//! `[server.tls]` and `[upstream.tls]` as they are written.
+//! `[server.tls]`, `[upstream.tls]` and `[redis.tls]` as they are written.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -65,5 +65,23 @@ pub(in crate::config) struct UpstreamTls {
     pub(in crate::config) key: Maybe<String>,
     /// Name that the service's certificate must have; by default the host of the URL.
     #[schemars(example = "app.example")]
+    pub(in crate::config) server_name: Maybe<String>,
+}
+
+/// `[redis.tls]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RedisTls {
+    /// PEM file with the authorities that sign Redis' certificate; by default those that the system trusts.
+    #[schemars(example = "redis-ca.crt")]
+    pub(in crate::config) ca_file: Maybe<String>,
+    /// PEM file with the certificate that Weir shows to Redis.
+    #[schemars(example = "client.crt")]
+    pub(in crate::config) cert: Maybe<String>,
+    /// PEM file with its key.
+    #[schemars(example = "client.key")]
+    pub(in crate::config) key: Maybe<String>,
+    /// Name that Redis' certificate must have; by default the host that is connected to.
+    #[schemars(example = "redis.example")]
     pub(in crate::config) server_name: Maybe<String>,
 }

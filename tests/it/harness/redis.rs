@@ -27,7 +27,15 @@ pub fn redis() -> Redis {
 
 /// A server that is to be started later; until then its port refuses.
 pub fn redis_not_started() -> Redis {
-    Redis { port: free_port(), env: Vec::new(), child: Mutex::new(None), scratch: Scratch::new() }
+    Redis { port: free_port(), env: Vec::new(), more: Vec::new(), child: Mutex::new(None), scratch: Scratch::new() }
+}
+
+/// A running server with more settings, such as `--tls-port`; of the test's own clients it asks nothing.
+pub fn redis_with(more: &[&str]) -> Redis {
+    let mut redis = redis_not_started();
+    redis.more = more.iter().map(|word| (*word).to_owned()).collect();
+    redis.start();
+    redis
 }
 
 /// A running server that goes by this clock.
@@ -42,6 +50,7 @@ pub fn redis_by(clock: &Clock) -> Redis {
 pub struct Redis {
     port: u16,
     env: Vec<(String, String)>,
+    more: Vec<String>,
     child: Mutex<Option<Child>>,
     scratch: Scratch,
 }
@@ -60,6 +69,7 @@ impl Redis {
                 .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
                 .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir"])
                 .arg(self.scratch.path())
+                .args(&self.more)
                 .envs(self.env.iter().cloned())
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
@@ -238,7 +248,7 @@ fn read_reply(from: &mut impl BufRead) -> std::io::Result<String> {
 }
 
 /// A port that nothing listens on and no outgoing connection takes.
-pub(super) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let spread = u16::try_from(std::process::id() % 997).expect("below 997");
     for _ in 0..PORTS.len() {

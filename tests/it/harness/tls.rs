@@ -40,17 +40,29 @@ impl Authority {
     /// A certificate for these DNS names and IP addresses.
     pub fn issue(&self, names: &[&str]) -> Issued {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names).expect("names");
-        // Two without one would be the same, and a new one could not be told from an old one.
-        params.serial_number = Some(next().into());
-        let key = KeyPair::generate().expect("a key");
-        let cert = params.signed_by(&key, &self.0).expect("a certificate");
-        Issued { cert_pem: cert.pem() + &self.0.pem(), key_pem: key.serialize_pem(), cert: cert.der().clone(), key }
+        self.sign(CertificateParams::new(names).expect("names"))
     }
 
     /// Its own certificate, written down.
     pub fn put(&self, scratch: &Scratch) -> String {
         scratch.write("authority.crt", &self.0.pem()).display().to_string()
+    }
+
+    /// The same, of one that ended in 2020.
+    pub fn issue_expired(&self, names: &[&str]) -> Issued {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).expect("names");
+        params.not_before = rcgen::date_time_ymd(2019, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        self.sign(params)
+    }
+
+    fn sign(&self, mut params: CertificateParams) -> Issued {
+        // Two without one would be the same, and a new one could not be told from an old one.
+        params.serial_number = Some(next().into());
+        let key = KeyPair::generate().expect("a key");
+        let cert = params.signed_by(&key, &self.0).expect("a certificate");
+        Issued { cert_pem: cert.pem() + &self.0.pem(), key_pem: key.serialize_pem(), cert: cert.der().clone(), key }
     }
 
     fn roots(&self) -> Arc<RootCertStore> {

@@ -1,0 +1,133 @@
+//! `[redis]`: where it is, how it is spoken to, what is kept there.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::Secret;
+use super::tls::RedisTls;
+
+/// `[redis]`.
+#[derive(Debug, Clone)]
+pub struct Redis {
+    /// Where it is.
+    pub servers: Servers,
+    /// Number of the database there.
+    pub database: u32,
+    /// What is spoken there.
+    pub protocol: Resp,
+    /// Who Weir says that it is, and how the way there is protected.
+    pub access: Access,
+    /// Prefix of every key and channel.
+    pub namespace: String,
+    /// Longest that one request waits for Redis, all in all.
+    pub deadline: Duration,
+    /// Longest that readiness waits for Redis at start.
+    pub startup_wait: Duration,
+    /// Larger stored values stay in memory tiers.
+    pub max_value: usize,
+    /// Key of the HMAC under which identities and credentials reach Redis.
+    pub key_secret: Secret,
+    /// Pods that share the limits, where the fleet cannot be seen.
+    pub replicas: u32,
+    /// How pods hear of one another's invalidations.
+    pub bus: Bus,
+}
+
+impl Redis {
+    /// Whether the two are the same but for [`Access`], which alone a reload can change.
+    pub fn is_same_but_for_access(&self, other: &Self) -> bool {
+        // Field by field, so that none that is added is forgotten.
+        let Self {
+            servers,
+            database,
+            protocol,
+            access: _,
+            namespace,
+            deadline,
+            startup_wait,
+            max_value,
+            key_secret,
+            replicas,
+            bus,
+        } = self;
+        (servers, database, protocol, namespace, deadline, startup_wait)
+            == (
+                &other.servers,
+                &other.database,
+                &other.protocol,
+                &other.namespace,
+                &other.deadline,
+                &other.startup_wait,
+            )
+            && (max_value, key_secret, replicas, bus)
+                == (&other.max_value, &other.key_secret, &other.replicas, &other.bus)
+    }
+}
+
+/// Which servers are Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Servers {
+    /// This one.
+    Standalone(Address),
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// Over TCP.
+    Tcp {
+        /// Name or address literal, without brackets.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// What opening a connection takes, beside knowing where to.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// The ACL's user; none: `default`.
+    pub user: Option<String>,
+    /// That user's password.
+    pub password: Option<Secret>,
+    /// Whom to believe that it is Redis, and by which certificate Weir is known there. None: plain text.
+    pub tls: Option<RedisTls>,
+}
+
+/// `redis.protocol`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Resp {
+    /// What every Redis speaks.
+    #[default]
+    Resp2,
+    /// The newer one, since Redis 6.
+    Resp3,
+}
+
+/// `redis.bus`: how pods hear of one another's invalidations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Bus {
+    /// Each is published with what it names.
+    #[default]
+    Publish,
+    /// Redis itself tells that there are new ones (client tracking), and the log is read.
+    Tracking,
+}

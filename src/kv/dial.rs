@@ -1,0 +1,213 @@
+//! Opening a connection: the way there, TLS, and saying who we are.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use deadpool_redis::redis::aio::MultiplexedConnection;
+use deadpool_redis::redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::AbortHandle;
+use tokio_rustls::TlsConnector;
+
+use super::reply::Fault;
+use crate::config::tls::{self, RedisTls};
+use crate::config::{Access, Address, Redis, Resp};
+
+/// Longest that opening one may take, handshakes included.
+pub(super) const OPENING: Duration = Duration::from_millis(500);
+
+/// How to open connections; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Dialer(Arc<Inner>);
+
+struct Inner {
+    database: u32,
+    protocol: Resp,
+    entry: ArcSwap<Entry>,
+}
+
+/// What a reload may change.
+struct Entry {
+    user: Option<String>,
+    password: Option<String>,
+    tls: Option<Tls>,
+}
+
+struct Tls {
+    config: Arc<ClientConfig>,
+    server_name: Option<ServerName<'static>>,
+}
+
+/// A connection of which everybody may have a clone; it ends with the last of them.
+#[derive(Clone)]
+pub(super) struct Wire {
+    /// What commands are sent on.
+    pub(super) connection: MultiplexedConnection,
+    _driver: Arc<Driver>,
+}
+
+/// Ends with whoever needs it: left alone, it would wait for what a frozen server owes.
+struct Driver(AbortHandle);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) enum NoConnection {
+    /// Nothing listens there.
+    NobodyListens,
+    /// The certificate is not to be believed, or Redis does not believe ours, or speaks no TLS.
+    Tls(io::Error),
+    /// The way there fails otherwise.
+    Way(io::Error),
+    /// Somebody is there, and refuses, or is no Redis; the fault, and what was said.
+    Answer(Fault, String),
+    /// Not within [`OPENING`].
+    Late,
+}
+
+impl fmt::Display for NoConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NobodyListens => f.write_str("connection refused"),
+            Self::Tls(error) => write!(f, "there is no TLS with it: {error}"),
+            Self::Way(error) => write!(f, "it cannot be reached: {error}"),
+            Self::Answer(Fault::Refused(kind), _) => f.write_str(kind),
+            Self::Answer(_, said) => write!(f, "connections end as they open: {said}"),
+            Self::Late => f.write_str("connections do not open in time"),
+        }
+    }
+}
+
+impl From<NoConnection> for Fault {
+    fn from(none: NoConnection) -> Self {
+        match none {
+            NoConnection::Answer(fault, _) => fault,
+            NoConnection::Late => Self::Timeout,
+            NoConnection::NobodyListens | NoConnection::Tls(_) | NoConnection::Way(_) => Self::Dropped,
+        }
+    }
+}
+
+impl Dialer {
+    /// As `redis` says.
+    pub(super) fn new(redis: &Redis) -> Self {
+        let entry = ArcSwap::from_pointee(Entry::new(&redis.access));
+        Self(Arc::new(Inner { database: redis.database, protocol: redis.protocol, entry }))
+    }
+
+    /// For connections to come.
+    pub(super) fn set_access(&self, access: &Access) {
+        self.0.entry.store(Arc::new(Entry::new(access)));
+    }
+
+    /// Opens one to `server`, which lives on this runtime.
+    ///
+    /// # Errors
+    /// There is none within [`OPENING`]; never is anything sent in plain text where TLS was asked for.
+    pub(super) async fn open(
+        &self,
+        server: &Address,
+        config: AsyncConnectionConfig,
+        protocol: Option<Resp>,
+    ) -> Result<Wire, NoConnection> {
+        let opening = self.connect(server, config, protocol.unwrap_or(self.0.protocol));
+        tokio::time::timeout(OPENING, opening).await.unwrap_or(Err(NoConnection::Late))
+    }
+
+    async fn connect(
+        &self,
+        server: &Address,
+        config: AsyncConnectionConfig,
+        protocol: Resp,
+    ) -> Result<Wire, NoConnection> {
+        let entry = self.0.entry.load_full();
+        let mut login = RedisConnectionInfo::default().set_db(self.0.database.into()).set_protocol(match protocol {
+            Resp::Resp2 => ProtocolVersion::RESP2,
+            Resp::Resp3 => ProtocolVersion::RESP3,
+        });
+        if let Some(user) = &entry.user {
+            login = login.set_username(user);
+        }
+        if let Some(password) = &entry.password {
+            login = login.set_password(password);
+        }
+        match server {
+            Address::Unix(path) => greet(UnixStream::connect(path).await?, &login, config).await,
+            Address::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                // Commands are written whole: what waits for more, waits for nothing.
+                stream.set_nodelay(true)?;
+                match &entry.tls {
+                    None => greet(stream, &login, config).await,
+                    Some(tls) => greet(tls.shake_hands(stream, host).await?, &login, config).await,
+                }
+            }
+        }
+    }
+}
+
+/// Says who we are.
+async fn greet<S>(stream: S, login: &RedisConnectionInfo, config: AsyncConnectionConfig) -> Result<Wire, NoConnection>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let opened = MultiplexedConnection::new_with_config(login, stream, config).await;
+    let (connection, driver) = opened.map_err(|error| {
+        let said = error.to_string();
+        NoConnection::Answer(error.into(), said)
+    })?;
+    let driver = Driver(tokio::spawn(driver).abort_handle());
+    Ok(Wire { connection, _driver: Arc::new(driver) })
+}
+
+impl From<io::Error> for NoConnection {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // A socket that is not there is nobody's either.
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Self::NobodyListens,
+            _ => Self::Way(error),
+        }
+    }
+}
+
+impl Entry {
+    fn new(access: &Access) -> Self {
+        let text = |secret: &crate::config::Secret| String::from_utf8_lossy(secret.expose()).into_owned();
+        Self {
+            user: access.user.clone(),
+            password: access.password.as_ref().map(text),
+            tls: access.tls.as_ref().map(Tls::new),
+        }
+    }
+}
+
+impl Tls {
+    fn new(redis: &RedisTls) -> Self {
+        let config = tls::client(&redis.authorities, redis.identity.as_ref());
+        Self { config: Arc::new(config), server_name: redis.server_name.clone() }
+    }
+
+    async fn shake_hands(
+        &self,
+        stream: TcpStream,
+        host: &str,
+    ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, NoConnection> {
+        let name = match &self.server_name {
+            Some(name) => name.clone(),
+            None => ServerName::try_from(host.to_owned())
+                .map_err(|_| NoConnection::Tls(io::Error::other("the host is no name that a certificate can have")))?,
+        };
+        TlsConnector::from(Arc::clone(&self.config)).connect(name, stream).await.map_err(NoConnection::Tls)
+    }
+}
