@@ -1,7 +1,7 @@
 // Weir with one fault made on purpose, under the checkers that watch a fleet: each must be found. A checker that finds nothing
 // anywhere proves nothing.
 //
-//   node run.mjs [--only PART-OF-NAME] [--seeds 3] [--reads 60000] [--orders 1500] [--faults 15]
+//   node run.mjs [--only PART-OF-NAME] [--seeds 3] [--reads 60000] [--orders 1500] [--faults 25]
 //   node run.mjs --check     only whether each still has its place
 import { parseArgs } from 'node:util'
 import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -15,7 +15,7 @@ const { values: options } = parseArgs({
     seeds: { type: 'string', default: '3' },
     reads: { type: 'string', default: '60000' },
     orders: { type: 'string', default: '1500' },
-    faults: { type: 'string', default: '15' }
+    faults: { type: 'string', default: '25' }
   }
 })
 
@@ -47,8 +47,6 @@ const MUTANTS = [
     ['.filter(|_| self.pending.is_empty())', '']],
   ['what a new master lost is not logged again', 'src/invalidation/mirror.rs', ['owed = known.records.owed(lineage);', 'drop(known.records);']],
   ['an old copy is taken for the heir', 'src/invalidation/mirror.rs', ['owed = vec![Owed::everything(old.incarnation)];', 'owed = Vec::new();']],
-  ['a new master counts what was beyond the common record as its own', 'src/invalidation/lineage.rs',
-    ['seq: position.seq.min(self.base)', 'seq: position.seq.saturating_add(0 * self.base)']],
   ['answers of before are judged as if nothing had come since', 'src/invalidation/mirror.rs',
     ['former.epochs.raise(selector, Stamp::of(u64::MAX, self.own.seq, soft));', 'former.epochs.raise(selector, Stamp::default());']]
 ]
@@ -61,7 +59,6 @@ const SHOWN_BY = {
   'who starts trusts what it has not read': 'PodKilled,LogTrimmed,RedisFlushed',
   'what a new master lost is not logged again': FAILOVERS,
   'an old copy is taken for the heir': FAILOVERS + ',RedisEmpty',
-  'a new master counts what was beyond the common record as its own': FAILOVERS,
   'answers of before are judged as if nothing had come since': FAILOVERS
 }
 
@@ -76,7 +73,15 @@ const LAVISH = [
 const LIMITS = [
   ['one_identity', 'a loan does not count as taken', 'src/limit/bucket.lua', ['s.credit = s.credit - units\n', '']],
   ['what_one_limit', 'who is denied is charged', 'src/limit/take.lua', ['if admitted and limit.first.covered then', 'if limit.first.covered then']],
-  ['while_redis', 'each pod has the whole limit while Redis is away', 'src/limit.rs', ['bound.shape.divided(self.replicas.load(Ordering::Relaxed))', 'bound.shape.divided(1)']],
+  ['while_redis', 'each pod has the whole limit while Redis is away', 'src/limit.rs', ['bound.shape.divided(self.replicas.load(Ordering::Relaxed))', 'bound.shape.divided(1)']]
+]
+
+/** The same, where a fleet shows it by luck only, under the test of the library that is to find it. */
+const ALONE = [
+  // A fleet has to lose what no pod remembers.
+  ['invalidation::lineage', 'a new master counts what was beyond the common record as its own', 'src/invalidation/lineage.rs',
+    ['seq: position.seq.min(self.base)', 'seq: position.seq.saturating_add(0 * self.base)']],
+  // A Redis that stands still answers what was asked meanwhile in the end, which takes from its bucket too.
   ['limit::tests::what_was_admitted_while_redis_was_away_is_owed', 'nothing is owed for what was admitted meanwhile', 'src/limit/bucket.lua', ['s.credit = math.max(s.credit - units, math.min(s.credit, 0))', 's.credit = math.max(s.credit, math.min(s.credit, 0))']]
 ]
 
@@ -101,7 +106,7 @@ const write = (file, changes) => writeFileSync(join(tree, file), changed(file, c
 
 /** What the checker said, if it found something; nothing if all seemed well. */
 function found (test, name, seed) {
-  const run = spawnSync('cargo', ['test', '--quiet', '--locked', ...(test.startsWith('limit::') ? ['--lib'] : ['--test', 'it']), '--', test, '--nocapture'], {
+  const run = spawnSync('cargo', ['test', '--quiet', '--locked', ...(ALONE.some(([own]) => own === test) ? ['--lib'] : ['--test', 'it']), '--', test, '--nocapture'], {
     cwd: tree,
     encoding: 'utf8',
     timeout: PATIENCE_MS,
@@ -109,7 +114,7 @@ function found (test, name, seed) {
   })
   const said = run.stdout + run.stderr
   if (run.status === 0) return null
-  const violation = /^(older than.*|fetched before.*|fetched needlessly.*|more than the limit.*|charged without.*|the answer is another.*)$/m.exec(said)
+  const violation = /^(older than.*|fetched before.*|fetched needlessly.*|more than the limit.*|charged without.*|the answer is another.*|.* --- FAILED)$/m.exec(said)
   if (!violation) throw new Error(`it failed in another way:\n${said.slice(-3000)}`)
   return violation[0]
 }
@@ -117,7 +122,8 @@ function found (test, name, seed) {
 const mutants = [
   ...MUTANTS.map(mutant => ['fleet::nothing', ...mutant]),
   ...LAVISH.map(mutant => ['fleet::without', ...mutant]),
-  ...LIMITS.map(([test, ...mutant]) => [test.startsWith('limit::') ? test : `limits_fleet::${test}`, ...mutant])
+  ...LIMITS.map(([test, ...mutant]) => [`limits_fleet::${test}`, ...mutant]),
+  ...ALONE
 ]
 for (const [, , file, ...changes] of mutants) changed(file, changes)
 if (options.check) {
