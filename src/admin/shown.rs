@@ -41,9 +41,9 @@ pub(super) fn state(answer: &Value) -> String {
             "Redis, for the whole fleet; here, what this pod was lent of it and which denials it remembers"
         }
         (_, None) => "this pod, by its memory: there is no Redis",
-        (_, Some("allow")) => "nobody: Redis does not answer, and redis_down = \"allow\" lets everything through",
-        (_, Some("deny")) => "nobody: Redis does not answer, and redis_down = \"deny\" lets nothing through",
-        (_, Some(_)) => "this pod, by its part of the limit: Redis does not answer",
+        (_, Some("allow")) => "nobody: Redis is not asked, and redis_down = \"allow\" lets everything through",
+        (_, Some("deny")) => "nobody: Redis is not asked, and redis_down = \"deny\" lets nothing through",
+        (_, Some(_)) => "this pod, by its part of the limit: Redis is not asked",
     };
     lines.push(format!("decides   {decides}"));
     for rate in each(&answer["rates"]) {

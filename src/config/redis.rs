@@ -38,11 +38,11 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Whether the two are the same but for [`Access`], which alone a reload can change.
+    /// Whether the two are the same but for [`Access`], which alone a reload can change: for connections to come.
     pub fn is_same_but_for_access(&self, other: &Self) -> bool {
         // Field by field, so that none that is added is forgotten.
         let Self {
-            servers,
+            servers: _,
             database,
             protocol,
             access: _,
@@ -54,17 +54,16 @@ impl Redis {
             replicas,
             bus,
         } = self;
-        (servers, database, protocol, namespace, deadline, startup_wait)
-            == (
-                &other.servers,
-                &other.database,
-                &other.protocol,
-                &other.namespace,
-                &other.deadline,
-                &other.startup_wait,
-            )
+        self.is_same_place(other)
+            && (database, protocol, namespace, deadline, startup_wait)
+                == (&other.database, &other.protocol, &other.namespace, &other.deadline, &other.startup_wait)
             && (max_value, key_secret, replicas, bus)
                 == (&other.max_value, &other.key_secret, &other.replicas, &other.bus)
+    }
+
+    /// Whether passwords and certificates for one are of use at the other: a reload neither begins nor ends TLS.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        self.servers == other.servers && self.access.tls.is_some() == other.access.tls.is_some()
     }
 }
 

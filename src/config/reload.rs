@@ -56,10 +56,14 @@ const FIXED: [Fixed; 28] = [
             (old, new) => old.is_some() != new.is_some(),
         },
         keep: |new, old| {
+            let mut kept = old.redis.clone();
             // A password for another place is of no use at this one.
-            if !matches!((&old.redis, &new.redis), (Some(old), Some(new)) if old.is_same_but_for_access(new)) {
-                new.redis.clone_from(&old.redis);
+            if let (Some(kept), Some(new)) = (&mut kept, &new.redis)
+                && kept.is_same_place(new)
+            {
+                kept.access.clone_from(&new.access);
             }
+            new.redis = kept;
         },
     },
     fixed!("cache.memory", cache.memory),

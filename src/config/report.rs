@@ -239,7 +239,11 @@ fn mask(line: &str) -> String {
             if let Some(at) = rest[3.min(to)..to].iter().rposition(|&c| c == '@') {
                 chars[index + 3..index + 3 + at].fill('*');
             }
-            index += to.max(3);
+            index += 3;
+        } else if rest.starts_with(&['p', 'a', 's', 's', '=']) {
+            let to = rest.iter().position(|c| matches!(c, '"' | '\'' | '&')).unwrap_or(rest.len());
+            chars[index + 5..index + to.max(5)].fill('*');
+            index += to.max(5);
         } else if let Some(value) = secret_value(rest) {
             chars[index + value..].iter_mut().filter(|c| **c != ' ').for_each(|c| *c = '*');
             break;
@@ -260,6 +264,12 @@ fn secret_value(rest: &[char]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_among_the_parameters_of_an_address_is_starred_out() {
+        assert_eq!(mask("url = \"unix:///r?pass=s3cret&db=a\""), "url = \"unix:///r?pass=******&db=a\"");
+        assert_eq!(mask("url = \"redis://u:p@h?pass=x\" # y"), "url = \"redis://***@h?pass=*\" # y");
+    }
 
     #[test]
     fn a_problem_is_shown_with_its_line() {

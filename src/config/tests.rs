@@ -467,6 +467,31 @@ fn a_restart_is_asked_for_where_one_is_needed() {
     assert_eq!(kept.server.drain, Duration::from_secs(1));
 }
 
+/// Passwords are taken though something else waits for a restart; from plain text to TLS or back, nothing is.
+#[test]
+fn a_reload_takes_passwords_for_the_same_place_only() {
+    let of = |url: &str, more: &str| config(&format!("[redis]\nurl = \"{url}\"\nnamespace = \"a\"\n{more}"));
+    let running = of("redis://u:old@h", "");
+    let mut over_tls = of("redis://u:new@h", "");
+    over_tls.redis.as_mut().unwrap().access.tls = Some(tls::RedisTls {
+        authorities: tls::Authorities(Arc::new(rustls::RootCertStore::empty())),
+        identity: None,
+        server_name: None,
+    });
+    for (new, restart, password) in [
+        (of("redis://u:new@h", ""), false, "new"),
+        (of("redis://u:new@h", "deadline = \"1s\""), true, "new"),
+        (of("redis://u:new@other", ""), true, "old"),
+        (over_tls, true, "old"),
+    ] {
+        assert_eq!(!running.restart_needed(&new).is_empty(), restart);
+        let kept = new.keeping(&running);
+        let access = &kept.redis.as_ref().unwrap().access;
+        assert_eq!((&access.password, access.tls.is_some()), (&Some(Secret::new(password)), false));
+        assert!(running.restart_needed(&kept).is_empty());
+    }
+}
+
 /// Every key of the schema, dotted, with `[]` left out.
 fn keys(schema: &serde_json::Value, path: &str, found: &mut Vec<String>) {
     for choice in schema["anyOf"].as_array().into_iter().flatten() {

@@ -62,7 +62,8 @@ impl Dedicated {
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let (config, protocol) = match inbox {
             Some(inbox) => (config.set_push_sender(move |push| inbox.take(push)), Some(Resp::Resp3)),
-            None => (config, None),
+            // In RESP3 the answer to XREAD has another shape.
+            None => (config, Some(Resp::Resp2)),
         };
         match shared.dialer.open(&shared.server, config, protocol).await {
             Ok(wire) => Ok(Self(wire)),

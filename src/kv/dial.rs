@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsConnector;
 
 use super::reply::Fault;
@@ -21,6 +22,9 @@ use crate::config::{Access, Address, Redis, Resp};
 
 /// Longest that opening one may take, handshakes included.
 pub(super) const OPENING: Duration = Duration::from_millis(500);
+
+/// Addresses of one name that are tried at once.
+const ADDRESSES: usize = 8;
 
 /// How to open connections; cheap to clone.
 #[derive(Clone)]
@@ -145,7 +149,7 @@ impl Dialer {
         match server {
             Address::Unix(path) => greet(UnixStream::connect(path).await?, &login, config).await,
             Address::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                let stream = first(tokio::net::lookup_host((host.as_str(), *port)).await?).await?;
                 // Commands are written whole: what waits for more, waits for nothing.
                 stream.set_nodelay(true)?;
                 match &entry.tls {
@@ -155,6 +159,19 @@ impl Dialer {
             }
         }
     }
+}
+
+/// A connection to whichever of these answers first: one that swallows packets must not take the time of the others.
+async fn first(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut calls: JoinSet<io::Result<TcpStream>> = addresses.take(ADDRESSES).map(TcpStream::connect).collect();
+    let mut why = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    while let Some(called) = calls.join_next().await {
+        match called.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => why = error,
+        }
+    }
+    Err(why)
 }
 
 /// Says who we are.
@@ -174,7 +191,7 @@ where
 impl From<io::Error> for NoConnection {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            // A socket that is not there is nobody's either.
+            // Where there is no socket, or no address, nobody listens either.
             io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Self::NobodyListens,
             _ => Self::Way(error),
         }
@@ -208,6 +225,11 @@ impl Tls {
             None => ServerName::try_from(host.to_owned())
                 .map_err(|_| NoConnection::Tls(io::Error::other("the host is no name that a certificate can have")))?,
         };
-        TlsConnector::from(Arc::clone(&self.config)).connect(name, stream).await.map_err(NoConnection::Tls)
+        let shaken = TlsConnector::from(Arc::clone(&self.config)).connect(name, stream).await;
+        // A connection that ends in between says nothing of TLS.
+        shaken.map_err(|error| match error.get_ref() {
+            Some(inner) if inner.is::<rustls::Error>() => NoConnection::Tls(error),
+            _ => NoConnection::Way(error),
+        })
     }
 }

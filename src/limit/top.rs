@@ -7,7 +7,7 @@
 //!
 //! What a limit that only counts would have denied is counted apart from what it did deny before or after.
 //!
-//! Costs an admission nothing. A denial looks through [`TRACKED`] names under a lock that its thread has to itself.
+//! Costs an admission nothing, but where a limit that only counts would have denied it. A denial looks through [`TRACKED`] names under a lock that its thread has to itself.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -171,7 +171,9 @@ impl<'l> View<'l> {
             rate.insert("here".to_owned(), name.map_or(Value::Null, |name| self.here(bound, name, now)));
             rates.push(Value::from(rate));
         }
-        let decides = if matches!(redis, Some(Ok(_))) { "redis" } else { "here" };
+        // Requests do without a Redis that answers, but not as fast as they need it.
+        let is_asked = self.redis.is_some_and(|redis| !redis.shared().breaker().is_open());
+        let decides = if is_asked && matches!(redis, Some(Ok(_))) { "redis" } else { "here" };
         let mut shown = json!({ "limit": limit.config.scope, "id": found.id, "rates": rates, "decides": decides });
         if self.redis.is_some() {
             shown["redis_down"] = match limit.config.redis_down {

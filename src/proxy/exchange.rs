@@ -113,10 +113,9 @@ impl Exchange {
 
     /// The limits so far that only count, and would have denied it.
     pub fn would_be_denied_by(&mut self, limits: &[Arc<config::Limit>]) {
-        if let Some(line) = &mut self.line
-            && line.dry_run.len() != limits.len()
-        {
-            line.dry_run = limits.to_vec();
+        if let Some(line) = &mut self.line {
+            line.dry_run.clear();
+            line.dry_run.extend_from_slice(limits);
         }
     }
 

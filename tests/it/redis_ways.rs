@@ -110,7 +110,7 @@ async fn over_tls_by_certificate_user_and_password_pods_are_one_cache() {
     let up = service();
     let secured = secured(|authority| authority.issue(&["localhost", "127.0.0.1"]));
     add_user(&secured.redis, "weir");
-    secured.redis.cli(&["ACL", "SETUSER", "default", "-@all", "+acl", "+client", "+ping"]);
+    secured.redis.cli(&["ACL", "SETUSER", "default", "-@all", "+xadd", "+xlen", "+info", "+acl", "+client", "+ping"]);
     let password = secured.scratch.write("password", &format!("{SECRET}\n")).display().to_string();
     let setup = secured.client(&up, "localhost").set("redis.user", "weir").set("redis.password_file", password);
     for protocol in ["resp2", "resp3"] {
@@ -120,6 +120,20 @@ async fn over_tls_by_certificate_user_and_password_pods_are_one_cache() {
         let before = up.total();
         within_async(PATIENCE, "the other knows", async || other.get("/a").await.status == 200 && up.total() > before)
             .await;
+        let before = up.total();
+        secured.redis.cli(&["XADD", "it:invalidate:in", "*", "all", "1"]);
+        within_async(PATIENCE, "a foreign program is heard", async || {
+            other.get("/a").await.status == 200 && up.total() > before
+        })
+        .await;
+        within_async(PATIENCE, "it is drained", async || {
+            secured.redis.cli(&["XLEN", "it:invalidate:in"]).trim() == "0"
+        })
+        .await;
+        let reads = secured.redis.cli(&["INFO", "commandstats"]);
+        let reads =
+            reads.lines().find_map(|line| line.strip_prefix("cmdstat_xread:calls=")?.split(',').next()?.parse().ok());
+        assert!(reads.unwrap_or(0) < 100, "{reads:?} questions to the door");
         are_one(&one, &other, &up).await;
     }
     assert_eq!(secured.redis.cli(&["ACL", "LOG"]).trim(), "", "nothing was refused");

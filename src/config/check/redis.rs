@@ -48,12 +48,18 @@ impl Check<'_, '_> {
         let deadline = self.duration(&raw.deadline, SHORTEST_DEADLINE).unwrap_or(DEADLINE);
         let startup_wait = self.duration(&raw.startup_wait, Duration::ZERO).unwrap_or(STARTUP_WAIT);
         let max_value = self.size(&raw.max_value, 0..=MOST_VALUE).unwrap_or(MAX_VALUE);
-        let user = raw.user.as_ref().map(|user| user.value.clone());
+        let user = raw.user.as_ref().map(|user| user.value.clone()).filter(|user| !user.is_empty());
         let password = self.secret("redis.password", &raw.password_file, &raw.password);
         let key_secret = self.secret("redis.key_secret", &raw.key_secret_file, &raw.key_secret);
         let replicas = self.count(&raw.replicas, 1..=MOST_REPLICAS).unwrap_or(1);
         let bus = raw.bus.as_ref().map_or_else(Bus::default, |bus| bus.value);
-        let tls = url.as_ref().map(|url| self.redis_way(url.uses_tls, raw));
+        let tls = url.as_ref().map(|url| self.redis_way(url, raw));
+        if let (Some(bytes), Some(file)) = (&password, &raw.password_file)
+            && std::str::from_utf8(bytes.expose()).is_err()
+        {
+            let text = format!("the password in {} is not UTF-8", self.directory.join(&file.value).display());
+            self.file_error(&file.span(), text, "write one of printable characters, and set it in Redis' ACL too");
+        }
         let url = url?;
         let (user, password) = (user.or(url.user), password.or(url.password));
         if user.is_some() && password.is_none() && raw.password_file.is_none() {
@@ -81,15 +87,15 @@ impl Check<'_, '_> {
     }
 
     /// How the way to Redis is protected; `None` where something is wrong.
-    fn redis_way(&mut self, uses_tls: bool, raw: &raw::Redis) -> Option<Option<RedisTls>> {
+    fn redis_way(&mut self, url: &Parsed, raw: &raw::Redis) -> Option<Option<RedisTls>> {
         match (&raw.tls, &raw.url) {
-            (Some(tls), _) if !uses_tls => {
+            (Some(tls), _) if !url.uses_tls => {
                 let text = "`redis.tls` is there, and `redis.url` is not \"rediss://\": nothing would be encrypted";
                 self.error(&tls.span(), text, "write \"rediss://\" in the URL, or remove the table");
                 None
             }
-            (Some(tls), _) => self.redis_tls(Some(&tls.value), &tls.span()).map(Some),
-            (None, Some(url)) if uses_tls => self.redis_tls(None, &url.span()).map(Some),
+            (Some(tls), _) => self.redis_tls(Some(&tls.value), &url.address, &tls.span()).map(Some),
+            (None, Some(place)) if url.uses_tls => self.redis_tls(None, &url.address, &place.span()).map(Some),
             (None, _) => Some(None),
         }
     }
@@ -115,9 +121,12 @@ struct Parsed {
     protocol: Option<Resp>,
 }
 
-/// Reads `scheme://[user[:password]@]host[:port][/database][?protocol=resp3]`, or `unix:///path[?db=0&user=&pass=&protocol=]`.
+/// Reads `scheme://[user[:password]@]host[:port][/database][?protocol=resp3]`, or `unix:///path[?db=0&protocol=resp3]`.
 fn parsed(url: &str) -> Result<Parsed, &'static str> {
     let (scheme, rest) = url.split_once("://").ok_or("`redis.url` has no scheme")?;
+    if rest.contains('#') {
+        return Err("`redis.url` holds a `#`: in a password it is written %23");
+    }
     let (rest, parameters) = rest.split_once('?').unwrap_or((rest, ""));
     let mut parsed = Parsed {
         address: Address::Unix(PathBuf::from(rest)),
@@ -138,8 +147,9 @@ fn parsed(url: &str) -> Result<Parsed, &'static str> {
             ("protocol", "resp2" | "2") => parsed.protocol = Some(Resp::Resp2),
             ("protocol", "resp3" | "3") => parsed.protocol = Some(Resp::Resp3),
             ("db", database) if is_socket => parsed.database = number(database)?,
-            ("user", user) if is_socket => parsed.user = Some(unescaped(user)),
-            ("pass", password) if is_socket => parsed.password = Some(Secret::new(unescaped(password))),
+            ("user" | "pass", _) => {
+                return Err("user and password in `redis.url` stand in front of its host, or in keys of their own");
+            }
             ("protocol", _) => return Err("the protocol in `redis.url` is neither resp2 nor resp3"),
             _ => return Err("`redis.url` has an unknown parameter"),
         }
@@ -168,8 +178,9 @@ fn parsed(url: &str) -> Result<Parsed, &'static str> {
 fn address(text: &str) -> Result<Address, &'static str> {
     let (host, port) = match text.strip_prefix('[') {
         Some(bracketed) => match bracketed.split_once(']') {
-            Some((host, port)) => (host, port.strip_prefix(':')),
-            None => return Err("`redis.url` has a bracket that does not end"),
+            Some((host, "")) => (host, None),
+            Some((host, port)) if port.starts_with(':') => (host, Some(&port[1..])),
+            _ => return Err("`redis.url` has a bracket that does not end, or something behind it that is no port"),
         },
         None => match text.split_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -221,7 +232,7 @@ mod tests {
             ("redis://:p@[::1]:6379", "[::1]:6379 false None Some(\"p\") 0 None"),
             ("redis://u@[::1]", "[::1]:6379 false Some(\"u\") None 0 None"),
             ("unix:///run/r.sock", "/run/r.sock false None None 0 None"),
-            ("unix:///r?db=2&user=u&pass=p%26", "/r false Some(\"u\") Some(\"p&\") 2 None"),
+            ("unix:///r?db=2&protocol=resp2", "/r false None None 2 Some(Resp2)"),
         ] {
             assert_eq!(of(url), expected, "{url}");
         }
@@ -239,6 +250,9 @@ mod tests {
             "redis://h?protocol=4",
             "redis://h?x=1",
             "unix:///r?db=a",
+            "redis://:p#q@h",
+            "unix:///r?pass=p",
+            "redis://[::1]6379",
         ] {
             assert!(parsed(bad).is_err(), "{bad}");
         }

@@ -8,10 +8,10 @@ use rustls::sign::CertifiedKey;
 use rustls::{InconsistentKeys, RootCertStore};
 
 use super::Check;
-use crate::config::Target;
 use crate::config::raw::{self, At, CertificateFiles, ClientAuthMode, Maybe};
 use crate::config::report::Span;
 use crate::config::tls::{Authorities, ClientAuth, Identity, RedisTls, ServerTls, UpstreamTls, provider};
+use crate::config::{Address, Target};
 
 /// Largest file with certificates, in bytes: several times the bundle of all public authorities.
 const PEM_BYTES: usize = 1024 * 1024;
@@ -71,14 +71,24 @@ impl Check<'_, '_> {
     }
 
     /// How Redis is spoken to over TLS; `span` is where a problem without a better place is shown.
-    pub(super) fn redis_tls(&mut self, raw: Option<&raw::RedisTls>, span: &Span) -> Option<RedisTls> {
+    pub(super) fn redis_tls(
+        &mut self,
+        raw: Option<&raw::RedisTls>,
+        address: &Address,
+        span: &Span,
+    ) -> Option<RedisTls> {
         let absent = raw::RedisTls::default();
         let raw = raw.unwrap_or(&absent);
         let authorities = self.authorities_or_systems("redis", &raw.ca_file, span);
         let identity = self.own_identity("redis", &raw.cert, &raw.key);
         let server_name = match &raw.server_name {
             Some(name) => Some(self.server_name("redis", &name.value, &name.span())?),
-            None => None,
+            None => {
+                if let Address::Tcp { host, .. } = address {
+                    self.server_name("redis", host, span)?;
+                }
+                None
+            }
         };
         Some(RedisTls { authorities: authorities?, identity: identity?, server_name })
     }
