@@ -149,7 +149,7 @@ async fn a_request_costs_what_it_says_and_the_rate_that_binds_is_named() {
         );
         let denied = costing("20").await;
         assert_eq!(denied.status, 429);
-        assert!(denied.text().contains("50 requests an hour"), "{denied:?}");
+        assert!(denied.text().contains("50 units an hour"), "{denied:?}");
         assert!(denied.number("retry-after").is_some_and(|seconds| (600..=720).contains(&seconds)), "{denied:?}");
         let never = costing("100").await;
         assert_eq!((never.status, never.number("retry-after")), (429, None), "{never:?}");
