@@ -37,15 +37,18 @@ impl H2 {
         self.try_send(request).await.expect("an answer").expect("the connection is open")
     }
 
-    /// The same; `None` if the connection had ended before the request was sent.
+    /// The same; `None` if the connection had ended before the request was sent, or before it was heard.
     pub async fn try_send(&self, request: http::Request<Full<Bytes>>) -> hyper::Result<Option<Answer>> {
         let began = Instant::now();
         let mut sender = self.0.clone();
         let (head, body) = match patiently("an answer", sender.try_send_request(request)).await {
             Ok(answer) => answer.into_parts(),
             Err(mut error) => {
-                let unsent = error.take_message().is_some();
-                return if unsent { Ok(None) } else { Err(error.into_error()) };
+                if error.take_message().is_some() {
+                    return Ok(None);
+                }
+                let error = error.into_error();
+                return if is_unheard(&error) { Ok(None) } else { Err(error) };
             }
         };
         let read = patiently("a body", body.collect()).await?;
@@ -75,4 +78,11 @@ impl H2 {
         let request = http::Request::get(format!("http://{HOST}{path}")).body(Full::default()).expect("a request");
         self.try_send(request).await
     }
+}
+
+/// Whether the other side said goodbye, and that it has not seen this request (RFC 9113 section 6.8): the client library
+/// answers the ping that comes with a goodbye before it sends what it has in hand, so that this may come too late.
+fn is_unheard(error: &hyper::Error) -> bool {
+    let said = std::error::Error::source(error).and_then(|source| source.downcast_ref::<::h2::Error>());
+    said.is_some_and(|said| said.is_go_away() && said.is_remote() && said.reason() == Some(::h2::Reason::NO_ERROR))
 }
