@@ -13,6 +13,7 @@ import { once } from 'node:events'
 
 const START_MS = 10_000
 const RUN_MS = 180_000
+const SAFE = ['GET', 'HEAD', 'OPTIONS', 'TRACE']
 
 const config = (origin, proxy, admin, redis) => `
 [server]
@@ -90,15 +91,16 @@ async function beside (mode, weir, suite, work) {
       const settings = ['--bind', '127.0.0.1', '--save', '', '--appendonly', 'no', '--loglevel', 'warning']
       await opened(redis.port, start('redis-server', ['--port', String(redis.port), ...settings]))
     }
-    const bases = []
+    const [bases, admins] = [[], []]
     for (let nth = 0; nth < mode.weirs; nth++) {
       const [proxy, admin] = [await freePort(), await freePort()]
       const file = join(directory, `weir-${nth}.toml`)
       await writeFile(file, config(origin, proxy, admin, redis))
       await ready(admin, start(weir, ['run', '--config', file], { WEIR_LOG: 'warn' }))
       bases.push(`http://127.0.0.1:${proxy}`)
+      admins.push(`http://127.0.0.1:${admin}`)
     }
-    return await work(bases)
+    return await work(bases, admins)
   } finally {
     started.reverse().forEach(({ child }) => child.kill('SIGTERM'))
     await Promise.all(started.map(({ ended }) => ended))
@@ -114,16 +116,37 @@ async function suiteOf (suite) {
 }
 
 /** The child's work: the suite keeps its results in its modules, so that one process runs it once. */
-async function runSuite (suite, bases, only) {
+async function runSuite (suite, bases, admins, only) {
   const { load, tests } = await suiteOf(suite)
   const { runTests, getResults } = await load('client/runner.mjs')
   const fetch = (await load('node_modules/node-fetch/lib/index.mjs').catch(() => load('../node-fetch/lib/index.mjs'))).default
   let nth = 0
-  const spread = (url, init) => {
+  const spread = async (url, init) => {
     // The same site for every Weir: the host is part of the key.
     const headers = [...(init?.headers || []), ['Host', 'conformance.example']]
-    return fetch(url.replace(bases[0], bases[nth++ % bases.length]), { ...init, headers })
+    const answer = await fetch(url.replace(bases[0], bases[nth++ % bases.length]), { ...init, headers })
+    if (bases.length > 1 && !SAFE.includes(init?.method || 'GET')) await allKnow()
+    return answer
   }
+  // What one Weir invalidates the others know a moment later, and the suite asks them at once. When this is answered,
+  // all know what was invalidated before. One question at a time, for all who came while the last one was under way.
+  let asked = Promise.resolve()
+  let next = null
+  const allKnow = () => {
+    next ??= asked.then(() => {
+      next = null
+      asked = ask()
+      return asked
+    })
+    return next
+  }
+  const ask = async () => {
+    const body = JSON.stringify({ tags: ['conformance-fence'], wait: 'all' })
+    const answer = await fetch(`${admins[0]}/invalidate`, { method: 'POST', body })
+    if (answer.status !== 200) throw new Error(`not all know what was invalidated: ${answer.status} ${await answer.text()}`)
+  }
+  // While the log is younger than the bound, this waits for it to come of age: once, before anything is measured.
+  if (bases.length > 1) await allKnow()
   let chosen = tests
   if (only) {
     chosen = tests.map(set => ({ ...set, tests: set.tests.filter(test => test.id === only) }))
@@ -180,7 +203,8 @@ async function main () {
   const exceptions = JSON.parse(await readFile(join(here, 'exceptions.json'), 'utf8'))
   const chosen = Object.entries(modes).filter(([name]) => !only || name === only)
   const judged = await Promise.all(chosen.map(async ([name, mode]) => {
-    const results = await beside(mode, weir, suite, bases => inChild(['--suite', suite, bases.join(','), ...(test ? [test] : [])]))
+    const work = (...weirs) => inChild(['--suite', suite, ...weirs.map(each => each.join(',')), ...(test ? [test] : [])])
+    const results = await beside(mode, weir, suite, work)
     if (test) return console.log(name, results[test]) || results[test] === true
     return judge(name, tests, results, exceptions)
   }))
@@ -188,7 +212,7 @@ async function main () {
 }
 
 if (process.argv[2] === '--suite') {
-  await runSuite(process.argv[3], process.argv[4].split(','), process.argv[5])
+  await runSuite(process.argv[3], process.argv[4].split(','), process.argv[5].split(','), process.argv[6])
 } else {
   await main()
 }
