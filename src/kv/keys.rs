@@ -136,17 +136,54 @@ impl Keys {
     }
 }
 
+/// Slots of a Cluster.
+pub const SLOTS: usize = 16_384;
+
+/// A key's slot: CRC16 (XMODEM) of its hash tag, or of the whole of it (Redis Cluster specification, "Key distribution
+/// model" and "Hash tags").
+pub fn slot(key: &[u8]) -> u16 {
+    let crc = tag(key).iter().fold(0, |crc: u16, byte| (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)]);
+    crc % SLOTS as u16
+}
+
+/// What lies between the first `{` and the next `}`, unless that is nothing.
+fn tag(key: &[u8]) -> &[u8] {
+    let tagged = || {
+        let open = key.iter().position(|byte| *byte == b'{')? + 1;
+        let length = key[open..].iter().position(|byte| *byte == b'}')?;
+        (length > 0).then(|| &key[open..open + length])
+    };
+    tagged().unwrap_or(key)
+}
+
+/// CRC16 of each byte by itself, of the polynomial 0x1021.
+const CRC16: [u16; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut crc = (byte as u16) << 8;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What Redis Cluster hashes of a key.
-    fn slot_of(key: &[u8]) -> &[u8] {
-        let open = key.iter().position(|b| *b == b'{');
-        let close = open.and_then(|o| key[o..].iter().position(|b| *b == b'}').map(|c| o + c));
-        match (open, close) {
-            (Some(open), Some(close)) if close > open + 1 => &key[open + 1..close],
-            _ => key,
+    #[test]
+    fn slots_are_those_of_redis() {
+        // As `CLUSTER KEYSLOT` says.
+        for (key, expected) in
+            [("123456789", 12739), ("foo", 12182), ("{foo}bar", 12182), ("a{}b", 13694), ("{a}{b}", 15495), ("", 0)]
+        {
+            assert_eq!(slot(key.as_bytes()), expected, "{key}");
         }
     }
 
@@ -156,12 +193,12 @@ mod tests {
         assert_eq!(keys.door_stream(), b"shop-prod:invalidate:in");
         assert_eq!(keys.door(), "shop-prod:invalidate");
         for key in [keys.counter(), keys.log(), keys.seen(), keys.pods(), keys.applied(), keys.intents()] {
-            assert_eq!(slot_of(&key), keys.door_stream());
+            assert_eq!(tag(&key), keys.door_stream());
         }
-        assert_eq!(slot_of(&keys.hot()), slot_of(&keys.hot_turn()));
+        assert_eq!(slot(&keys.hot()), slot(&keys.hot_turn()));
         let hash = [7; 16];
-        assert_eq!(slot_of(&keys.entry(&hash)), slot_of(&keys.lease(&hash)));
-        assert_eq!(slot_of(&keys.entry(&hash)), slot_of(&keys.part(&hash)));
+        assert_eq!(tag(&keys.entry(&hash)), tag(&keys.lease(&hash)));
+        assert_eq!(tag(&keys.entry(&hash)), tag(&keys.part(&hash)));
         assert_eq!(keys.entry(&hash), b"shop-prod:e:{07070707070707070707070707070707}");
     }
 }
