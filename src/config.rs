@@ -41,7 +41,7 @@ pub use limit::{
 };
 pub use limits::{Http2Limits, ServerLimits};
 pub use overrides::Overrides;
-pub use redis::{Access, Address, Bus, Redis, Resp, Servers};
+pub use redis::{Access, Address, Bus, ReadFrom, Redis, Resp, Servers};
 pub use report::Report;
 use watch::Seen;
 

@@ -1,41 +1,52 @@
 //! Redis: connections, deadlines, breaker, scripts; the only module that imports `deadpool_redis`.
 //!
-//! [`Shared`] is what the process has once: address, names, breaker, waiters. [`Redis`] is one runtime's way there:
-//! commands go through cloned handles on its two connections, so that concurrent requests are pipelined. No request waits longer than its [`Budget`]; while the breaker is open none waits at all.
+//! [`Shared`] is what the process has once: which servers there are, each with its breaker, names, waiters. [`Redis`] is
+//! one runtime's way there: a command goes to the server that has its first key, through a cloned handle on one of the two
+//! connections to it, so that concurrent requests are pipelined. No request waits longer than its [`Budget`]; for a server
+//! whose breaker is open none waits at all.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use deadpool_redis::redis::{Cmd, Value};
+use deadpool_redis::redis::aio::MultiplexedConnection;
+use deadpool_redis::redis::{Cmd, Pipeline, RedisError, Value};
 use tokio::time::{Instant, timeout_at};
 
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{self, ReadFrom};
 use crate::metrics::{CommandMetrics, Metrics, RedisResult};
 
 pub mod breaker;
 pub mod bus;
+mod cluster;
 mod dial;
 pub mod doorbell;
+pub mod follow;
 pub mod keys;
 mod link;
 mod reply;
+mod sentinel;
+mod topology;
 
 pub use doorbell::Ring;
 pub use reply::Reply;
 
-use breaker::Breaker;
 use dial::Dialer;
 use doorbell::Doorbells;
 use keys::Keys;
 use link::Slot;
 use reply::Fault;
+use topology::{Node, Topology};
 
 /// The kind of error that answers EVALSHA where the script is not known.
 const NOSCRIPT: &str = "NOSCRIPT";
+
+/// Servers to which one command is sent in turn, each having named the next.
+const REDIRECTS: usize = 4;
 
 /// What one request may still wait for Redis, all in all.
 #[derive(Debug, Clone, Copy)]
@@ -106,10 +117,12 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// See [`Shared::lost_ms`].
     lost_ms: AtomicU64,
-    breaker: Breaker,
     bells: Doorbells,
-    server: config::Address,
+    topology: Arc<Topology>,
     dialer: Dialer,
+    to_sentinels: Dialer,
+    read_from: config::ReadFrom,
+    is_encrypted: bool,
 }
 
 impl Shared {
@@ -125,23 +138,25 @@ impl Shared {
 
     /// Connects to nothing.
     pub fn new(config: &config::Redis, metrics: Arc<Metrics>, clock: Clock) -> Arc<Self> {
-        let config::Servers::Standalone(server) = &config.servers;
+        let open = metrics.redis_breaker_open.clone();
         Arc::new(Self {
             keys: Keys::new(&config.namespace),
             deadline: config.deadline,
             startup_wait: config.startup_wait,
             bus: config.bus,
             lost_ms: AtomicU64::new(0),
-            breaker: Breaker::new(metrics.redis_breaker_open.clone(), clock.clone()),
+            topology: Arc::new(Topology::new(config.servers.clone(), open, clock.clone())),
             clock,
             metrics,
             bells: Doorbells::default(),
-            server: server.clone(),
             dialer: Dialer::new(config),
+            to_sentinels: Dialer::to_sentinels(config),
+            read_from: config.read_from,
+            is_encrypted: config.access.tls.is_some(),
         })
     }
 
-    /// Another way to the same Redis, whose commands count in `metrics`, and whose troubles are its own.
+    /// Another way to the same Redis, whose commands count in `metrics`.
     pub fn apart(&self, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             keys: self.keys.clone(),
@@ -149,23 +164,32 @@ impl Shared {
             startup_wait: self.startup_wait,
             bus: self.bus,
             lost_ms: AtomicU64::new(self.lost_ms()),
-            breaker: Breaker::new(metrics.redis_breaker_open.clone(), self.clock.clone()),
+            topology: Arc::clone(&self.topology),
             clock: self.clock.clone(),
             metrics,
             bells: Doorbells::default(),
-            server: self.server.clone(),
             dialer: self.dialer.clone(),
+            to_sentinels: self.to_sentinels.clone(),
+            read_from: self.read_from,
+            is_encrypted: self.is_encrypted,
         })
     }
 
     /// How connections are opened from now on.
     pub fn set_access(&self, access: &config::Access) {
         self.dialer.set_access(access);
+        self.to_sentinels.set_access(access);
     }
 
-    /// The breaker that all runtimes share.
-    pub fn breaker(&self) -> &Breaker {
-        &self.breaker
+    /// Whether requests do without all of Redis.
+    pub fn is_away(&self) -> bool {
+        self.topology.is_away()
+    }
+
+    /// The server that has the log, the door, and what else lies beside them; `None` while none is known to.
+    fn home(&self) -> Option<Arc<Node>> {
+        let map = self.topology.map();
+        map.owner(&self.keys.door_stream()).map(|master| Arc::clone(&master.node))
     }
 
     /// Who waits for a key in this process.
@@ -180,13 +204,20 @@ pub struct Redis(Arc<Inner>);
 
 struct Inner {
     shared: Arc<Shared>,
-    /// GET and scripts with bodies: what is long must not stand in front of what is short.
-    bodies: Slot,
-    scripts: Slot,
+    /// By the node's number.
+    ways: Mutex<HashMap<u64, Arc<Way>, ahash::RandomState>>,
     /// Whether this is the control runtime's: not gated by the breaker, which is there for requests.
     control: bool,
     get: Arc<Known>,
     known: Mutex<Vec<(&'static str, Arc<Known>)>>,
+}
+
+/// This runtime's connections to one server.
+struct Way {
+    node: Arc<Node>,
+    /// GET and scripts with bodies: what is long must not stand in front of what is short.
+    bodies: Slot,
+    scripts: Slot,
 }
 
 /// A command's metrics and, if it is a script, its SHA-1.
@@ -215,14 +246,7 @@ impl Redis {
 
     fn build(shared: Arc<Shared>, control: bool) -> Self {
         let get = Arc::new(Known { metrics: shared.metrics.command("get"), sha1: String::new() });
-        Self(Arc::new(Inner {
-            bodies: Slot::default(),
-            scripts: Slot::default(),
-            control,
-            get,
-            known: Mutex::default(),
-            shared,
-        }))
+        Self(Arc::new(Inner { ways: Mutex::default(), control, get, known: Mutex::default(), shared }))
     }
 
     /// What the process has once.
@@ -247,14 +271,26 @@ impl Redis {
     pub async fn get(&self, key: &[u8], budget: &mut Budget) -> Result<Option<Bytes>, Unavailable> {
         let mut command = Cmd::with_capacity(2, 8 + key.len());
         command.arg("GET").arg(key);
-        match self.send(Lane::Bodies, &command, &self.0.get, budget).await {
+        let copied = match self.0.shared.read_from {
+            ReadFrom::Master => None,
+            ReadFrom::Replica => self.replica_of(key),
+        };
+        let mut answer = match copied {
+            Some(replica) => self.follow(replica, Lane::Bodies, &command, &self.0.get, budget).await,
+            None => Err(Fault::NotSent),
+        };
+        // What a copy cannot say the master may.
+        if answer.is_err() {
+            answer = self.send(Lane::Bodies, key, &command, &self.0.get, budget).await;
+        }
+        match answer {
             Ok(Reply::Bytes(bytes)) => Ok(Some(bytes)),
             Ok(_) => Ok(None),
             Err(fault) => Err(fault.into()),
         }
     }
 
-    /// Runs a script: EVALSHA, loaded again on NOSCRIPT.
+    /// Runs a script, all of whose keys are in one slot: EVALSHA, loaded again on NOSCRIPT.
     ///
     /// # Errors
     /// Redis gave no answer.
@@ -292,17 +328,65 @@ impl Redis {
     ) -> Result<Reply, Unavailable> {
         let known = self.known(script);
         let command = invocation("EVALSHA", &known.sha1, keys, args);
-        match self.send(lane, &command, &known, budget).await {
+        match self.send(lane, keys[0], &command, &known, budget).await {
             Err(Fault::Refused(kind)) if kind == NOSCRIPT => {}
             answer => return answer.map_err(Into::into),
         }
         // EVAL runs and keeps it, in one trip.
         let command = invocation("EVAL", script.source, keys, args);
-        self.send(lane, &command, &known, budget).await.map_err(Into::into)
+        self.send(lane, keys[0], &command, &known, budget).await.map_err(Into::into)
     }
 
-    async fn send(&self, lane: Lane, command: &Cmd, known: &Known, budget: &mut Budget) -> Result<Reply, Fault> {
-        let breaker = &self.0.shared.breaker;
+    async fn send(
+        &self,
+        lane: Lane,
+        key: &[u8],
+        command: &Cmd,
+        known: &Known,
+        budget: &mut Budget,
+    ) -> Result<Reply, Fault> {
+        let Some(way) = self.master_of(key) else {
+            known.metrics.ended(RedisResult::Unavailable, Duration::ZERO);
+            return Err(Fault::NotSent);
+        };
+        self.follow(way, lane, command, known, budget).await
+    }
+
+    /// Sends it there, and from there to whichever server has the key by now.
+    async fn follow(
+        &self,
+        mut way: Arc<Way>,
+        lane: Lane,
+        command: &Cmd,
+        known: &Known,
+        budget: &mut Budget,
+    ) -> Result<Reply, Fault> {
+        let mut asking = false;
+        for _ in 0..REDIRECTS {
+            let answer = self.send_to(&way, (lane, asking), command, known, budget).await;
+            let topology = &self.0.shared.topology;
+            if answer.as_ref().is_err_and(Fault::casts_doubt) {
+                topology.doubt();
+            }
+            let to = match &answer {
+                Err(Fault::Moved(to) | Fault::Ask(to)) => follow::address(to, &way.node.address),
+                _ => return answer,
+            };
+            asking = matches!(answer, Err(Fault::Ask(_)));
+            way = self.way(&topology.node(&to));
+        }
+        Err(Fault::Refused("MOVED".to_owned()))
+    }
+
+    async fn send_to(
+        &self,
+        way: &Way,
+        lane: (Lane, bool),
+        command: &Cmd,
+        known: &Known,
+        budget: &mut Budget,
+    ) -> Result<Reply, Fault> {
+        let breaker = &way.node.breaker;
         if breaker.is_open() && !self.0.control {
             known.metrics.ended(RedisResult::Unavailable, Duration::ZERO);
             return Err(Fault::NotSent);
@@ -312,7 +396,7 @@ impl Redis {
             // Earlier answers were so slow that nothing is left for this one: that is trouble too.
             Err(Fault::Timeout)
         } else {
-            self.attempt(lane, command, started + budget.left()).await
+            self.attempt(way, lane, command, started + budget.left()).await
         };
         let took = started.elapsed();
         budget.spend(took);
@@ -321,6 +405,7 @@ impl Redis {
             Err(Fault::NotSent) => (RedisResult::Unavailable, None),
             Err(Fault::Timeout) => (RedisResult::Timeout, Some("answers are late")),
             Err(Fault::Dropped) => (RedisResult::Timeout, Some("a connection ended")),
+            Err(Fault::Moved(_) | Fault::Ask(_)) => (RedisResult::Redirected, None),
             Err(fault @ Fault::Refused(kind)) => (RedisResult::Error, fault.is_trouble().then_some(kind.as_str())),
         };
         // A script that Redis does not know yet is sent whole next, and counted then.
@@ -337,14 +422,24 @@ impl Redis {
         answer
     }
 
-    async fn attempt(&self, lane: Lane, command: &Cmd, until: Instant) -> Result<Reply, Fault> {
+    async fn attempt(
+        &self,
+        way: &Way,
+        (lane, asking): (Lane, bool),
+        command: &Cmd,
+        until: Instant,
+    ) -> Result<Reply, Fault> {
         let slot = match lane {
-            Lane::Scripts => &self.0.scripts,
-            Lane::Bodies => &self.0.bodies,
+            Lane::Scripts => &way.scripts,
+            Lane::Bodies => &way.bodies,
         };
         let whole = async {
-            let mut link = slot.acquire(&self.0.shared).await?;
-            match link.wire.connection.send_packed_command(command).await {
+            let mut link = slot.acquire(&self.0.shared, &way.node).await?;
+            let answer = match asking {
+                false => link.wire.connection.send_packed_command(command).await,
+                true => ask(&mut link.wire.connection, command).await,
+            };
+            match answer {
                 Ok(Value::ServerError(error)) => Err(Fault::Refused(error.code().to_owned())),
                 Ok(value) => {
                     slot.answered();
@@ -366,6 +461,32 @@ impl Redis {
         })
     }
 
+    fn master_of(&self, key: &[u8]) -> Option<Arc<Way>> {
+        let map = self.0.shared.topology.map();
+        map.owner(key).map(|master| self.way(&master.node))
+    }
+
+    /// One of the copies of what has `key`, unless none is of use.
+    fn replica_of(&self, key: &[u8]) -> Option<Arc<Way>> {
+        let map = self.0.shared.topology.map();
+        let replicas = &map.owner(key)?.replicas;
+        let useful = || replicas.iter().filter(|replica| !replica.breaker.is_open());
+        let one = useful().nth(random() as usize % useful().count().max(1))?;
+        Some(self.way(one))
+    }
+
+    fn way(&self, node: &Arc<Node>) -> Arc<Way> {
+        let mut ways = self.0.ways.lock().expect("no panic while held");
+        if let Some(way) = ways.get(&node.id) {
+            return Arc::clone(way);
+        }
+        // A new server is seldom; those that are none any more go then.
+        let map = self.0.shared.topology.map();
+        ways.retain(|id, _| map.nodes().any(|known| known.id == *id));
+        let way = Way { node: Arc::clone(node), bodies: Slot::default(), scripts: Slot::default() };
+        Arc::clone(ways.entry(node.id).or_insert(Arc::new(way)))
+    }
+
     /// What is known of `script` on this runtime. A handful of scripts: a scan beats a map.
     fn known(&self, script: &'static Script) -> Arc<Known> {
         let mut known = self.0.known.lock().expect("no panic while held");
@@ -377,6 +498,13 @@ impl Redis {
         known.push((script.name, Arc::clone(&one)));
         one
     }
+}
+
+/// Sends `command` to a server that is about to have its keys.
+async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, RedisError> {
+    let mut both = Pipeline::with_capacity(2);
+    both.cmd("ASKING").add_command(command.clone());
+    connection.send_packed_commands(&both, 1, 1).await?.pop().unwrap_or(Value::Nil).extract_error()
 }
 
 fn invocation(verb: &str, script: &str, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {

@@ -172,8 +172,10 @@ impl Metrics {
                 .histogram("weir_invalidation_lag_seconds", "From an invalidation's number to its being applied here"),
             bus_age_seconds: families
                 .float("weir_bus_age_seconds", "Time since the last proof that every invalidation is known"),
-            redis_breaker_open: families
-                .gauge("weir_redis_breaker_open", "1 while the breaker keeps requests from Redis"),
+            redis_breaker_open: families.gauge(
+                "weir_redis_breaker_open",
+                "Masters that the breaker keeps requests from; 1 too while none is known",
+            ),
             upstream: UpstreamMetrics::register(&families),
             connections: families.gauge("weir_connections", "Open client connections"),
             connections_refused: families.counters(

@@ -144,11 +144,6 @@ impl Check<'_, '_> {
         self.misread.iter().any(in_limit)
     }
 
-    /// For something that is not available in this version.
-    fn refuse(&mut self, span: &Span, what: &str, remedy: impl Into<String>) {
-        self.error(span, format!("`{what}` is not available in this version"), remedy);
-    }
-
     /// What was written, if it was and can be read.
     fn read<T: Grammar>(&mut self, raw: &MaybeText<T>) -> Option<T> {
         self.read_at(raw.as_ref()?)

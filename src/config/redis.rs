@@ -35,6 +35,8 @@ pub struct Redis {
     pub replicas: u32,
     /// How pods hear of one another's invalidations.
     pub bus: Bus,
+    /// What stored answers are read from.
+    pub read_from: ReadFrom,
 }
 
 impl Redis {
@@ -53,12 +55,13 @@ impl Redis {
             key_secret,
             replicas,
             bus,
+            read_from,
         } = self;
         self.is_same_place(other)
             && (database, protocol, namespace, deadline, startup_wait)
                 == (&other.database, &other.protocol, &other.namespace, &other.deadline, &other.startup_wait)
-            && (max_value, key_secret, replicas, bus)
-                == (&other.max_value, &other.key_secret, &other.replicas, &other.bus)
+            && (max_value, key_secret, replicas, bus, read_from)
+                == (&other.max_value, &other.key_secret, &other.replicas, &other.bus, &other.read_from)
     }
 
     /// Whether passwords and certificates for one are of use at the other: a reload neither begins nor ends TLS.
@@ -72,10 +75,32 @@ impl Redis {
 pub enum Servers {
     /// This one.
     Standalone(Address),
+    /// The one that these Sentinels call the master of that name.
+    Sentinel {
+        /// Where they listen; one at least.
+        sentinels: Vec<Address>,
+        /// The master's name.
+        master: String,
+    },
+    /// A Cluster's masters, each for its slots.
+    Cluster {
+        /// Where some of its servers listen, from which the others are learnt; one at least.
+        seeds: Vec<Address>,
+    },
+}
+
+impl Servers {
+    /// What is known of where they listen.
+    pub fn addresses(&self) -> &[Address] {
+        match self {
+            Self::Standalone(one) => std::slice::from_ref(one),
+            Self::Sentinel { sentinels: all, .. } | Self::Cluster { seeds: all } => all,
+        }
+    }
 }
 
 /// Where a server listens.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Address {
     /// Over TCP.
     Tcp {
@@ -105,6 +130,10 @@ pub struct Access {
     pub user: Option<String>,
     /// That user's password.
     pub password: Option<Secret>,
+    /// The user at the Sentinels; none: not named.
+    pub sentinel_user: Option<String>,
+    /// That user's password.
+    pub sentinel_password: Option<Secret>,
     /// Whom to believe that it is Redis, and by which certificate Weir is known there. None: plain text.
     pub tls: Option<RedisTls>,
 }
@@ -118,6 +147,17 @@ pub enum Resp {
     Resp2,
     /// The newer one, since Redis 6.
     Resp3,
+}
+
+/// `redis.read_from`: what stored answers are read from. Everything else is asked of masters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadFrom {
+    /// The server that they are written to.
+    #[default]
+    Master,
+    /// A copy of it, where there is one that answers. A copy that lags costs a further trip, never an old answer.
+    Replica,
 }
 
 /// `redis.bus`: how pods hear of one another's invalidations.

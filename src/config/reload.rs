@@ -77,7 +77,15 @@ const FIXED: [Fixed; 28] = [
 ];
 
 /// What of `redis` a reload can change: for connections to come.
-const ACCESS: [&str; 4] = ["redis.user", "redis.password", "redis.password_file", "redis.tls"];
+const ACCESS: [&str; 7] = [
+    "redis.user",
+    "redis.password",
+    "redis.password_file",
+    "redis.sentinel_user",
+    "redis.sentinel_password",
+    "redis.sentinel_password_file",
+    "redis.tls",
+];
 
 impl Config {
     /// Settings in which `new` differs and that only a restart changes; `redis` stands for its whole table.

@@ -208,16 +208,19 @@ fn cache_keys_make_a_cache() {
 }
 
 #[test]
-fn what_comes_later_is_refused_by_name() {
-    let problems = refused(
-        "protocol = \"h2\"\n[redis]\nurl = \"redis://h\"\nmode = \"cluster\"\nnodes = [\"a\"]\nnamespace = \"a\"\n\
-         [[route]]\nname = \"r\"\npath = \"/\"\n",
-    );
-    for what in ["mode = \"cluster\"", "redis.nodes"] {
-        let named = problems.iter().any(|p| p.contains(what) && p.contains("not available in this version"));
-        assert!(named, "{what} in {problems:#?}");
-    }
-    assert_eq!(problems.len(), 2, "{problems:#?}");
+fn several_servers_are_named_by_their_addresses() {
+    let redis = |rest: &str| {
+        let route = "[[route]]\nname = \"r\"\npath = \"/\"\n";
+        config(&format!("[redis]\nnamespace = \"a\"\n{rest}\n{route}")).redis.unwrap()
+    };
+    let tcp = |host: &str, port| Address::Tcp { host: host.to_owned(), port };
+    let cluster = redis("mode = \"cluster\"\nnodes = [\"a\", \"[::1]:7000\"]\nread_from = \"replica\"");
+    assert_eq!(cluster.servers, Servers::Cluster { seeds: vec![tcp("a", 6379), tcp("::1", 7000)] });
+    assert_eq!((cluster.read_from, cluster.access.tls.is_some()), (ReadFrom::Replica, false));
+    let sentinel = redis("mode = \"sentinel\"\nnodes = [\"a\"]\nmaster = \"m\"\ndatabase = 3\nsentinel_user = \"\"");
+    let servers = Servers::Sentinel { sentinels: vec![tcp("a", 26379)], master: "m".to_owned() };
+    assert_eq!((sentinel.servers, sentinel.database, sentinel.access.sentinel_user), (servers, 3, None));
+    assert_eq!(redis("url = \"redis://h/1\"\ndatabase = 2").database, 2);
 }
 
 #[test]
@@ -344,7 +347,7 @@ fn what_a_type_error_says_to_write_can_be_written() {
     assert!(all.len() > 100, "{}", all.len());
     let (mut corrected, mut wrong) = (0, Vec::new());
     // Secrets have no example: they are not to be written there.
-    let secrets = ["admin.token", "redis.password", "redis.key_secret"];
+    let secrets = ["admin.token", "redis.password", "redis.sentinel_password", "redis.key_secret"];
     // A number without its quotes, which then is too small.
     let small = "server.http2.control_frames";
     for (key, _) in all.iter().filter(|(key, _)| !secrets.contains(&key.as_str()) && key != small) {

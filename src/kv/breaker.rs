@@ -1,10 +1,9 @@
 //! The breaker: while Redis is in trouble, requests do without it at no cost.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use prometheus::IntGauge;
 use tokio::sync::Notify;
 
 use crate::clock::{Clock, SteadyMs};
@@ -26,29 +25,28 @@ pub struct Breaker {
     /// When the present trouble began.
     since: AtomicU64,
     generation: AtomicU64,
-    opened: Notify,
-    gauge: IntGauge,
+    opened: Arc<Notify>,
+    server: String,
     clock: Clock,
     cause: Mutex<String>,
 }
 
 impl Breaker {
-    /// A closed breaker that shows its state in `gauge`.
-    pub fn new(gauge: IntGauge, clock: Clock) -> Self {
-        gauge.set(0);
+    /// A closed one before `server`, which tells `opened` whenever it opens.
+    pub fn new(server: String, opened: Arc<Notify>, clock: Clock) -> Self {
         Self {
             open: AtomicBool::new(false),
             weight: AtomicU32::new(0),
             since: AtomicU64::new(0),
             generation: AtomicU64::new(0),
-            opened: Notify::new(),
-            gauge,
+            opened,
+            server,
             clock,
             cause: Mutex::default(),
         }
     }
 
-    /// Whether requests must do without Redis.
+    /// Whether requests must do without the server.
     pub fn is_open(&self) -> bool {
         self.open.load(Ordering::Acquire)
     }
@@ -92,19 +90,7 @@ impl Breaker {
     pub fn close(&self) {
         self.weight.store(0, Ordering::Relaxed);
         if self.open.swap(false, Ordering::AcqRel) {
-            self.gauge.set(0);
-            tracing::info!("Redis answers again: the breaker is closed");
-        }
-    }
-
-    /// Completes when the breaker is open.
-    pub async fn opened(&self) {
-        loop {
-            let opened = self.opened.notified();
-            if self.is_open() {
-                return;
-            }
-            opened.await;
+            tracing::info!(server = self.server, "Redis answers again: the breaker is closed");
         }
     }
 
@@ -118,9 +104,8 @@ impl Breaker {
         }
         self.generation.fetch_add(1, Ordering::AcqRel);
         cause.clone_into(&mut self.cause.lock().expect("no panic while held"));
-        self.gauge.set(1);
-        self.opened.notify_waiters();
-        tracing::warn!(cause, "Redis is in trouble: the breaker is open, requests do without it");
+        self.opened.notify_one();
+        tracing::warn!(cause, server = self.server, "Redis is in trouble: the breaker is open, requests do without it");
     }
 }
 
@@ -128,15 +113,14 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    fn breaker() -> (Breaker, Clock, IntGauge) {
+    fn breaker() -> (Breaker, Clock) {
         let clock = Clock::fixed(1_000_000);
-        let gauge = IntGauge::new("open", "test").unwrap();
-        (Breaker::new(gauge.clone(), clock.clone()), clock, gauge)
+        (Breaker::new("redis:6379".to_owned(), Arc::default(), clock.clone()), clock)
     }
 
     #[test]
     fn a_hiccup_leaves_it_closed_and_lasting_trouble_opens_it() {
-        let (breaker, clock, gauge) = breaker();
+        let (breaker, clock) = breaker();
         for _ in 0..50 {
             breaker.failed("slow");
         }
@@ -144,15 +128,14 @@ mod tests {
         clock.advance(HICCUP);
         breaker.failed("slow");
         assert!(breaker.is_open());
-        assert_eq!((gauge.get(), breaker.generation(), breaker.cause().as_str()), (1, 1, "slow"));
+        assert_eq!((breaker.generation(), breaker.cause().as_str()), (1, "slow"));
         breaker.close();
         assert!(!breaker.is_open());
-        assert_eq!(gauge.get(), 0);
     }
 
     #[test]
     fn every_second_failing_opens_it_and_one_in_ten_does_not() {
-        let (breaker, clock, _) = breaker();
+        let (breaker, clock) = breaker();
         for round in 0..200 {
             clock.advance(Duration::from_millis(10));
             if round % 10 == 0 { breaker.failed("slow") } else { breaker.succeeded() }
@@ -168,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_refused_connection_opens_it_at_once() {
-        let (breaker, ..) = breaker();
+        let (breaker, _) = breaker();
         breaker.refused("connection refused");
         assert!(breaker.is_open());
     }

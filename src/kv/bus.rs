@@ -8,13 +8,15 @@ use bytes::Bytes;
 
 use deadpool_redis::redis::aio::SendError;
 use deadpool_redis::redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, Value};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
-use super::dial::{NoConnection, OPENING, Wire};
+use super::dial::{Dialer, NoConnection, OPENING, Wire};
 use super::reply::{Fault, Reply};
+use super::topology::Node;
 use super::{Shared, Unavailable, jittered};
 use crate::clock::Stopwatch;
-use crate::config::Resp;
+use crate::config::{Address, Resp};
 
 /// Messages that may wait for being read; one more, and the subscription counts as lost: the log has them all.
 pub const PENDING_MESSAGES: usize = 4096;
@@ -32,12 +34,18 @@ const TRIPS: u32 = 2;
 pub struct Dedicated(Wire);
 
 impl Dedicated {
-    /// Opens one.
+    /// Opens one to the server that has the log.
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses.
     pub async fn open(shared: &Shared) -> Result<Self, Unavailable> {
-        Self::connect(shared, None).await.map_err(Into::into)
+        let home = shared.home().ok_or(Unavailable::NotSent)?;
+        Self::to(shared, &home, None).await
+    }
+
+    /// Opens one to whoever listens at `address`, of whom nothing more is known.
+    pub(super) async fn call(dialer: &Dialer, address: &Address) -> Result<Self, Unavailable> {
+        Self::connect(dialer, address, None).await.map_err(|none| Fault::from(none).into())
     }
 
     /// Sends `parts` as one command and waits up to `wait` for its answer. After [`Unavailable::Timeout`] the connection
@@ -58,22 +66,24 @@ impl Dedicated {
         }
     }
 
-    async fn connect(shared: &Shared, inbox: Option<Inbox>) -> Result<Self, Fault> {
+    async fn to(shared: &Shared, node: &Node, inbox: Option<Inbox>) -> Result<Self, Unavailable> {
+        Self::connect(&shared.dialer, &node.address, inbox).await.map_err(|none| {
+            if matches!(none, NoConnection::NobodyListens | NoConnection::Tls(_)) {
+                node.breaker.refused(&none.to_string());
+            }
+            shared.topology.doubt();
+            Fault::from(none).into()
+        })
+    }
+
+    async fn connect(dialer: &Dialer, address: &Address, inbox: Option<Inbox>) -> Result<Self, NoConnection> {
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let (config, protocol) = match inbox {
             Some(inbox) => (config.set_push_sender(move |push| inbox.take(push)), Some(Resp::Resp3)),
             // In RESP3 the answer to XREAD has another shape.
             None => (config, Some(Resp::Resp2)),
         };
-        match shared.dialer.open(&shared.server, config, protocol).await {
-            Ok(wire) => Ok(Self(wire)),
-            Err(none) => {
-                if matches!(none, NoConnection::NobodyListens | NoConnection::Tls(_)) {
-                    shared.breaker.refused(&none.to_string());
-                }
-                Err(none.into())
-            }
-        }
+        dialer.open(address, config, protocol).await.map(Self)
     }
 }
 
@@ -121,8 +131,15 @@ impl Inbox {
 }
 
 /// A subscription to channels, in the order in which Redis sent the messages, without a hole until it ends.
+///
+/// It is with the server that has the log, and ends when that is another. In a Cluster a message published at any server
+/// reaches all of them; but only there does it come behind the records that were logged before it.
 pub struct Subscription {
     connection: Dedicated,
+    home: Arc<Node>,
+    shared: Arc<Shared>,
+    /// Tells of another map of servers.
+    moved: watch::Receiver<()>,
     messages: mpsc::Receiver<Option<Message>>,
     overflowed: Arc<AtomicBool>,
     changed: Arc<AtomicBool>,
@@ -133,26 +150,38 @@ impl Subscription {
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses.
-    pub async fn open(shared: &Shared, channels: &[String], tracked: Option<&[u8]>) -> Result<Self, Unavailable> {
+    pub async fn open(shared: &Arc<Shared>, channels: &[String], tracked: Option<&[u8]>) -> Result<Self, Unavailable> {
+        let moved = shared.topology.changes();
+        let home = shared.home().ok_or(Unavailable::NotSent)?;
         let (sender, messages) = mpsc::channel(PENDING_MESSAGES);
         let overflowed = Arc::new(AtomicBool::new(false));
         let changed = Arc::new(AtomicBool::new(false));
         let inbox = Inbox { messages: sender, overflowed: Arc::clone(&overflowed), changed: Arc::clone(&changed) };
-        let mut connection = Dedicated::connect(shared, Some(inbox)).await?;
+        let mut connection = Dedicated::to(shared, &home, Some(inbox)).await?;
         for channel in channels {
             connection.command(&[b"SUBSCRIBE", channel.as_bytes()], OPENING).await?;
         }
         if let Some(key) = tracked {
             connection.command(&[b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", key], OPENING).await?;
         }
-        Ok(Self { connection, messages, overflowed, changed })
+        Ok(Self { connection, home, shared: Arc::clone(shared), moved, messages, overflowed, changed })
     }
 
     /// The next message; `None` once the subscription has ended or missed one.
     pub async fn next(&mut self) -> Option<Message> {
         let message = match self.overflowed.load(Ordering::Acquire) {
             true => self.messages.try_recv().ok().flatten(),
-            false => self.messages.recv().await.flatten(),
+            false => loop {
+                tokio::select! {
+                    biased;
+                    Ok(()) = self.moved.changed() => {
+                        if !self.is_home() {
+                            break None;
+                        }
+                    }
+                    message = self.messages.recv() => break message.flatten(),
+                }
+            },
         };
         if message.as_ref().is_some_and(|message| message.channel.is_empty()) {
             // Before it is acted on: what changes from now on is told of anew.
@@ -163,33 +192,61 @@ impl Subscription {
 
     /// Whether the connection still answers within `wait`: a stalled one looks like silence.
     pub async fn is_alive(&mut self, wait: Duration) -> bool {
-        self.connection.command(&[b"PING"], wait).await.is_ok()
+        self.is_home() && self.connection.command(&[b"PING"], wait).await.is_ok()
+    }
+
+    fn is_home(&self) -> bool {
+        self.shared.home().is_some_and(|home| home.id == self.home.id)
     }
 }
 
-/// Closes the breaker, whenever it is open, once Redis answers as fast as requests need it. Runs for ever.
+/// Closes each server's breaker, whenever it is open, once that answers as fast as requests need it. Runs for ever.
 pub async fn probe(shared: Arc<Shared>) {
+    let mut probes = JoinSet::new();
     loop {
-        shared.breaker.opened().await;
-        let mut connection = None;
-        while shared.breaker.is_open() {
-            tokio::time::sleep(jittered(PROBE_EVERY)).await;
-            // A connection that answered late is kept, so that its warming up does not count twice.
-            let mut probing = match connection.take() {
-                Some(open) => open,
-                None => match Dedicated::open(&shared).await {
-                    Ok(open) => open,
-                    Err(_) => continue,
-                },
-            };
-            let watch = Stopwatch::start();
-            // GET, not PING: a Redis that is loading, busy or without its master answers some commands, but not this.
-            if probing.command(&[b"GET", &shared.keys.probe()], PROBE_WAIT).await.is_ok() {
-                if watch.elapsed() <= shared.deadline / TRIPS {
-                    shared.breaker.close();
-                }
-                connection = Some(probing);
+        let map = shared.topology.map();
+        for node in map.nodes().filter(|node| node.breaker.is_open()) {
+            if !node.probed.swap(true, Ordering::AcqRel) {
+                probes.spawn(probe_one(Arc::clone(&shared), Arc::clone(node)));
             }
         }
+        drop(map);
+        shared.topology.show();
+        tokio::select! {
+            () = shared.topology.stirred() => shared.topology.doubt(),
+            Some(_) = probes.join_next() => {}
+        }
     }
+}
+
+/// Until its breaker is closed, or it is one of Redis' servers no more.
+async fn probe_one(shared: Arc<Shared>, node: Arc<Node>) {
+    let mut connection = None;
+    while node.breaker.is_open() && shared.topology.map().nodes().any(|known| known.id == node.id) {
+        tokio::time::sleep(jittered(PROBE_EVERY)).await;
+        // A connection that answered late is kept, so that its warming up does not count twice.
+        let mut probing = match connection.take() {
+            Some(open) => open,
+            None => match Dedicated::to(&shared, &node, None).await {
+                Ok(open) => open,
+                Err(_) => continue,
+            },
+        };
+        let watch = Stopwatch::start();
+        // GET, not PING: a Redis that is loading, busy or without its master answers some commands, but not this.
+        let answer = probing.command(&[b"GET", &shared.keys.probe()], PROBE_WAIT).await;
+        // In a Cluster another server may have that key: who knows it would answer for his own.
+        let is_well = match &answer {
+            Ok(_) => true,
+            Err(Unavailable::Refused(kind)) => kind == "MOVED" || kind == "ASK",
+            Err(_) => false,
+        };
+        if is_well {
+            if watch.elapsed() <= shared.deadline / TRIPS {
+                node.breaker.close();
+            }
+            connection = Some(probing);
+        }
+    }
+    node.probed.store(false, Ordering::Release);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo};
+use deadpool_redis::redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, RedisError, cmd};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 
 use super::reply::Fault;
 use crate::config::tls::{self, RedisTls};
-use crate::config::{Access, Address, Redis, Resp};
+use crate::config::{Access, Address, ReadFrom, Redis, Resp, Servers};
 
 /// Longest that opening one may take, handshakes included.
 pub(super) const OPENING: Duration = Duration::from_millis(500);
@@ -31,9 +31,19 @@ const ADDRESSES: usize = 8;
 pub(super) struct Dialer(Arc<Inner>);
 
 struct Inner {
+    to: Whom,
     database: u32,
     protocol: Resp,
+    /// Whether a Cluster's replicas are to answer what is read on these connections.
+    reads_replicas: bool,
     entry: ArcSwap<Entry>,
+}
+
+/// Who is called.
+#[derive(Clone, Copy)]
+enum Whom {
+    Servers,
+    Sentinels,
 }
 
 /// What a reload may change.
@@ -93,6 +103,13 @@ impl fmt::Display for NoConnection {
     }
 }
 
+impl NoConnection {
+    fn said(error: RedisError) -> Self {
+        let said = error.to_string();
+        Self::Answer(error.into(), said)
+    }
+}
+
 impl From<NoConnection> for Fault {
     fn from(none: NoConnection) -> Self {
         match none {
@@ -104,15 +121,32 @@ impl From<NoConnection> for Fault {
 }
 
 impl Dialer {
-    /// As `redis` says.
+    /// To servers, as `redis` says.
     pub(super) fn new(redis: &Redis) -> Self {
-        let entry = ArcSwap::from_pointee(Entry::new(&redis.access));
-        Self(Arc::new(Inner { database: redis.database, protocol: redis.protocol, entry }))
+        let is_cluster = matches!(redis.servers, Servers::Cluster { .. });
+        Self(Arc::new(Inner {
+            to: Whom::Servers,
+            database: redis.database,
+            protocol: redis.protocol,
+            reads_replicas: is_cluster && redis.read_from == ReadFrom::Replica,
+            entry: ArcSwap::from_pointee(Entry::new(&redis.access, Whom::Servers)),
+        }))
+    }
+
+    /// To Sentinels.
+    pub(super) fn to_sentinels(redis: &Redis) -> Self {
+        Self(Arc::new(Inner {
+            to: Whom::Sentinels,
+            database: 0,
+            protocol: Resp::Resp2,
+            reads_replicas: false,
+            entry: ArcSwap::from_pointee(Entry::new(&redis.access, Whom::Sentinels)),
+        }))
     }
 
     /// For connections to come.
     pub(super) fn set_access(&self, access: &Access) {
-        self.0.entry.store(Arc::new(Entry::new(access)));
+        self.0.entry.store(Arc::new(Entry::new(access, self.0.to)));
     }
 
     /// Opens one to `server`, which lives on this runtime.
@@ -125,7 +159,14 @@ impl Dialer {
         config: AsyncConnectionConfig,
         protocol: Option<Resp>,
     ) -> Result<Wire, NoConnection> {
-        let opening = self.connect(server, config, protocol.unwrap_or(self.0.protocol));
+        let opening = async {
+            let mut wire = self.connect(server, config, protocol.unwrap_or(self.0.protocol)).await?;
+            if self.0.reads_replicas {
+                // A master minds it as little as what becomes one.
+                wire.connection.send_packed_command(&cmd("READONLY")).await.map_err(NoConnection::said)?;
+            }
+            Ok(wire)
+        };
         tokio::time::timeout(OPENING, opening).await.unwrap_or(Err(NoConnection::Late))
     }
 
@@ -180,10 +221,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let opened = MultiplexedConnection::new_with_config(login, stream, config).await;
-    let (connection, driver) = opened.map_err(|error| {
-        let said = error.to_string();
-        NoConnection::Answer(error.into(), said)
-    })?;
+    let (connection, driver) = opened.map_err(NoConnection::said)?;
     let driver = Driver(tokio::spawn(driver).abort_handle());
     Ok(Wire { connection, _driver: Arc::new(driver) })
 }
@@ -199,11 +237,14 @@ impl From<io::Error> for NoConnection {
 }
 
 impl Entry {
-    fn new(access: &Access) -> Self {
-        let text = |secret: &crate::config::Secret| String::from_utf8_lossy(secret.expose()).into_owned();
+    fn new(access: &Access, to: Whom) -> Self {
+        let (user, password) = match to {
+            Whom::Servers => (&access.user, &access.password),
+            Whom::Sentinels => (&access.sentinel_user, &access.sentinel_password),
+        };
         Self {
-            user: access.user.clone(),
-            password: access.password.as_ref().map(text),
+            user: user.clone(),
+            password: password.as_ref().map(|secret| String::from_utf8_lossy(secret.expose()).into_owned()),
             tls: access.tls.as_ref().map(Tls::new),
         }
     }

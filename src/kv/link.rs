@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use super::Shared;
 use super::dial::{NoConnection, Wire};
 use super::reply::Fault;
+use super::topology::Node;
 
 /// Unanswered commands in a row after which a connection is replaced, even if Redis answers on others: its packets may
 /// be swallowed on the way.
@@ -43,9 +44,9 @@ struct Held {
 
 impl Slot {
     /// A handle on the connection; on a new one if there is none, however long that takes.
-    pub(super) async fn acquire(&self, shared: &Arc<Shared>) -> Result<Link, Fault> {
+    pub(super) async fn acquire(&self, shared: &Arc<Shared>, node: &Arc<Node>) -> Result<Link, Fault> {
         let changed = self.changed.notified();
-        if let Some(link) = self.held_or_build(shared) {
+        if let Some(link) = self.held_or_build(shared, node) {
             return Ok(link);
         }
         changed.await;
@@ -75,9 +76,9 @@ impl Slot {
         }
     }
 
-    fn held_or_build(&self, shared: &Arc<Shared>) -> Option<Link> {
+    fn held_or_build(&self, shared: &Arc<Shared>, node: &Arc<Node>) -> Option<Link> {
         let mut state = self.state.lock().expect("no panic while held");
-        let generation = shared.breaker.generation();
+        let generation = node.breaker.generation();
         if state.held.as_ref().is_some_and(|held| held.generation != generation) {
             state.held = None;
         }
@@ -88,7 +89,8 @@ impl Slot {
             state.building = true;
             // A task of its own: opening may take longer than the budget of the request that needs it first, and would
             // begin anew with every one.
-            tokio::spawn(build(Arc::clone(&self.state), Arc::clone(&self.changed), Arc::clone(shared)));
+            let (state, changed) = (Arc::clone(&self.state), Arc::clone(&self.changed));
+            tokio::spawn(build(state, changed, Arc::clone(shared), Arc::clone(node)));
         }
         None
     }
@@ -113,19 +115,25 @@ impl Drop for Building {
     }
 }
 
-async fn build(state: Arc<Mutex<State>>, changed: Arc<Notify>, shared: Arc<Shared>) {
+async fn build(state: Arc<Mutex<State>>, changed: Arc<Notify>, shared: Arc<Shared>, node: Arc<Node>) {
     let building = Building { state, changed };
-    let generation = shared.breaker.generation();
+    let generation = node.breaker.generation();
     // Every command has a timeout of its own, from its request's budget.
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
-    match shared.dialer.open(&shared.server, config, None).await {
+    match shared.dialer.open(&node.address, config, None).await {
         Ok(wire) => {
             let mut state = building.state.lock().expect("no panic while held");
             state.built += 1;
             state.misses = 0;
             state.held = Some(Held { wire, id: state.built, generation });
         }
-        Err(none @ (NoConnection::NobodyListens | NoConnection::Tls(_))) => shared.breaker.refused(&none.to_string()),
-        Err(none) => shared.breaker.failed(&none.to_string()),
+        Err(none @ (NoConnection::NobodyListens | NoConnection::Tls(_))) => {
+            node.breaker.refused(&none.to_string());
+            shared.topology.doubt();
+        }
+        Err(none) => {
+            node.breaker.failed(&none.to_string());
+            shared.topology.doubt();
+        }
     }
 }

@@ -76,6 +76,10 @@ pub(super) enum Fault {
     Dropped,
     /// An error of this kind.
     Refused(String),
+    /// Another server has that slot: `host:port`, the host empty where it is the same.
+    Moved(Box<str>),
+    /// Another server has that key already, and answers who says ASKING first.
+    Ask(Box<str>),
 }
 
 /// Kinds of errors that say more than the command was wrong, as they stand in Redis' answers.
@@ -88,6 +92,7 @@ const KINDS: &[&str] = &[
     "NOREPLICAS",
     "BUSY",
     "CLUSTERDOWN",
+    "TRYAGAIN",
     "NOAUTH",
     "WRONGPASS",
     "NOPERM",
@@ -101,9 +106,18 @@ impl Fault {
     /// Whether it says that Redis as a whole is of no use. One that is full, read-only or cannot save still reads.
     pub(super) fn is_trouble(&self) -> bool {
         match self {
-            Self::NotSent => false,
+            Self::NotSent | Self::Moved(_) | Self::Ask(_) => false,
             Self::Timeout | Self::Dropped => true,
             Self::Refused(kind) => USELESS.contains(&kind.as_str()),
+        }
+    }
+
+    /// Whether it may mean that another server is the master by now.
+    pub(super) fn casts_doubt(&self) -> bool {
+        match self {
+            Self::NotSent | Self::Timeout | Self::Ask(_) => false,
+            Self::Dropped | Self::Moved(_) => true,
+            Self::Refused(kind) => kind == "READONLY" || self.is_trouble(),
         }
     }
 }
@@ -111,6 +125,9 @@ impl Fault {
 impl From<RedisError> for Fault {
     fn from(error: RedisError) -> Self {
         let detail = error.detail().unwrap_or_default();
+        if let Some((to, _)) = error.redirect_node() {
+            return if error.code() == Some("ASK") { Self::Ask(to.into()) } else { Self::Moved(to.into()) };
+        }
         if let Some(code) = error.code() {
             if detail.contains("max number of clients") {
                 return Self::Refused("MAXCLIENTS".to_owned());
@@ -137,6 +154,8 @@ impl From<Fault> for Unavailable {
             Fault::NotSent => Self::NotSent,
             Fault::Timeout | Fault::Dropped => Self::Timeout,
             Fault::Refused(kind) => Self::Refused(kind),
+            Fault::Moved(_) => Self::Refused("MOVED".to_owned()),
+            Fault::Ask(_) => Self::Refused("ASK".to_owned()),
         }
     }
 }
@@ -171,10 +190,14 @@ mod tests {
             ("ERR max number of clients reached", "MAXCLIENTS", true),
             ("ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed", "OOM", false),
             ("ERR wrong number of arguments", "ERR", false),
+            ("TRYAGAIN Multiple keys request during rehashing of slot", "TRYAGAIN", false),
         ] {
             let fault = fault(line);
             assert_eq!(fault, Fault::Refused(kind.to_owned()), "{line}");
             assert_eq!(fault.is_trouble(), trouble, "{line}");
         }
+        assert_eq!(fault("MOVED 3999 127.0.0.1:6381"), Fault::Moved("127.0.0.1:6381".into()));
+        assert_eq!(fault("MOVED 3999 :6381"), Fault::Moved(":6381".into()));
+        assert_eq!(fault("ASK 3999 ::1:6381"), Fault::Ask("::1:6381".into()));
     }
 }

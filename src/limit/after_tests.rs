@@ -386,7 +386,7 @@ async fn while_redis_is_away_the_pods_own_part_owes_and_redis_hears_of_it() {
     let redis = pod.redis.as_ref().unwrap();
     crate::kv::tests::eventually("it is known to be away", async || {
         let _ = redis.get(b"k", &mut redis.budget()).await;
-        shared.breaker().is_open()
+        shared.is_away()
     })
     .await;
     // Asked while Redis was there, answered when it is not.
@@ -398,7 +398,7 @@ async fn while_redis_is_away_the_pods_own_part_owes_and_redis_hears_of_it() {
     assert_eq!(hours_denied(&pod).await, 5);
     server.start().await;
     let probe = tokio::spawn(kv::bus::probe(Arc::clone(&shared)));
-    crate::kv::tests::eventually("Redis is back", async || !shared.breaker().is_open()).await;
+    crate::kv::tests::eventually("Redis is back", async || !shared.is_away()).await;
     // It knows nothing, and would be full: 4 and 9 are taken off.
     let denial = pod.denied(Stage::Request).await.expect("nothing is left");
     assert_eq!(denial.source, Source::Redis);
@@ -419,7 +419,7 @@ async fn what_a_later_stage_denies_while_redis_is_away_is_owed_by_nobody() {
     }
     server.start().await;
     let probe = tokio::spawn(kv::bus::probe(Arc::clone(&shared)));
-    crate::kv::tests::eventually("Redis is back", async || !shared.breaker().is_open()).await;
+    crate::kv::tests::eventually("Redis is back", async || !shared.is_away()).await;
     assert_eq!(pod.admitted(3, Stage::Request).await, 2, "ten are there");
     probe.abort();
 }

@@ -172,7 +172,7 @@ impl<'l> View<'l> {
             rates.push(Value::from(rate));
         }
         // Requests do without a Redis that answers, but not as fast as they need it.
-        let is_asked = self.redis.is_some_and(|redis| !redis.shared().breaker().is_open());
+        let is_asked = self.redis.is_some_and(|redis| !redis.shared().is_away());
         let decides = if is_asked && matches!(redis, Some(Ok(_))) { "redis" } else { "here" };
         let mut shown = json!({ "limit": limit.config.scope, "id": found.id, "rates": rates, "decides": decides });
         if self.redis.is_some() {

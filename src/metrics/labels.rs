@@ -214,6 +214,8 @@ labels! {
         Timeout = "timeout",
         /// Not sent: no connection, or the breaker is open.
         Unavailable = "unavailable",
+        /// Another server has it.
+        Redirected = "redirected",
     }
 }
 

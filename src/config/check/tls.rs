@@ -74,7 +74,7 @@ impl Check<'_, '_> {
     pub(super) fn redis_tls(
         &mut self,
         raw: Option<&raw::RedisTls>,
-        address: &Address,
+        addresses: &[Address],
         span: &Span,
     ) -> Option<RedisTls> {
         let absent = raw::RedisTls::default();
@@ -84,8 +84,10 @@ impl Check<'_, '_> {
         let server_name = match &raw.server_name {
             Some(name) => Some(self.server_name("redis", &name.value, &name.span())?),
             None => {
-                if let Address::Tcp { host, .. } = address {
-                    self.server_name("redis", host, span)?;
+                for address in addresses {
+                    if let Address::Tcp { host, .. } = address {
+                        self.server_name("redis", host, span)?;
+                    }
                 }
                 None
             }

@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::tls::RedisTls;
-use super::{Maybe, MaybeText, Namespace};
-use crate::config::{Bus, Resp};
+use super::{At, Maybe, MaybeText, Namespace};
+use crate::config::{Bus, ReadFrom, Resp};
 
 /// `[redis]`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -16,11 +16,18 @@ pub(in crate::config) struct Redis {
     /// `redis://host:port/db`, `rediss://` for TLS, or `unix:///path`.
     #[schemars(example = "redis://127.0.0.1:6379/0")]
     pub(in crate::config) url: Maybe<String>,
-    /// Not available in this version.
-    #[schemars(example = ["10.0.0.1:6379"])]
-    pub(in crate::config) nodes: Maybe<Vec<String>>,
-    /// Kind of Redis; only "standalone" is available in this version.
+    /// What kind of Redis it is.
     pub(in crate::config) mode: Maybe<RedisMode>,
+    /// Some of the Cluster's servers, from which the others are learnt; or the Sentinels.
+    #[schemars(example = ["10.0.0.1:6379", "10.0.0.2:6379"])]
+    pub(in crate::config) nodes: Option<Vec<At<String>>>,
+    /// What the Sentinels call the master.
+    #[schemars(example = &"shop")]
+    pub(in crate::config) master: Maybe<String>,
+    /// Number of the database; wins over the one in the address.
+    pub(in crate::config) database: Maybe<i64>,
+    /// What stored answers are read from.
+    pub(in crate::config) read_from: Maybe<ReadFrom>,
     /// Prefix of every key and channel: environment and service.
     #[schemars(required)]
     pub(in crate::config) namespace: MaybeText<Namespace>,
@@ -45,7 +52,15 @@ pub(in crate::config) struct Redis {
     pub(in crate::config) password_file: Maybe<String>,
     /// The password itself; only from the environment (`WEIR__REDIS__PASSWORD`).
     pub(in crate::config) password: Maybe<String>,
-    /// Whom to believe that it is Redis, and who Weir says that it is, where the address is `rediss://`.
+    /// User at the Sentinels; by default none is named.
+    #[schemars(example = &"weir")]
+    pub(in crate::config) sentinel_user: Maybe<String>,
+    /// File with the password at the Sentinels.
+    #[schemars(example = "sentinel-password")]
+    pub(in crate::config) sentinel_password_file: Maybe<String>,
+    /// That password itself; only from the environment (`WEIR__REDIS__SENTINEL_PASSWORD`).
+    pub(in crate::config) sentinel_password: Maybe<String>,
+    /// Whom to believe that it is Redis, and who Weir says that it is: with `rediss://`, or with `nodes`.
     pub(in crate::config) tls: Maybe<RedisTls>,
     /// What is spoken.
     pub(in crate::config) protocol: Maybe<Resp>,
@@ -61,8 +76,8 @@ pub(in crate::config) struct Redis {
 pub(in crate::config) enum RedisMode {
     /// One server.
     Standalone,
-    /// Not available in this version.
+    /// Redis Cluster: each server has a part of the keys.
     Cluster,
-    /// Not available in this version.
+    /// One master at a time, which Sentinels know.
     Sentinel,
 }
