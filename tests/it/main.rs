@@ -44,6 +44,7 @@ mod proxy_protocol;
 mod ranges;
 mod real;
 mod redis_faults;
+mod redis_harness;
 mod redis_ways;
 mod reports;
 mod restarts;
