@@ -37,7 +37,7 @@ pub use load::{Load, Report};
 pub use raw_upstream::{black_hole, raw_upstream, refusing};
 pub use recorder::{Recorder, Seen, recorder};
 pub use redis::{Line, Redis, free_port, redis, redis_by, redis_not_started, redis_with};
-pub use redis_cluster::{Move, RedisCluster, redis_cluster};
+pub use redis_cluster::{RedisCluster, redis_cluster};
 pub use reply::{Reply, reply};
 pub use scratch::Scratch;
 pub use sentinels::{Sentinels, sentinels};

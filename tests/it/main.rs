@@ -54,6 +54,7 @@ mod selftest;
 mod slow;
 mod stampede;
 mod statuses;
+mod storm;
 mod tidy;
 mod tls;
 mod tls_upstream;

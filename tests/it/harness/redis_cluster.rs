@@ -120,6 +120,17 @@ impl RedisCluster {
         });
     }
 
+    /// Waits until every slot is served by a master that knows that it serves.
+    pub fn serves(&self) {
+        poll("every slot is served", || {
+            let masters = self.masters();
+            let ok = |node: &usize| {
+                self.nodes[*node].try_cli(&["CLUSTER", "INFO"]).is_ok_and(|it| it.contains("cluster_state:ok"))
+            };
+            masters.iter().all(ok) && masters.iter().map(|node| self.claims(*node)).sum::<usize>() == SLOTS
+        });
+    }
+
     /// Whether a node sees a whole cluster, and as a replica has its master's data.
     fn try_agrees(&self, node: usize) -> std::io::Result<bool> {
         let info = self.nodes[node].try_cli(&["CLUSTER", "INFO"])?;
