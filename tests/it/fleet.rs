@@ -4,13 +4,13 @@
 //! `make fleet` runs it at full size. Chance comes from `WEIR_SEED`, which a failure names; the machine's own timing is not
 //! replayed, so a seed that failed is run several times.
 
-mod check;
+pub mod check;
 pub mod dice;
 mod driver;
-mod faults;
+pub mod faults;
 mod fetches;
 mod pods;
-mod service;
+pub mod service;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
@@ -25,16 +25,16 @@ use fetches::{Spent, Why};
 use crate::harness::{clock, optimised, redis_by, scale, weir};
 
 /// Microseconds since the beginning.
-type Micros = u64;
+pub type Micros = u64;
 
 /// Keys, few enough that each is named often.
-const KEYS: usize = 200;
+pub const KEYS: usize = 200;
 
 /// Keys under one prefix.
 const GROUP: usize = 20;
 
 /// Tags that answers carry, each by the keys of one remainder.
-const TAGS: usize = 20;
+pub const TAGS: usize = 20;
 
 /// B.
 const BOUND: Duration = Duration::from_secs(2);

@@ -293,7 +293,10 @@ async fn by_line(stage: &Arc<Stage>, what: impl FnOnce(&mut Line) -> std::io::Re
 }
 
 /// A script runs for so long that Redis answers BUSY to everybody, until somebody ends it.
-fn keep_busy(line: &mut Line, length: Duration) -> std::io::Result<()> {
+///
+/// # Errors
+/// Redis does not do as it is told.
+pub fn keep_busy(line: &mut Line, length: Duration) -> std::io::Result<()> {
     line.say(&["CONFIG", "SET", "lua-time-limit", "20"])?;
     let script = format!("local n = 0 while n < {} do n = n + 1 end", u64::MAX);
     let mut other = line.another()?;
@@ -306,7 +309,10 @@ fn keep_busy(line: &mut Line, length: Duration) -> std::io::Result<()> {
 }
 
 /// Everybody is sent away, and only two may come back.
-fn crowd(line: &mut Line, length: Duration) -> std::io::Result<()> {
+///
+/// # Errors
+/// Redis does not do as it is told.
+pub fn crowd(line: &mut Line, length: Duration) -> std::io::Result<()> {
     line.say(&["CONFIG", "SET", "maxclients", "3"])?;
     for kind in ["normal", "pubsub"] {
         line.say(&["CLIENT", "KILL", "TYPE", kind])?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,13 +23,14 @@ pub struct Load {
     length: Duration,
     target: Box<dyn Fn(usize) -> SocketAddr + Send>,
     make: Box<dyn Fn(usize) -> Request + Send>,
+    is_over: Arc<AtomicBool>,
 }
 
 impl Load {
     /// `rate` requests a second for `length`, the i-th being `make(i)`.
     pub fn new(rate: u32, length: Duration, make: impl Fn(usize) -> Request + Send + 'static) -> Self {
         let nowhere = |_| panic!("a load wants a target");
-        Self { rate, length, target: Box::new(nowhere), make: Box::new(make) }
+        Self { rate, length, target: Box::new(nowhere), make: Box::new(make), is_over: Arc::default() }
     }
 
     /// Sends to these in turn.
@@ -46,11 +48,11 @@ impl Load {
     /// Begins, on a thread of its own.
     pub fn start(self) -> Running {
         let (send, report) = oneshot::channel();
-        let length = self.length;
+        let (length, is_over) = (self.length, Arc::clone(&self.is_over));
         let background = Background::run("load", move || async move {
             let _ = send.send(self.drive().await);
         });
-        Running { report, length, _background: background }
+        Running { report, length, is_over, _background: background }
     }
 
     /// Runs it to its end.
@@ -64,6 +66,9 @@ impl Load {
         let mut pools = BTreeMap::<SocketAddr, Pool>::new();
         let mut tasks = Vec::with_capacity(total);
         for i in 0..total {
+            if self.is_over.load(Ordering::Relaxed) {
+                break;
+            }
             let due = began + self.length.mul_f64(i as f64 / total as f64);
             sleep_until(due).await;
             let (request, target) = ((self.make)(i), (self.target)(i));
@@ -82,10 +87,17 @@ impl Load {
 pub struct Running {
     report: oneshot::Receiver<Report>,
     length: Duration,
+    is_over: Arc<AtomicBool>,
     _background: Background,
 }
 
 impl Running {
+    /// Sends no more, and waits for what was sent.
+    pub async fn stop(self) -> Report {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.finish().await
+    }
+
     /// Waits for its end.
     pub async fn finish(self) -> Report {
         let longest = self.length + LONGEST + PATIENCE;

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -27,7 +28,14 @@ pub fn redis() -> Redis {
 
 /// A server that is to be started later; until then its port refuses.
 pub fn redis_not_started() -> Redis {
-    Redis { port: free_port(), env: Vec::new(), more: Vec::new(), child: Mutex::new(None), scratch: Scratch::new() }
+    Redis {
+        port: free_port(),
+        env: Vec::new(),
+        more: Vec::new(),
+        file: None,
+        child: Mutex::new(None),
+        scratch: Scratch::new(),
+    }
 }
 
 /// A running server with more settings, such as `--tls-port`; of the test's own clients it asks nothing.
@@ -46,11 +54,32 @@ pub fn redis_by(clock: &Clock) -> Redis {
     redis
 }
 
+/// A running server that keeps its settings, and what it is told to be, in a file; `more` are lines of it.
+pub(super) fn redis_of_file(more: &str, is_sentinel: bool) -> Redis {
+    let mut redis = redis_not_started();
+    let directory = redis.scratch.path().display();
+    let lines = format!("port {}\nbind 127.0.0.1\ndir {directory}\n{more}\n", redis.port);
+    redis.file = Some(redis.scratch.write("redis.conf", &lines));
+    redis.more = if is_sentinel { vec!["--sentinel".to_owned()] } else { Vec::new() };
+    redis.start();
+    redis
+}
+
+/// Waits, on this very thread, until `condition` holds.
+pub(super) fn poll(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A redis-server, ended when dropped.
 pub struct Redis {
     port: u16,
     env: Vec<(String, String)>,
     more: Vec<String>,
+    file: Option<PathBuf>,
     child: Mutex<Option<Child>>,
     scratch: Scratch,
 }
@@ -65,10 +94,15 @@ impl Redis {
     pub fn start(&self) {
         let began = Instant::now();
         loop {
-            let mut child = Command::new("redis-server")
-                .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
-                .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir"])
-                .arg(self.scratch.path())
+            let mut command = Command::new("redis-server");
+            match &self.file {
+                Some(file) => command.arg(file),
+                None => command
+                    .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+                    .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir"])
+                    .arg(self.scratch.path()),
+            };
+            let mut child = command
                 .args(&self.more)
                 .envs(self.env.iter().cloned())
                 .stdin(Stdio::null())
@@ -86,6 +120,11 @@ impl Redis {
             }
             assert!(began.elapsed() < PATIENCE, "redis-server does not start on port {}", self.port);
         }
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        self.scratch.path()
     }
 
     /// Ends it at once, as a crash would.
@@ -116,11 +155,7 @@ impl Redis {
     pub fn follow(&self, master: &Self) {
         let port = master.port.to_string();
         self.cli(&["REPLICAOF", "127.0.0.1", &port]);
-        let began = Instant::now();
-        while !self.cli(&["INFO", "replication"]).contains("master_link_status:up") {
-            assert!(began.elapsed() < PATIENCE, "the replica does not catch up");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        poll("the replica catches up", || self.cli(&["INFO", "replication"]).contains("master_link_status:up"));
     }
 
     /// Is a master from now on. With `planned`, `master` takes no more writes, and all that it took has come over first.

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, pr
 use tokio::time::Instant;
 
 use super::client::{Answer, Request, get, request};
-use super::{Clock, PATIENCE, Redis, Scratch, within};
+use super::{Clock, PATIENCE, Redis, RedisCluster, Scratch, Sentinels, within};
 
 /// Last lines of a Weir's output that a failing test shows.
 const SHOWN: usize = 40;
@@ -62,6 +62,21 @@ impl Setup {
     /// With the Redis that is reached here.
     pub fn redis_at(self, address: SocketAddr) -> Self {
         self.set("redis.url", format!("redis://{address}/0")).or_set("redis.namespace", "it")
+    }
+
+    /// With this cluster, of which it is told two nodes.
+    pub fn redis_cluster(self, cluster: &RedisCluster) -> Self {
+        self.redis_nodes("cluster", &cluster.addresses()[..2])
+    }
+
+    /// With the Redis that these sentinels name.
+    pub fn sentinels(self, sentinels: &Sentinels) -> Self {
+        self.redis_nodes("sentinel", &sentinels.addresses()).set("redis.master", sentinels.master_name())
+    }
+
+    fn redis_nodes(self, mode: &str, nodes: &[SocketAddr]) -> Self {
+        let nodes: Vec<String> = nodes.iter().map(SocketAddr::to_string).collect();
+        self.set("redis.mode", mode).set("redis.nodes", nodes).or_set("redis.namespace", "it")
     }
 
     /// With this setting, by its dotted name.

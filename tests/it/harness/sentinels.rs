@@ -1,0 +1,220 @@
+//! A real Redis with two copies, and three sentinels that watch over it, of one test's own.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Redis;
+use super::redis::{poll, redis_of_file};
+
+/// Sentinels, of which two must agree.
+const SENTINELS: usize = 3;
+
+/// Servers, one of them the master.
+const SERVERS: usize = 3;
+
+/// What the master is called.
+const NAME: &str = "shop";
+
+/// Settings of each server, which it keeps over a restart, with whom it copies.
+const SERVER: &str = "save \"\"\nappendonly no\nrepl-diskless-sync-delay 0\nrepl-ping-replica-period 1\n";
+
+/// A master, two replicas and three sentinels, all of whom know one another.
+pub fn sentinels() -> Sentinels {
+    let first = redis_of_file(SERVER, false);
+    let port = first.address().port();
+    let mut servers = vec![first];
+    servers.extend((1..SERVERS).map(|_| redis_of_file(&format!("{SERVER}replicaof 127.0.0.1 {port}\n"), false)));
+    let linked = |redis: &Redis| redis.cli(&["INFO", "replication"]).contains("master_link_status:up");
+    poll("the replicas have everything", || servers[1..].iter().all(linked));
+    let settings = format!(
+        "sentinel monitor {NAME} 127.0.0.1 {port} 2\n\
+         sentinel down-after-milliseconds {NAME} 1000\n\
+         sentinel failover-timeout {NAME} 4000\n\
+         sentinel parallel-syncs {NAME} 2\n"
+    );
+    let sentinels: Vec<Redis> = (0..SENTINELS).map(|_| redis_of_file(&settings, true)).collect();
+    sentinels.iter().for_each(hasten);
+    let here = [(); SERVERS + SENTINELS].map(|()| AtomicBool::new(true));
+    let all = Sentinels { servers, sentinels, here };
+    all.know_one_another();
+    all
+}
+
+/// It looks at servers, and speaks to its like, several times a second, and not every ten and every two.
+fn hasten(sentinel: &Redis) {
+    for (period, ms) in [("info-period", "500"), ("publish-period", "250"), ("ping-period", "200")] {
+        sentinel.cli(&["SENTINEL", "DEBUG", period, ms]);
+    }
+}
+
+/// Servers and those who watch over them.
+pub struct Sentinels {
+    servers: Vec<Redis>,
+    sentinels: Vec<Redis>,
+    /// Servers, then sentinels: neither killed nor frozen.
+    here: [AtomicBool; SERVERS + SENTINELS],
+}
+
+impl Sentinels {
+    /// What the master is called.
+    pub fn master_name(&self) -> &'static str {
+        NAME
+    }
+
+    /// Where the sentinels listen.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.sentinels.iter().map(Redis::address).collect()
+    }
+
+    /// How many servers there are.
+    pub fn servers(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// Waits until all that are there have what the master has.
+    pub fn is_well(&self) {
+        let master = self.master();
+        let follows = |server: &usize| {
+            let told = self.servers[*server].try_cli(&["INFO", "replication"]).unwrap_or_default();
+            told.contains("master_link_status:up")
+        };
+        let here = (0..SERVERS).filter(|server| *server != master && self.is_here(*server));
+        let here: Vec<_> = here.collect();
+        poll("all follow the master", || here.iter().all(follows));
+    }
+
+    /// A server.
+    pub fn server(&self, server: usize) -> &Redis {
+        &self.servers[server]
+    }
+
+    /// Which server this sentinel takes for the master.
+    pub fn named_by(&self, sentinel: usize) -> Option<usize> {
+        let told = self.sentinels[sentinel].try_cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).ok()?;
+        let port: u16 = told.lines().nth(1)?.parse().ok()?;
+        self.servers.iter().position(|server| server.address().port() == port)
+    }
+
+    /// The server that is the master, by its own word and that of all sentinels that are there; waits until they agree.
+    pub fn master(&self) -> usize {
+        let mut master = None;
+        poll("one master", || {
+            master = self.agreed_master();
+            master.is_some()
+        });
+        master.expect("it was found")
+    }
+
+    fn agreed_master(&self) -> Option<usize> {
+        let here = self.sentinels_here();
+        let named = here.first().and_then(|first| self.named_by(*first))?;
+        let all_agree = here.iter().all(|sentinel| self.named_by(*sentinel) == Some(named));
+        (all_agree && self.is_here(named) && self.is_master(named)).then_some(named)
+    }
+
+    fn is_master(&self, server: usize) -> bool {
+        self.servers[server].try_cli(&["ROLE"]).is_ok_and(|role| role.starts_with("master"))
+    }
+
+    /// The servers that are there and copy the master.
+    pub fn replicas(&self) -> Vec<usize> {
+        (0..SERVERS).filter(|server| self.is_here(*server) && !self.is_master(*server)).collect()
+    }
+
+    /// A sentinel has a replica take over from a master that is well; says which it was.
+    pub fn fail_over(&self) -> usize {
+        let before = self.master();
+        let sentinel = *self.sentinels_here().first().expect("a sentinel");
+        poll("the sentinel begins", || self.sentinels[sentinel].try_cli(&["SENTINEL", "FAILOVER", NAME]).is_ok());
+        self.taken_over(before)
+    }
+
+    /// Waits until another server than this is the master, and says which.
+    pub fn taken_over(&self, before: usize) -> usize {
+        let mut master = before;
+        poll("a replica takes over", || {
+            master = self.agreed_master().unwrap_or(before);
+            master != before
+        });
+        master
+    }
+
+    /// Ends a server at once.
+    pub fn kill(&self, server: usize) {
+        self.leaves(server);
+        self.servers[server].kill();
+    }
+
+    /// A server accepts connections and answers nothing.
+    pub fn freeze(&self, server: usize) {
+        self.leaves(server);
+        self.servers[server].freeze();
+    }
+
+    /// It goes on, as what it was until a sentinel tells it otherwise.
+    pub fn thaw(&self, server: usize) {
+        self.servers[server].thaw();
+        self.is_back(server);
+    }
+
+    /// One that was killed comes back without its data, as what it was until a sentinel tells it otherwise.
+    pub fn restart(&self, server: usize) {
+        self.servers[server].start();
+        self.is_back(server);
+    }
+
+    /// Ends a sentinel at once.
+    pub fn kill_sentinel(&self, sentinel: usize) {
+        self.leaves(SERVERS + sentinel);
+        self.sentinels[sentinel].kill();
+    }
+
+    /// A sentinel hears and says nothing.
+    pub fn freeze_sentinel(&self, sentinel: usize) {
+        self.leaves(SERVERS + sentinel);
+        self.sentinels[sentinel].freeze();
+    }
+
+    /// It goes on with what it knew.
+    pub fn thaw_sentinel(&self, sentinel: usize) {
+        self.sentinels[sentinel].thaw();
+        self.is_back(SERVERS + sentinel);
+    }
+
+    /// It comes back with what it had written down.
+    pub fn restart_sentinel(&self, sentinel: usize) {
+        self.sentinels[sentinel].start();
+        hasten(&self.sentinels[sentinel]);
+        self.is_back(SERVERS + sentinel);
+    }
+
+    /// Waits until every sentinel knows the other sentinels and the replicas.
+    fn know_one_another(&self) {
+        let knows = |sentinel: &Redis| {
+            let told = sentinel.try_cli(&["SENTINEL", "MASTER", NAME]).unwrap_or_default();
+            let words: Vec<&str> = told.lines().collect();
+            let number = |name: &str| {
+                words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1)?.parse::<usize>().ok())
+            };
+            number("num-slaves") == Some(SERVERS - 1) && number("num-other-sentinels") == Some(SENTINELS - 1)
+        };
+        poll("the sentinels know one another", || self.sentinels.iter().all(knows));
+    }
+
+    fn sentinels_here(&self) -> Vec<usize> {
+        (0..SENTINELS).filter(|sentinel| self.is_here(SERVERS + sentinel)).collect()
+    }
+
+    /// Whether a server was neither killed nor frozen.
+    pub fn is_here(&self, one: usize) -> bool {
+        self.here[one].load(Ordering::SeqCst)
+    }
+
+    fn leaves(&self, one: usize) {
+        self.here[one].store(false, Ordering::SeqCst);
+    }
+
+    fn is_back(&self, one: usize) {
+        self.here[one].store(true, Ordering::SeqCst);
+    }
+}

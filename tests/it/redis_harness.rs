@@ -1,0 +1,56 @@
+//! The harness' clusters and sentinels do what tests take for granted.
+
+use crate::harness::{redis_cluster, sentinels};
+
+#[test]
+fn a_cluster_moves_slots_and_fails_over() {
+    let cluster = redis_cluster();
+    assert_eq!(cluster.masters(), [0, 1, 2]);
+    let (slot, owner) = (cluster.slot_of("{a}"), cluster.owner_of("{a}"));
+    let other = (owner + 1) % 3;
+    for name in ["{a}", "{a}1", "{a}2"] {
+        cluster.cli(owner, &["SET", name, "x"]);
+    }
+    let half = cluster.begin_move(slot, other).unwrap();
+    cluster.move_key(half, "{a}");
+    let said = |node: usize, words: &[&str]| cluster.node(node).try_cli(words).unwrap_err().to_string();
+    assert!(said(owner, &["GET", "{a}"]).contains("ASK"));
+    assert!(said(owner, &["MGET", "{a}", "{a}1"]).contains("TRYAGAIN"));
+    assert_eq!(cluster.left(half).len(), 2);
+    cluster.finish_move(half);
+    assert!(said(owner, &["GET", "{a}"]).contains("MOVED"));
+    assert_eq!(cluster.owner(slot), other);
+    assert_eq!(cluster.cli(other, &["GET", "{a}1"]), "x");
+    assert_eq!(cluster.cli(other, &["MGET", "{a}", "{a}1", "{a}2"]), "x\nx\nx");
+
+    let heir = cluster.replica_of(other);
+    cluster.fail_over(heir, true);
+    cluster.is_well();
+    assert_eq!((cluster.owner(slot), cluster.replica_of(heir)), (heir, other));
+    cluster.kill(heir);
+    assert_eq!(cluster.taken_over(slot, heir), other);
+    cluster.restart(heir);
+    cluster.is_well();
+    assert_eq!(cluster.replica_of(other), heir);
+    cluster.freeze(other);
+    assert_eq!(cluster.taken_over(slot, other), heir);
+    assert_eq!(cluster.cli(heir, &["GET", "{a}2"]), "x");
+    cluster.thaw(other);
+    cluster.is_well();
+    assert!(cluster.calls("get") >= 1);
+}
+
+#[test]
+fn sentinels_fail_over() {
+    let sentinels = sentinels();
+    assert_eq!((sentinels.master(), sentinels.replicas().len()), (0, 2));
+    let second = sentinels.fail_over();
+    assert_ne!(second, 0);
+    sentinels.kill(second);
+    let third = sentinels.taken_over(second);
+    assert_ne!(third, second);
+    sentinels.restart(second);
+    sentinels.freeze_sentinel(0);
+    sentinels.thaw_sentinel(0);
+    assert_eq!(sentinels.master(), third);
+}

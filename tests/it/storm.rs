@@ -1,0 +1,293 @@
+//! The catalogue's F rows under a storm: hits, misses, limited requests and invalidations at a rate that waits for nobody,
+//! while Redis fails in every way that it can, alone, as a cluster, and under sentinels.
+//!
+//! Judged are errors, waiting, what is served (by the checker of `fleet`), what limits admit (by that of `limits_fleet`), and how
+//! soon Redis is used again. `make storm` walks through faults at random for an hour; chance comes from `WEIR_SEED`.
+
+mod faults;
+mod judge;
+mod place;
+mod traffic;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use faults::Fault;
+use judge::{Event, judge};
+use place::{Place, Topology};
+use tokio::time::Instant;
+use traffic::{At, Traffic};
+
+use crate::fleet::dice::Dice;
+use crate::fleet::service::service;
+use crate::harness::{PATIENCE, Setup, Weir, optimised, scale, weir, within_async};
+
+/// Pods.
+const PODS: usize = 2;
+
+/// B.
+const BOUND: Duration = Duration::from_secs(2);
+
+/// What one identity may have, a second.
+const RATE: u32 = 5;
+
+/// And at once: enough for loans.
+const BURST: u32 = 20;
+
+/// What a request may wait for Redis: the default, or where a busy machine is slower than that, more.
+const DEADLINE: Duration = if cfg!(debug_assertions) { Duration::from_millis(100) } else { Duration::from_millis(20) };
+
+/// From the load's beginning to the first fault.
+const CALM: Duration = Duration::from_millis(2500);
+
+/// Between two faults, once all is well.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a fault lasts that is one of its own: longer than B.
+const LENGTH: Duration = Duration::from_millis(2500);
+
+/// In a walk, which is to know shorter and longer ones.
+const LENGTHS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(4000));
+
+/// A part of a long walk, with pods and a Redis of its own.
+const ROUND: Duration = Duration::from_secs(60);
+
+/// A walk as every test run has it.
+const SHORT: Duration = Duration::from_secs(12);
+
+fn setup(pod: usize, url: &str) -> Setup {
+    let routes = format!(
+        r#"
+        [cache]
+        max_staleness = "{}ms"
+
+        [[route]]
+        name = "keys"
+        path = "/k/{{group}}/{{key}}"
+        cache.ttl = "20s"
+        cache.tags = ["key:{{key}}"]
+        request.set = {{ x-pod = "{pod}.0" }}
+
+        [[route]]
+        name = "misses"
+        path = "/m/{{one}}/{{key}}"
+        cache.ttl = "20s"
+        request.set = {{ x-pod = "{pod}.0" }}
+
+        [[route]]
+        name = "strict"
+        path = "/strict/{{key}}"
+        cache.ttl = "1h"
+        request.set = {{ x-pod = "{pod}.0" }}
+        limits = [{{ name = "own", key = ["header:x-id"], rate = "{RATE}/s", burst = {BURST}, redis_down = "deny" }}]
+
+        [[route]]
+        name = "local"
+        path = "/local/{{key}}"
+        cache.ttl = "1h"
+        request.set = {{ x-pod = "{pod}.0" }}
+        limits = [{{ name = "own", key = ["header:x-id"], rate = "{RATE}/s", burst = {BURST} }}]
+        "#,
+        BOUND.as_millis()
+    );
+    let setup = weir(&routes).to(url).set("redis.deadline", format!("{}ms", DEADLINE.as_millis()));
+    setup.set("redis.replicas", i64::try_from(PODS).expect("few")).set("server.workers", 1).set("log.access", false)
+}
+
+/// Runs the storm while what `next` says goes wrong, one after the other, and judges all of it.
+async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(Fault, Duration)>) {
+    let place = tokio::task::spawn_blocking(move || Place::new(topology));
+    let (place, service) = (Arc::new(place.await.expect("it starts")), service());
+    let url = format!("http://{}", service.address);
+    let mut weirs = Vec::new();
+    for pod in 0..PODS {
+        weirs.push(place.apply(setup(pod, &url)).start().await);
+    }
+    used_again(&weirs, "first").await;
+    let pods = weirs.iter().map(|weir| At { proxy: weir.proxy, admin: weir.admin }).collect();
+    let traffic = Traffic::new(seed, pods, Arc::clone(&service.state));
+    let rate = u32::try_from(scale("WEIR_RPS", if optimised() { 2000 } else { 300 })).expect("a rate");
+    let (load, began, start) = (traffic.load(rate).start(), Instant::now(), service.state.now());
+    tokio::time::sleep_until(began + CALM).await;
+    let mut events = Vec::new();
+    while let Some((fault, length)) = next() {
+        let from = service.state.now();
+        let all = Arc::clone(&place);
+        let inflict = tokio::task::spawn_blocking(move || fault.inflict(&all, length));
+        inflict.await.unwrap_or_else(|_| panic!("{topology:?}, WEIR_SEED={seed}: {fault:?} could not be done"));
+        let healed = service.state.now();
+        let back = used_again(&weirs, &format!("{fault:?} {}", events.len())).await;
+        events.push(Event { fault, from, healed, back });
+        let all = Arc::clone(&place);
+        tokio::task::spawn_blocking(move || fault.tidy_up(&all)).await.expect("all come back");
+        tokio::time::sleep(PAUSE).await;
+    }
+    // Whoever may still serve what is old does so within the bound.
+    tokio::time::sleep(BOUND).await;
+    let report = load.stop().await;
+    let mut notes = traffic.notes(&report);
+    notes.history.fetches = service.state.fetches();
+    for seen in &mut notes.seen {
+        seen.due -= start.min(seen.due);
+    }
+    for event in &mut events {
+        (event.from, event.healed) = (event.from - start, event.healed - start);
+    }
+    let (wrong, told) = judge(&notes, &events);
+    eprintln!("{topology:?}, seed {seed}, {rate} a second to {PODS} pods:\n{told}");
+    assert!(wrong.is_empty(), "{topology:?}, WEIR_SEED={seed}:\n{told}{}", wrong.join("\n"));
+}
+
+/// Every breaker is closed, what one pod stores another finds, wherever in Redis it is, and the log takes invalidations.
+async fn used_again(weirs: &[Weir], mark: &str) -> Duration {
+    /// Keys, of which each node of a cluster has some.
+    const SPREAD: usize = 8;
+    let (mark, mut turn) = (mark.replace(|c: char| !c.is_ascii_alphanumeric(), "-"), 0);
+    within_async(PATIENCE, "Redis is used", async || {
+        turn += 1;
+        for weir in weirs {
+            let order = weir.post("/invalidate", r#"{"tags":["nobody"]}"#).await;
+            if order.status != 200 || weir.metric("weir_redis_breaker_open").await != 0.0 {
+                return false;
+            }
+        }
+        let paths: Vec<_> = (0..SPREAD).map(|i| format!("/m/{mark}-{turn}-{i}/0")).collect();
+        for path in &paths {
+            weirs[0].get(path).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        for path in &paths {
+            if !weirs[1].get(path).await.is_hit() {
+                return false;
+            }
+        }
+        true
+    })
+    .await
+}
+
+/// One fault under the storm.
+async fn one(topology: Topology, fault: Fault) {
+    let mut next = Some((fault, LENGTH));
+    storm(topology, scale("WEIR_SEED", 1) as u64, || next.take()).await;
+}
+
+/// Faults by chance, each as often as any other.
+async fn walk(topology: Topology) {
+    let (mut seed, minutes) = (scale("WEIR_SEED", 1) as u64, scale("WEIR_MINUTES", 0) as u32);
+    let (began, all) = (Instant::now(), if minutes == 0 { SHORT } else { Duration::from_secs(60) * minutes / 3 });
+    while began.elapsed() < all {
+        let (begins, mut dice, faults) = (Instant::now(), Dice::new(seed, 0), faults::of(topology));
+        eprintln!("{topology:?}: WEIR_SEED={seed}");
+        let next = || {
+            let goes_on = begins.elapsed() < ROUND.min(all);
+            goes_on.then(|| (dice.one_of(&faults), dice.between(LENGTHS.0, LENGTHS.1)))
+        };
+        storm(topology, seed, next).await;
+        seed += 1;
+    }
+}
+
+#[tokio::test]
+async fn a_walk_alone() {
+    walk(Topology::Alone).await;
+}
+
+#[tokio::test]
+async fn a_walk_through_a_cluster() {
+    walk(Topology::Cluster).await;
+}
+
+#[tokio::test]
+async fn a_walk_under_sentinels() {
+    walk(Topology::Sentinels).await;
+}
+
+/// A test of each of these.
+macro_rules! each {
+    ($($topology:ident { $($name:ident: $fault:expr,)* })*) => {
+        /// Those that have a test of their own.
+        const TESTED: &[(Topology, Fault)] = &[$($((Topology::$topology, $fault),)*)*];
+
+        $($(
+            #[tokio::test]
+            async fn $name() {
+                one(Topology::$topology, $fault).await;
+            }
+        )*)*
+    };
+}
+
+each! {
+    Alone {
+        alone_killed: Fault::Killed,
+        alone_restarted_empty: Fault::RestartedEmpty,
+        alone_loading: Fault::Loading,
+        alone_cut: Fault::Cut,
+        alone_swallowed: Fault::Swallowed,
+        alone_slow_by_10_ms: Fault::Slow(10),
+        alone_slow_by_100_ms: Fault::Slow(100),
+        alone_slow_by_1000_ms: Fault::Slow(1000),
+        alone_read_only: Fault::ReadOnly,
+        alone_master_down: Fault::MasterDown,
+        alone_taken_over: Fault::TakenOver,
+        alone_busy: Fault::Busy,
+        alone_crowded: Fault::Crowded,
+        alone_frozen: Fault::Frozen,
+        alone_full: Fault::Full,
+        alone_unsaved: Fault::Unsaved,
+        alone_without_replicas: Fault::WithoutReplicas,
+        alone_forbidding: Fault::Forbidding,
+        alone_scripts_gone: Fault::ScriptsGone,
+        alone_bus_kicked: Fault::BusKicked,
+        alone_log_trimmed: Fault::LogTrimmed,
+        alone_flushed: Fault::Flushed,
+    }
+    Cluster {
+        cluster_master_killed: Fault::MasterKilled,
+        cluster_master_frozen: Fault::MasterFrozen,
+        cluster_other_master_killed: Fault::OtherMasterKilled,
+        cluster_replica_killed: Fault::ReplicaKilled,
+        cluster_planned_failovers: Fault::Planned,
+        cluster_resharded: Fault::Resharded,
+        cluster_half_moved: Fault::HalfMoved,
+        cluster_rolled: Fault::Rolled,
+        cluster_busy: Fault::Busy,
+        cluster_crowded: Fault::Crowded,
+        cluster_frozen: Fault::Frozen,
+        cluster_full: Fault::Full,
+        cluster_unsaved: Fault::Unsaved,
+        cluster_without_replicas: Fault::WithoutReplicas,
+        cluster_forbidding: Fault::Forbidding,
+        cluster_scripts_gone: Fault::ScriptsGone,
+        cluster_bus_kicked: Fault::BusKicked,
+        cluster_log_trimmed: Fault::LogTrimmed,
+        cluster_flushed: Fault::Flushed,
+    }
+    Sentinels {
+        sentinels_master_killed: Fault::MasterKilled,
+        sentinels_master_frozen: Fault::MasterFrozen,
+        sentinels_replica_killed: Fault::ReplicaKilled,
+        sentinels_planned_failover: Fault::Planned,
+        sentinels_all_killed: Fault::SentinelsKilled,
+        sentinels_one_behind: Fault::SentinelBehind,
+        sentinels_frozen: Fault::Frozen,
+        sentinels_full: Fault::Full,
+        sentinels_unsaved: Fault::Unsaved,
+        sentinels_without_replicas: Fault::WithoutReplicas,
+        sentinels_forbidding: Fault::Forbidding,
+        sentinels_scripts_gone: Fault::ScriptsGone,
+        sentinels_bus_kicked: Fault::BusKicked,
+        sentinels_log_trimmed: Fault::LogTrimmed,
+        sentinels_flushed: Fault::Flushed,
+    }
+}
+
+#[test]
+fn every_fault_has_a_test_of_its_own() {
+    for topology in [Topology::Alone, Topology::Cluster, Topology::Sentinels] {
+        let untested = |fault: &Fault| !TESTED.contains(&(topology, *fault));
+        let left: Vec<_> = faults::of(topology).into_iter().filter(untested).collect();
+        assert!(left.is_empty(), "{topology:?}: {left:?}");
+    }
+}

@@ -1,0 +1,444 @@
+//! What goes wrong with Redis, however it is set up: each is done, held, and undone.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::place::{LOG, Place, Topology};
+use crate::fleet::faults::{crowd, keep_busy};
+use crate::harness::{Line, RedisCluster, redis};
+
+/// Slots that are moved at once.
+const MOVED: usize = 60;
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The server is killed, and comes back empty.
+    Killed,
+    /// The same, at once.
+    RestartedEmpty,
+    /// It comes back with what it had, which it loads for a while.
+    Loading,
+    /// Every connection to it breaks.
+    Cut,
+    /// Nothing comes through.
+    Swallowed,
+    /// Everything comes through later, by so many milliseconds each way.
+    Slow(u64),
+    /// It is a replica of a master that is gone.
+    ReadOnly,
+    /// The same, and it answers nothing.
+    MasterDown,
+    /// A replica takes over by the same address, without what was written last.
+    TakenOver,
+    /// All servers accept and do not answer.
+    Frozen,
+    /// They can take nothing more.
+    Full,
+    /// They take nothing, for what they have could not be saved.
+    Unsaved,
+    /// They take nothing, for want of replicas.
+    WithoutReplicas,
+    /// One runs somebody's script that does not end.
+    Busy,
+    /// One has room for hardly anybody.
+    Crowded,
+    /// They let nobody run scripts.
+    Forbidding,
+    /// They have forgotten all scripts.
+    ScriptsGone,
+    /// They have ended all subscriptions.
+    BusKicked,
+    /// The log is trimmed to nothing.
+    LogTrimmed,
+    /// All data is deleted.
+    Flushed,
+    /// The master of the log is killed; comes back later.
+    MasterKilled,
+    /// The master of the log stands still; goes on later.
+    MasterFrozen,
+    /// A master that does not have the log is killed.
+    OtherMasterKilled,
+    /// A replica is killed.
+    ReplicaKilled,
+    /// A replica takes over from each master, which helps.
+    Planned,
+    /// Slots move to another master, the log's first.
+    Resharded,
+    /// Slots are on their way, with some of their keys.
+    HalfMoved,
+    /// Every node is restarted, masters after they have handed over.
+    Rolled,
+    /// All sentinels are killed.
+    SentinelsKilled,
+    /// A replica takes over, and one sentinel does not hear of it at first.
+    SentinelBehind,
+}
+
+/// Faults of any setup.
+const OF_ALL: &[Fault] = &[
+    Fault::Frozen,
+    Fault::Full,
+    Fault::Unsaved,
+    Fault::WithoutReplicas,
+    Fault::Forbidding,
+    Fault::ScriptsGone,
+    Fault::BusKicked,
+    Fault::LogTrimmed,
+    Fault::Flushed,
+];
+
+const OF_ONE: &[Fault] = &[
+    Fault::Killed,
+    Fault::RestartedEmpty,
+    Fault::Loading,
+    Fault::Cut,
+    Fault::Swallowed,
+    Fault::Slow(10),
+    Fault::Slow(100),
+    Fault::Slow(1000),
+    Fault::ReadOnly,
+    Fault::MasterDown,
+    Fault::TakenOver,
+    Fault::Busy,
+    Fault::Crowded,
+];
+
+const OF_CLUSTERS: &[Fault] = &[
+    Fault::MasterKilled,
+    Fault::MasterFrozen,
+    Fault::OtherMasterKilled,
+    Fault::ReplicaKilled,
+    Fault::Planned,
+    Fault::Resharded,
+    Fault::HalfMoved,
+    Fault::Rolled,
+    Fault::Busy,
+    Fault::Crowded,
+];
+
+const OF_SENTINELS: &[Fault] = &[
+    Fault::MasterKilled,
+    Fault::MasterFrozen,
+    Fault::ReplicaKilled,
+    Fault::Planned,
+    Fault::SentinelsKilled,
+    Fault::SentinelBehind,
+];
+
+/// Those that may befall a setup.
+pub fn of(topology: Topology) -> Vec<Fault> {
+    let own = match topology {
+        Topology::Alone => OF_ONE,
+        Topology::Cluster => OF_CLUSTERS,
+        Topology::Sentinels => OF_SENTINELS,
+    };
+    [own, OF_ALL].concat()
+}
+
+impl Fault {
+    /// How many bursts more than the limit's own it may cost: limits are forgotten, or as they were before.
+    pub fn bursts(self) -> usize {
+        match self {
+            Self::Killed
+            | Self::RestartedEmpty
+            | Self::Flushed
+            | Self::Loading
+            | Self::TakenOver
+            | Self::MasterKilled
+            | Self::MasterFrozen
+            | Self::OtherMasterKilled
+            | Self::SentinelBehind => 1,
+            // Sentinels do not wait for what the master took last.
+            Self::Planned => 1,
+            // A frozen master may be replaced.
+            Self::Frozen => 1,
+            _ => 0,
+        }
+    }
+
+    /// Whether Redis does not answer in time, so that soon nobody waits for it.
+    pub fn opens(self) -> bool {
+        matches!(
+            self,
+            Self::Killed
+                | Self::Cut
+                | Self::Swallowed
+                | Self::Slow(100..)
+                | Self::MasterDown
+                | Self::Frozen
+                | Self::Busy
+        )
+    }
+
+    /// Does it, holds it for `length` where it has one, and undoes it or waits until Redis has: from then on all is well.
+    pub fn inflict(self, place: &Place, length: Duration) {
+        match self {
+            Self::Killed => {
+                let (redis, _) = place.alone();
+                redis.kill();
+                sleep(length);
+                redis.start();
+            }
+            Self::RestartedEmpty => place.alone().0.restart_empty(),
+            Self::Loading => load(place),
+            Self::Cut | Self::Swallowed | Self::Slow(_) => self.inflict_on_the_way(place, length),
+            Self::ReadOnly | Self::MasterDown => {
+                let (redis, _) = place.alone();
+                if self == Self::MasterDown {
+                    redis.cli(&["CONFIG", "SET", "replica-serve-stale-data", "no"]);
+                }
+                // Nobody listens there.
+                redis.cli(&["REPLICAOF", "127.0.0.1", "1"]);
+                sleep(length);
+                redis.cli(&["REPLICAOF", "NO", "ONE"]);
+                redis.cli(&["CONFIG", "SET", "replica-serve-stale-data", "yes"]);
+            }
+            Self::TakenOver => take_over(place, length),
+            Self::Frozen => {
+                place.each(|redis| redis.freeze());
+                sleep(length);
+                place.each(|redis| redis.thaw());
+                settle(place);
+            }
+            Self::Full => hold(place, ["maxmemory", "1"], ["maxmemory", "0"], length),
+            Self::WithoutReplicas => {
+                hold(place, ["min-replicas-to-write", "9"], ["min-replicas-to-write", "0"], length);
+            }
+            Self::Unsaved => leave_unsaved(place, length),
+            Self::Forbidding => {
+                place.say(&["ACL", "SETUSER", "default", "-@scripting"]);
+                sleep(length);
+                place.say(&["ACL", "SETUSER", "default", "+@all"]);
+            }
+            Self::ScriptsGone => place.say(&["SCRIPT", "FLUSH"]),
+            Self::BusKicked => place.say(&["CLIENT", "KILL", "TYPE", "pubsub"]),
+            Self::LogTrimmed => place.with_master(|redis| {
+                redis.cli(&["XTRIM", &format!("it:log:{LOG}"), "MAXLEN", "0"]);
+            }),
+            Self::Flushed => place.each(|redis| {
+                // A replica takes no such order.
+                let _ = redis.try_cli(&["FLUSHALL"]);
+            }),
+            Self::Busy => by_line(place, |line| keep_busy(line, length)),
+            Self::Crowded => by_line(place, |line| crowd(line, length)),
+            _ => match place {
+                Place::Cluster(cluster) => self.inflict_on_cluster(cluster, length),
+                Place::Sentinels(_) => self.inflict_on_sentinels(place, length),
+                Place::Alone { .. } => panic!("{self:?} befalls several servers"),
+            },
+        }
+    }
+
+    fn inflict_on_the_way(self, place: &Place, length: Duration) {
+        let (_, relay) = place.alone();
+        match self {
+            Self::Cut => relay.cut(),
+            Self::Swallowed => relay.swallow(),
+            Self::Slow(by) => relay.delay(Duration::from_millis(by)),
+            _ => {}
+        }
+        sleep(length);
+        // What was held back leaves connections with a past of their own: they are broken off.
+        relay.cut();
+        relay.heal();
+    }
+
+    fn inflict_on_cluster(self, cluster: &RedisCluster, length: Duration) {
+        let (slot, master) = (cluster.slot_of(LOG), cluster.owner_of(LOG));
+        match self {
+            Self::MasterKilled => {
+                cluster.kill(master);
+                cluster.taken_over(slot, master);
+                cluster.serves();
+            }
+            Self::MasterFrozen => {
+                cluster.freeze(master);
+                cluster.taken_over(slot, master);
+                cluster.serves();
+            }
+            Self::OtherMasterKilled => {
+                let other = *cluster.masters().iter().find(|node| **node != master).expect("three masters");
+                cluster.kill(other);
+                cluster.serves();
+            }
+            Self::ReplicaKilled => {
+                let replica = cluster.replica_of(master);
+                cluster.kill(replica);
+                sleep(length);
+                cluster.restart(replica);
+            }
+            Self::Planned => {
+                for master in cluster.masters() {
+                    cluster.fail_over(cluster.replica_of(master), true);
+                }
+                cluster.is_well();
+            }
+            Self::Resharded => {
+                let to = other_than(cluster, master);
+                for slot in slots_in_use(cluster, master, MOVED) {
+                    cluster.move_slot(slot, to);
+                }
+            }
+            Self::HalfMoved => {
+                let to = other_than(cluster, master);
+                let slots = slots_in_use(cluster, master, MOVED / 2);
+                let moves: Vec<_> = slots.into_iter().filter_map(|slot| cluster.begin_move(slot, to)).collect();
+                for on_its_way in &moves {
+                    if let Some(key) = cluster.left(*on_its_way).first() {
+                        cluster.move_key(*on_its_way, key);
+                    }
+                }
+                sleep(length);
+                moves.into_iter().for_each(|on_its_way| cluster.finish_move(on_its_way));
+            }
+            Self::Rolled => {
+                for node in 0..cluster.len() {
+                    if cluster.masters().contains(&node) {
+                        cluster.fail_over(cluster.replica_of(node), true);
+                        cluster.is_well();
+                    }
+                    cluster.kill(node);
+                    cluster.restart(node);
+                    cluster.is_well();
+                }
+            }
+            _ => panic!("{self:?} befalls no cluster"),
+        }
+    }
+
+    fn inflict_on_sentinels(self, place: &Place, length: Duration) {
+        let sentinels = place.sentinels();
+        let master = sentinels.master();
+        match self {
+            Self::MasterKilled => {
+                sentinels.kill(master);
+                sentinels.taken_over(master);
+            }
+            Self::MasterFrozen => {
+                sentinels.freeze(master);
+                sentinels.taken_over(master);
+            }
+            Self::ReplicaKilled => {
+                let replica = sentinels.replicas()[0];
+                sentinels.kill(replica);
+                sleep(length);
+                sentinels.restart(replica);
+            }
+            Self::Planned => drop(sentinels.fail_over()),
+            Self::SentinelsKilled => {
+                let all = 0..sentinels.addresses().len();
+                all.clone().for_each(|sentinel| sentinels.kill_sentinel(sentinel));
+                sleep(length);
+                all.for_each(|sentinel| sentinels.restart_sentinel(sentinel));
+            }
+            Self::SentinelBehind => {
+                // The one that a pod is told of first.
+                sentinels.freeze_sentinel(0);
+                sentinels.fail_over();
+                sentinels.thaw_sentinel(0);
+            }
+            _ => panic!("{self:?} befalls no sentinels"),
+        }
+    }
+
+    /// After Redis was used again: who was killed or stopped comes back.
+    pub fn tidy_up(self, place: &Place) {
+        match place {
+            Place::Alone { .. } => {}
+            Place::Cluster(cluster) => {
+                let here = cluster.here();
+                for node in (0..cluster.len()).filter(|node| !here.contains(node)) {
+                    if self == Self::MasterFrozen { cluster.thaw(node) } else { cluster.restart(node) }
+                }
+                cluster.is_well();
+            }
+            Place::Sentinels(sentinels) => {
+                for server in (0..sentinels.servers()).filter(|server| !sentinels.is_here(*server)) {
+                    if self == Self::MasterFrozen { sentinels.thaw(server) } else { sentinels.restart(server) }
+                }
+                sentinels.is_well();
+            }
+        }
+    }
+}
+
+/// Waits until somebody serves everything.
+fn settle(place: &Place) {
+    match place {
+        Place::Alone { .. } => {}
+        Place::Cluster(cluster) => cluster.is_well(),
+        Place::Sentinels(sentinels) => drop(sentinels.master()),
+    }
+}
+
+fn hold(place: &Place, worse: [&str; 2], well: [&str; 2], length: Duration) {
+    let set = |[name, value]: [&str; 2]| place.say(&["CONFIG", "SET", name, value]);
+    set(worse);
+    sleep(length);
+    set(well);
+}
+
+/// Saves what is there and more, so that loading it takes seconds.
+fn load(place: &Place) {
+    let (redis, _) = place.alone();
+    let fill = "for i = 1, 4000 do redis.call('SET', 'it:filler:' .. i, string.rep('x', 100), 'EX', 600) end";
+    redis.cli(&["EVAL", fill, "0"]);
+    redis.cli(&["SAVE"]);
+    redis.kill();
+    redis.start();
+    let _ = std::fs::remove_file(redis.directory().join("dump.rdb"));
+}
+
+/// Saving fails where the file to be is a directory.
+fn leave_unsaved(place: &Place, length: Duration) {
+    place.each(|redis| {
+        let file = redis.directory().join("dump.rdb");
+        let _ = std::fs::remove_file(&file);
+        std::fs::create_dir_all(file.join("in-the-way")).expect("a directory");
+        redis.cli(&["CONFIG", "SET", "save", "86400 1000000"]);
+        redis.cli(&["BGSAVE"]);
+    });
+    sleep(length);
+    place.each(|redis| {
+        assert!(redis.cli(&["INFO", "persistence"]).contains("rdb_last_bgsave_status:err"), "it could be saved");
+        redis.cli(&["CONFIG", "SET", "save", ""]);
+        std::fs::remove_dir_all(redis.directory().join("dump.rdb")).expect("the directory");
+    });
+}
+
+/// What the master takes for a while is lost with it.
+fn take_over(place: &Place, length: Duration) {
+    let Place::Alone { redis: current, relay } = place else { panic!("there are several servers") };
+    let (master, heir) = (place.alone().0, redis());
+    heir.follow(&master);
+    heir.take_over(&master, false);
+    sleep(length / 8);
+    relay.lead_to(heir.address());
+    *current.lock().expect("no panic while held") = Arc::new(heir);
+}
+
+/// By a connection that is kept, to the master of the log.
+fn by_line(place: &Place, what: impl FnOnce(&mut Line) -> std::io::Result<()>) {
+    let mut line = place.with_master(|redis| redis.line());
+    what(&mut line).expect("Redis does as it is told");
+}
+
+fn other_than(cluster: &RedisCluster, master: usize) -> usize {
+    *cluster.masters().iter().find(|node| **node != master).expect("three masters")
+}
+
+/// Slots of a node that hold keys: the log's, limits', entries'.
+fn slots_in_use(cluster: &RedisCluster, node: usize, most: usize) -> BTreeSet<usize> {
+    let mut slots = BTreeSet::from([cluster.slot_of(LOG)]);
+    for keys in ["it:l:*", "it:e:*"] {
+        for key in cluster.cli(node, &["KEYS", keys]).lines().take(most) {
+            if slots.len() < most {
+                slots.insert(cluster.slot_of(key));
+            }
+        }
+    }
+    slots
+}

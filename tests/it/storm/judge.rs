@@ -1,0 +1,129 @@
+//! What may not be, whatever happened to Redis: errors, waiting, old answers, and more than a limit admits.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::faults::Fault;
+use super::traffic::{Kind, Notes, Seen};
+use super::{BOUND, BURST, DEADLINE, RATE};
+use crate::fleet::Micros;
+use crate::fleet::check::{check, story};
+use crate::harness::optimised;
+use crate::limits_fleet::check::worst;
+
+/// Within this the breaker has opened.
+const OPENED: Duration = Duration::from_secs(1);
+
+/// From the load's beginning on, so long until what is measured counts.
+const WARM: Duration = Duration::from_secs(1);
+
+/// What requests may cost more once the breaker is open.
+const LITTLE: Duration = Duration::from_millis(5);
+
+/// What a busy machine may add to any time.
+const BUSY: Duration = Duration::from_millis(400);
+
+/// Longest from repair to use.
+const BACK: Duration = Duration::from_secs(2);
+
+/// What doubles and two clocks that are held to one time may differ by, in requests.
+const ROUNDING: f64 = 0.01;
+
+/// One fault, and what came of it.
+pub struct Event {
+    /// Which.
+    pub fault: Fault,
+    /// When it began.
+    pub from: Micros,
+    /// Since when Redis is well again.
+    pub healed: Micros,
+    /// From then until it is used.
+    pub back: Duration,
+}
+
+/// Judges a run; what is wrong with it, and what is to be said of it.
+pub fn judge(notes: &Notes, events: &[Event]) -> (Vec<String>, String) {
+    let (mut wrong, mut told) = (Vec::new(), String::new());
+    let findings = check(&notes.history, BOUND.as_micros() as Micros);
+    let _ = writeln!(told, "  {} requests, {} errors; {findings}", notes.seen.len(), notes.history.faults.len());
+    wrong.extend(findings.violations.iter().cloned());
+    if let Some(read) = &findings.worst {
+        wrong.push(story(&notes.history, read));
+    }
+    if findings.tempted == 0 {
+        wrong.push("no read was tempted".to_owned());
+    }
+    limits(notes, events, &mut wrong, &mut told);
+    let before = events.first().map_or(0, |event| event.from);
+    let calm = [true, false].map(|quick| p99(&notes.seen, quick, WARM.as_micros() as Micros, before));
+    for event in events {
+        times(notes, event, calm, &mut wrong, &mut told);
+    }
+    (wrong, told)
+}
+
+/// G3: a burst, and the rate; and a burst more for each time that Redis forgot.
+fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut String) {
+    let lost: usize = events.iter().map(|event| event.fault.bursts()).sum();
+    let mut most = [0.0_f64; 2];
+    for (kind, admitted) in &notes.admitted {
+        // Where each pod has its part while Redis is away, there are two who admit: Redis, and all of them together.
+        let (who, times) = if matches!(kind, Kind::Local(_)) { (1, 2.0) } else { (0, 1.0) };
+        let found = worst(admitted, f64::from(RATE) * times);
+        most[who] = most[who].max(found.above);
+        let allowed = f64::from(BURST) * (times + lost as f64) + ROUNDING;
+        if found.above > allowed {
+            let [from, to] = [found.from, found.to].map(|at| at as f64 / 1e9);
+            wrong.push(format!(
+                "{kind:?}: {:.2} above its rate from {from:.3} to {to:.3} s, not {allowed}",
+                found.above
+            ));
+        }
+    }
+    let denied = notes.seen.iter().filter(|seen| seen.status == 429).count();
+    if denied == 0 {
+        wrong.push("nothing was denied".to_owned());
+    }
+    let [strict, local] = most;
+    let _ = writeln!(told, "  {denied} denied; {strict:.2} and, with each pod's part, {local:.2} above the rate");
+}
+
+/// No request waits for longer than the deadline at first, and hardly at all later on.
+fn times(notes: &Notes, event: &Event, calm: [Duration; 2], wrong: &mut Vec<String>, told: &mut String) {
+    let Event { fault, from, healed, back } = event;
+    let [from_s, to_s] = [*from, *healed].map(|at| at as f64 / 1e6);
+    let _ = writeln!(told, "  {fault:?} from {from_s:.2} to {to_s:.2} s, used again {back:?} later");
+    let opened = *healed.min(&(from + OPENED.as_micros() as Micros));
+    for (quick, calm) in [true, false].into_iter().zip(calm) {
+        let [first, later] = [(*from, opened), (opened, *healed)].map(|(from, to)| p99(&notes.seen, quick, from, to));
+        let name = if quick { "hits and limits" } else { "all" };
+        let _ = writeln!(told, "    p99 of {name}: {calm:?} before, {first:?} at first, {later:?} later");
+        let noise = if optimised() { LITTLE } else { BUSY };
+        // Who found nothing in Redis asks it for the right to fetch, which may take twice as long again.
+        let deadline = if quick { DEADLINE } else { DEADLINE * 3 };
+        for (what, time, most) in
+            [("at first", first, deadline), ("later", later, if fault.opens() { Duration::ZERO } else { deadline })]
+        {
+            if time > calm + most + noise {
+                wrong.push(format!("{fault:?}: the p99 of {name} was {time:?} {what}, and {calm:?} before"));
+            }
+        }
+    }
+    if *back > BACK + if optimised() { Duration::ZERO } else { BACK } {
+        wrong.push(format!("{fault:?}: Redis was used again only after {back:?}"));
+    }
+}
+
+/// Of those that need no more than a look, or of all that clients send, due between the two.
+fn p99(seen: &[Seen], quick: bool, from: Micros, to: Micros) -> Duration {
+    let counts = |kind: &Kind| match kind {
+        Kind::Hit(_) | Kind::Strict(_) | Kind::Local(_) => true,
+        Kind::Miss(_) | Kind::Write(_) => !quick,
+        Kind::Order(_) => false,
+    };
+    let due = seen.iter().filter(|seen| counts(&seen.kind) && seen.due >= from && seen.due < to);
+    let mut times: Vec<Duration> = due.map(|seen| seen.took).collect();
+    times.sort_unstable();
+    let last = times.len().saturating_sub(1);
+    times.get((last as f64 * 0.99).round() as usize).copied().unwrap_or_default()
+}

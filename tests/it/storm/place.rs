@@ -1,0 +1,97 @@
+//! Redis, however it is set up, and what the pods reach it by.
+
+use std::sync::{Arc, Mutex};
+
+use crate::harness::{Flaky, Redis, RedisCluster, Sentinels, Setup, flaky, redis_cluster, redis_with, sentinels};
+
+/// The slot of the log, of which everybody wants to hear.
+pub const LOG: &str = "{it:invalidate:in}";
+
+/// How Redis is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topology {
+    /// One server.
+    Alone,
+    /// Three masters with a replica each.
+    Cluster,
+    /// A master with two replicas, and three sentinels.
+    Sentinels,
+}
+
+/// A Redis that is set up so.
+pub enum Place {
+    /// One server, behind a relay.
+    Alone {
+        /// The server of the moment.
+        redis: Mutex<Arc<Redis>>,
+        /// All pods' way to it.
+        relay: Flaky,
+    },
+    /// A cluster.
+    Cluster(RedisCluster),
+    /// What sentinels watch over.
+    Sentinels(Sentinels),
+}
+
+impl Place {
+    /// A new one. Servers that load what they had saved take their time for it.
+    pub fn new(topology: Topology) -> Self {
+        match topology {
+            Topology::Alone => {
+                let redis = redis_with(&["--key-load-delay", "500", "--loading-process-events-interval-bytes", "1024"]);
+                let relay = flaky(redis.address());
+                Self::Alone { redis: Mutex::new(Arc::new(redis)), relay }
+            }
+            Topology::Cluster => Self::Cluster(redis_cluster()),
+            Topology::Sentinels => Self::Sentinels(sentinels()),
+        }
+    }
+
+    /// A pod that uses it.
+    pub fn apply(&self, setup: Setup) -> Setup {
+        match self {
+            Self::Alone { relay, .. } => setup.redis_at(relay.address()),
+            Self::Cluster(cluster) => setup.redis_cluster(cluster),
+            Self::Sentinels(sentinels) => setup.sentinels(sentinels),
+        }
+    }
+
+    /// Does something to every server that holds data.
+    pub fn each(&self, mut what: impl FnMut(&Redis)) {
+        match self {
+            Self::Alone { redis, .. } => what(&Arc::clone(&redis.lock().expect("no panic while held"))),
+            Self::Cluster(cluster) => cluster.here().into_iter().for_each(|node| what(cluster.node(node))),
+            Self::Sentinels(sentinels) => (0..sentinels.servers()).for_each(|server| what(sentinels.server(server))),
+        }
+    }
+
+    /// Runs a command on every server that holds data.
+    pub fn say(&self, words: &[&str]) {
+        self.each(|redis| drop(redis.cli(words)));
+    }
+
+    /// Does something to the master that has the log.
+    pub fn with_master<T>(&self, what: impl FnOnce(&Redis) -> T) -> T {
+        match self {
+            Self::Alone { redis, .. } => what(&Arc::clone(&redis.lock().expect("no panic while held"))),
+            Self::Cluster(cluster) => what(cluster.node(cluster.owner_of(LOG))),
+            Self::Sentinels(sentinels) => what(sentinels.server(sentinels.master())),
+        }
+    }
+
+    /// The only server, and the way to it.
+    pub fn alone(&self) -> (Arc<Redis>, &Flaky) {
+        match self {
+            Self::Alone { redis, relay } => (Arc::clone(&redis.lock().expect("no panic while held")), relay),
+            _ => panic!("there are several servers"),
+        }
+    }
+
+    /// The sentinels.
+    pub fn sentinels(&self) -> &Sentinels {
+        match self {
+            Self::Sentinels(sentinels) => sentinels,
+            _ => panic!("no sentinels"),
+        }
+    }
+}

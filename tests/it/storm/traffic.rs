@@ -1,0 +1,208 @@
+//! What clients and those who invalidate send, whatever becomes of it, and what they saw.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::fleet::check::{Fault, History, Life, Order, Read, Taken};
+use crate::fleet::dice::Dice;
+use crate::fleet::service::{State, path_of};
+use crate::fleet::{KEYS, Micros, TAGS};
+use crate::harness::{Answer, Load, Report, Request, get, request};
+use crate::limits_fleet::check::Admitted;
+
+/// Longest that any load goes on.
+const LONGEST: Duration = Duration::from_secs(900);
+
+/// Identities of the limited routes.
+pub const IDENTITIES: usize = 2;
+
+/// A pod.
+#[derive(Clone, Copy)]
+pub struct At {
+    /// Where requests go.
+    pub proxy: SocketAddr,
+    /// The operator's port.
+    pub admin: SocketAddr,
+}
+
+/// What a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Of one of few keys: a hit, unless it was invalidated.
+    Hit(usize),
+    /// Of a path that nobody asked for before.
+    Miss(usize),
+    /// Of a route that denies everything while Redis is away; by which identity.
+    Strict(usize),
+    /// Of a route on which each pod has its part then.
+    Local(usize),
+    /// A write, which invalidates its key.
+    Write(usize),
+    /// An order at the operator's port.
+    Order(usize),
+}
+
+/// All traffic of one run.
+pub struct Traffic {
+    seed: u64,
+    pods: Vec<At>,
+    state: Arc<State>,
+    /// Of each request when it was sent, and what it names.
+    sent: Mutex<Vec<Sent>>,
+}
+
+#[derive(Clone, Default)]
+struct Sent {
+    at: Micros,
+    keys: Vec<(usize, u64)>,
+}
+
+/// A request that was sent.
+pub struct Seen {
+    /// What it was.
+    pub kind: Kind,
+    /// When it was due.
+    pub due: Micros,
+    /// From then to its answer's end.
+    pub took: Duration,
+    /// The answer's status; 0 if there was none.
+    pub status: u16,
+}
+
+/// All that was seen.
+#[derive(Default)]
+pub struct Notes {
+    /// Every request.
+    pub seen: Vec<Seen>,
+    /// For the checker of what is served.
+    pub history: History,
+    /// For that of limits: what each identity was let through.
+    pub admitted: BTreeMap<Kind, Vec<Admitted>>,
+}
+
+impl Traffic {
+    /// Between these pods, by this seed.
+    pub fn new(seed: u64, pods: Vec<At>, state: Arc<State>) -> Arc<Self> {
+        Arc::new(Self { seed, pods, state, sent: Mutex::default() })
+    }
+
+    /// So many requests a second.
+    pub fn load(self: &Arc<Self>, rate: u32) -> Load {
+        let (makes, chooses) = (Arc::clone(self), Arc::clone(self));
+        Load::new(rate, LONGEST, move |i| makes.make(i)).choosing(move |i| {
+            let pod = chooses.pods[i % chooses.pods.len()];
+            if matches!(chooses.kind(i), Kind::Order(_)) { pod.admin } else { pod.proxy }
+        })
+    }
+
+    fn kind(&self, i: usize) -> Kind {
+        let mut dice = Dice::new(self.seed, i as u64);
+        // Some are read far more often than others.
+        let (key, who) = (dice.below(KEYS).min(dice.below(KEYS)), dice.below(IDENTITIES));
+        match dice.below(100) {
+            0..70 => Kind::Hit(key),
+            70..80 => Kind::Miss(key),
+            80..88 => Kind::Strict(who),
+            88..96 => Kind::Local(who),
+            96..97 => Kind::Write(key),
+            _ => Kind::Order(key),
+        }
+    }
+
+    fn make(&self, i: usize) -> Request {
+        let (kind, mut keys) = (self.kind(i), Vec::new());
+        let request = match kind {
+            Kind::Hit(key) => get(&path_of(key)),
+            Kind::Miss(key) => get(&format!("/m/{}-{i}/{key}", self.seed)),
+            Kind::Strict(who) => get("/strict/0").header("x-id", &who.to_string()),
+            Kind::Local(who) => get("/local/0").header("x-id", &who.to_string()),
+            Kind::Write(key) => request("PUT", &path_of(key)).body(""),
+            Kind::Order(key) => {
+                let (named, body) = if i.is_multiple_of(4) {
+                    let of_tag = (0..KEYS).filter(|other| other % TAGS == key % TAGS).collect();
+                    (of_tag, format!(r#"{{"tags":["a{}"]}}"#, key % TAGS))
+                } else {
+                    (vec![key], format!(r#"{{"urls":["{}"]}}"#, path_of(key)))
+                };
+                keys = named.into_iter().map(|key| (key, self.state.change(key))).collect();
+                let host = self.pods[i % self.pods.len()].admin.to_string();
+                let order = request("POST", "/invalidate").header("host", &host);
+                order.header("content-type", "application/json").body(body)
+            }
+        };
+        self.sent.lock().expect("no panic while held").push(Sent { at: self.state.now(), keys });
+        request
+    }
+
+    /// What was seen, for who judges it.
+    pub fn notes(&self, report: &Report) -> Notes {
+        let sent = self.sent.lock().expect("no panic while held").clone();
+        let mut notes = Notes::default();
+        // The load began just before its first request was made.
+        let began = sent.first().map_or(0, |first| first.at);
+        for (i, (sample, Sent { at, keys })) in report.samples.iter().zip(sent).enumerate() {
+            let (kind, pod) = (self.kind(i), i % self.pods.len());
+            let due = began + sample.at.as_micros() as Micros;
+            let end = due + sample.took.as_micros() as Micros;
+            let answer = sample.result.as_ref().ok();
+            let status = answer.map_or(0, |answer| answer.status);
+            notes.seen.push(Seen { kind, due, took: sample.took, status });
+            if !is_well(kind, status) {
+                let what = match &sample.result {
+                    Ok(answer) => format!("{status} {}", String::from_utf8_lossy(&answer.body)),
+                    Err(error) => error.clone(),
+                };
+                notes.history.faults.push(Fault { pod, start: at, end, what: format!("{kind:?}: {what}") });
+                continue;
+            }
+            let answer = answer.expect("it has a status");
+            let life = Life { pod, number: 0 };
+            match kind {
+                Kind::Hit(key) => {
+                    let (got, version) = body_of(answer);
+                    notes.history.reads.push(Read { key, by: life, start: at, end, got, version });
+                }
+                Kind::Miss(key) => assert_eq!(body_of(answer).0, key, "{answer:?}"),
+                Kind::Strict(_) | Kind::Local(_) if status == 200 => {
+                    let admitted = Admitted { from: at * 1000, to: end * 1000 };
+                    notes.admitted.entry(kind).or_default().push(admitted);
+                }
+                Kind::Strict(_) | Kind::Local(_) => {}
+                Kind::Write(key) => {
+                    let version = answer.number("x-version").expect("the service says it");
+                    let order = Order {
+                        keys: vec![(key, version)],
+                        start: at,
+                        ack: end,
+                        taken: Taken::Here(life),
+                        is_announced: false,
+                    };
+                    notes.history.orders.push(order);
+                }
+                Kind::Order(_) => {
+                    let taken = if status == 200 { Taken::Logged(Some(life)) } else { Taken::Here(life) };
+                    notes.history.orders.push(Order { keys, start: at, ack: end, taken, is_announced: false });
+                }
+            }
+        }
+        notes
+    }
+}
+
+/// Whether this is what a client hopes for: a limit may deny, and Redis be unable to log.
+fn is_well(kind: Kind, status: u16) -> bool {
+    match kind {
+        Kind::Hit(_) | Kind::Miss(_) | Kind::Write(_) => status == 200,
+        Kind::Strict(_) | Kind::Local(_) => matches!(status, 200 | 429),
+        Kind::Order(_) => matches!(status, 200 | 202),
+    }
+}
+
+/// Of which key an answer is, and in which version.
+fn body_of(answer: &Answer) -> (usize, u64) {
+    let mut numbers = answer.text().split(' ').map(str::parse::<u64>);
+    let (Some(Ok(key)), Some(Ok(version))) = (numbers.next(), numbers.next()) else { panic!("{answer:?}") };
+    (key as usize, version)
+}
