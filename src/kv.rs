@@ -106,6 +106,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// See [`Shared::lost_ms`].
     lost_ms: AtomicU64,
+    /// Whether keys are spread over slots, so that a script may touch those of one only.
+    is_sharded: bool,
     breaker: Breaker,
     bells: Doorbells,
     server: config::Address,
@@ -132,6 +134,7 @@ impl Shared {
             startup_wait: config.startup_wait,
             bus: config.bus,
             lost_ms: AtomicU64::new(0),
+            is_sharded: false,
             breaker: Breaker::new(metrics.redis_breaker_open.clone(), clock.clone()),
             clock,
             metrics,
@@ -149,6 +152,7 @@ impl Shared {
             startup_wait: self.startup_wait,
             bus: self.bus,
             lost_ms: AtomicU64::new(self.lost_ms()),
+            is_sharded: self.is_sharded,
             breaker: Breaker::new(metrics.redis_breaker_open.clone(), self.clock.clone()),
             clock: self.clock.clone(),
             metrics,
@@ -156,6 +160,14 @@ impl Shared {
             server: self.server.clone(),
             dialer: self.dialer.clone(),
         })
+    }
+
+    /// Which of `keys` one script may touch, by their places; `None` if it may touch all of them.
+    pub fn groups(&self, keys: &[&[u8]]) -> Option<Vec<Vec<usize>>> {
+        if !self.is_sharded || keys.len() < 2 {
+            return None;
+        }
+        Some(keys::by_slot(keys)).filter(|groups| groups.len() > 1)
     }
 
     /// How connections are opened from now on.
