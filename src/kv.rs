@@ -302,6 +302,7 @@ impl Redis {
         args: &[&[u8]],
         budget: &mut Budget,
     ) -> Result<Reply, Unavailable> {
+        debug_assert!(self.0.shared.groups(keys).is_none(), "{} touches several slots", script.name);
         let known = self.known(script);
         let command = invocation("EVALSHA", &known.sha1, keys, args);
         match self.send(lane, &command, &known, budget).await {
