@@ -422,3 +422,6 @@ mod delays;
 
 #[path = "tiers_tests.rs"]
 mod tiered;
+
+#[path = "split_tests.rs"]
+mod split;
