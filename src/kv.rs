@@ -117,6 +117,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// See [`Shared::lost_ms`].
     lost_ms: AtomicU64,
+    /// Whether keys are spread over slots, so that a script may touch those of one only.
+    is_sharded: bool,
     bells: Doorbells,
     topology: Arc<Topology>,
     dialer: Dialer,
@@ -146,6 +148,7 @@ impl Shared {
             bus: config.bus,
             lost_ms: AtomicU64::new(0),
             topology: Arc::new(Topology::new(config.servers.clone(), open, clock.clone())),
+            is_sharded: matches!(config.servers, config::Servers::Cluster { .. }),
             clock,
             metrics,
             bells: Doorbells::default(),
@@ -165,6 +168,7 @@ impl Shared {
             bus: self.bus,
             lost_ms: AtomicU64::new(self.lost_ms()),
             topology: Arc::clone(&self.topology),
+            is_sharded: self.is_sharded,
             clock: self.clock.clone(),
             metrics,
             bells: Doorbells::default(),
@@ -173,6 +177,14 @@ impl Shared {
             read_from: self.read_from,
             is_encrypted: self.is_encrypted,
         })
+    }
+
+    /// Which of `keys` one script may touch, by their places; `None` if it may touch all of them.
+    pub fn groups(&self, keys: &[&[u8]]) -> Option<Vec<Vec<usize>>> {
+        if !self.is_sharded || keys.len() < 2 {
+            return None;
+        }
+        Some(keys::by_slot(keys)).filter(|groups| groups.len() > 1)
     }
 
     /// How connections are opened from now on.
@@ -326,6 +338,7 @@ impl Redis {
         args: &[&[u8]],
         budget: &mut Budget,
     ) -> Result<Reply, Unavailable> {
+        debug_assert!(self.0.shared.groups(keys).is_none(), "{} touches several slots", script.name);
         let known = self.known(script);
         let command = invocation("EVALSHA", &known.sha1, keys, args);
         match self.send(lane, keys[0], &command, &known, budget).await {

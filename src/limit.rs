@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::clock::{Clock, Stopwatch};
+use crate::clock::Clock;
 use crate::config::{RedisDown, Secret, Stage};
-use crate::kv::{self, Budget, Unavailable};
+use crate::kv::{self, Budget};
 use crate::metrics::Source;
 
 mod account;
 mod after;
 pub mod algorithm;
+mod asking;
 pub mod bounds;
 pub mod bucket;
 mod claim;
@@ -41,6 +42,7 @@ pub mod shared;
 mod sketch;
 pub mod sliding_log;
 pub mod sliding_window;
+mod split;
 mod text;
 pub mod tiers;
 mod top;
@@ -52,7 +54,7 @@ use after::Till;
 pub use after::{Head, Meter, Tabs};
 use algorithm::{Level, Mark, Micros, Shape};
 pub use bounds::RouteLimits;
-use bounds::{Bound, CostText, StageLimits, cost_text};
+use bounds::{Bound, StageLimits};
 pub use delay::{Halt, Taking};
 pub use held::{RENEWAL, Slots};
 use held::{Shelf, Slot};
@@ -60,7 +62,7 @@ pub use identity::Facts;
 use identity::{LocalName, LocalNames, Pseudonym};
 use line::Lines;
 use loans::{Due, Known, Loans, REPAID_AT_ONCE, Spent};
-use local::{Ask, Few, Reading};
+use local::{Ask, Few};
 pub use screen::Reach;
 use tiers::Tiers;
 use top::Top;
@@ -336,74 +338,6 @@ impl Limiter {
         Ok(self.conclude(None, stage, facts, &mut answers, charged))
     }
 
-    async fn take_asking<'l>(
-        &'l self,
-        redis: &kv::Redis,
-        asking: Box<(Going<'l>, Known<'l>)>,
-        charged: &mut Charged,
-        budget: &mut Budget,
-    ) -> Option<Box<Denial>> {
-        let (going, known) = *asking;
-        let mut answers = self.take_shared(redis, &going, known, budget).await;
-        self.conclude(Some(redis), going.stage, going.facts, &mut answers, charged)
-    }
-
-    async fn take_shared<'l>(
-        &'l self,
-        redis: &kv::Redis,
-        going: &Going<'_>,
-        known: Known<'l>,
-        budget: &mut Budget,
-    ) -> Few<Answer> {
-        let Going { stage, facts, names, .. } = going;
-        let bounds = &stage.bounds;
-        let question = match self.wait(known, &going.dues, budget).await {
-            Some(Known::Ask(question)) => question,
-            Some(Known::Spent(spent)) => return self.spent(bounds, names, going.id, &spent, self.shelf.steady()),
-            Some(Known::Denied(nth, level)) => return denied_before(names, nth, level),
-            Some(Known::Wait(_)) | None => return self.fall_back(going),
-        };
-        let keys: Few<Vec<u8>> = bounds.iter().map(|bound| self.key(redis, bound, facts)).collect();
-        let keys: Few<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-        let own = going.id.to_le_bytes();
-        let loans: Few<Vec<u8>> =
-            question.questions.iter().map(|one| shared::loan_arg(self.loans.who(), one)).collect();
-        let costs: Few<CostText> = names.iter().map(|named| cost_text(named.cost)).collect();
-        let costs = bounds.iter().zip(&costs).map(|(bound, cost)| (&bound.args, &**cost, bound.mode()));
-        let mut args = shared::take_args(&own, costs);
-        args.extend(loans.iter().map(Vec::as_slice));
-        let lost = if stage.minds_loss { shared::lost_arg(redis.shared().lost_ms()) } else { None };
-        if let Some(lost) = &lost {
-            args.extend(bounds.iter().map(|bound| if bound.minds_loss() { lost.as_slice() } else { b"" }));
-        }
-        let reply = redis.run(stage.script, &keys, &args, budget).await;
-        if let Err(Unavailable::NotSent | Unavailable::Refused(_)) = reply {
-            question.unheard();
-            return self.fall_back(going);
-        }
-        let asked = |nth: usize| (bounds[nth].shape, names[nth].cost);
-        match reply.ok().and_then(|reply| shared::taken(&reply, going.id, bounds.len(), asked)) {
-            Some(readings) => {
-                question.answered(readings.iter().zip(keys.iter().copied()));
-                self.shadowed(going, &keys, &readings)
-            }
-            None => self.fall_back(going),
-        }
-    }
-
-    /// What is `known` in the end, once somebody else has his answer if that is waited for; `None` if it does not come.
-    async fn wait<'l>(&'l self, mut known: Known<'l>, dues: &[Due], budget: &mut Budget) -> Option<Known<'l>> {
-        while let Known::Wait(bell) = known {
-            let watch = Stopwatch::start();
-            // It is closed, and never gives a permit.
-            let answered = tokio::time::timeout(budget.left(), bell.acquire()).await;
-            budget.spend(watch.elapsed());
-            answered.ok()?.err()?;
-            known = self.loans.consult(dues, true, self.shelf.steady());
-        }
-        Some(known)
-    }
-
     /// What was paid from loans.
     fn spent(&self, bounds: &[Arc<Bound>], names: &[Named], id: u64, spent: &[Spent], now: Micros) -> Few<Answer> {
         let each = bounds.iter().zip(names).zip(spent);
@@ -425,50 +359,6 @@ impl Limiter {
         let shape = self.part(bound);
         let ask = bound.ask(named.name, shape, named.cost, id);
         (bound.limit.redis_down == RedisDown::Local).then(|| (shape, self.shelf.local.shadow(&ask, now)))
-    }
-
-    /// What Redis said, with the local states charged alike: should Redis go, they take over where it was.
-    fn shadowed(&self, going: &Going<'_>, keys: &[&[u8]], readings: &Few<Reading>) -> Few<Answer> {
-        let now = self.shelf.steady();
-        let mut answers = Few::new();
-        for (((bound, named), key), reading) in going.stage.bounds.iter().zip(&going.names).zip(keys).zip(readings) {
-            answers.push(Answer {
-                short: reading.is_short(),
-                level: Some(reading.level),
-                local: reading.mark.and_then(|_| self.shadow(bound, named, going.id, now)),
-                redis: reading.mark.map(|mark| (key.to_vec(), mark)),
-                ..Answer::unchecked(named.name, named.cost, Source::Redis)
-            });
-        }
-        answers
-    }
-
-    /// What `redis_down` says, all or nothing as ever.
-    fn fall_back(&self, Going { stage, names, dues, id, .. }: &Going<'_>) -> Few<Answer> {
-        let bounds = &stage.bounds;
-        let unchecked =
-            |named: &Named, short| Answer { short, ..Answer::unchecked(named.name, named.cost, Source::Fallback) };
-        let refused = bounds.iter().any(|bound| bound.limit.redis_down == RedisDown::Deny && !bound.limit.dry_run);
-        let asked = |bound: &Bound| bound.limit.redis_down == RedisDown::Local && !refused;
-        let asks: Few<Ask<'_>> = bounds
-            .iter()
-            .zip(names)
-            .filter(|(bound, _)| asked(bound))
-            .map(|(bound, named)| bound.ask(named.name, self.part(bound), named.cost, *id))
-            .collect();
-        let now = self.shelf.steady();
-        let readings = self.shelf.local.take(&asks, now);
-        for (ask, reading) in asks.iter().zip(&readings).filter(|(_, reading)| reading.mark.is_some()) {
-            let due = dues.iter().filter(|due| due.name == ask.name);
-            due.for_each(|due| self.loans.spent_away(due, due.cost, ask.was_full_at(&reading.level, now), now));
-        }
-        let mut taken = asks.iter().zip(&readings);
-        let answer = |(bound, named): (&Arc<Bound>, &Named)| match if asked(bound) { taken.next() } else { None } {
-            // The part may have had less than it costs: what is given back is given back whole.
-            Some((ask, reading)) => Answer { cost: named.cost, ..Answer::here(ask, reading, Source::Fallback) },
-            None => unchecked(named, bound.limit.redis_down == RedisDown::Deny),
-        };
-        bounds.iter().zip(names).map(answer).collect()
     }
 
     /// This pod's part of a limit while Redis is away.

@@ -30,7 +30,7 @@ pub(super) async fn find(shared: &Arc<Shared>, seeds: &[Address], asked: &mut As
             Err(error) => cause = format!("{from}: {error}"),
         }
     }
-    let found = merged(views, shared.read_from == ReadFrom::Replica);
+    let found = merged(&views, shared.read_from == ReadFrom::Replica);
     if found.masters.is_empty() { Err(cause) } else { Ok(found) }
 }
 
@@ -115,7 +115,7 @@ fn range_of(text: &str) -> Option<(u16, u16)> {
 }
 
 /// Each slot's owner by the latest epoch that any view knows of, and only masters that own one.
-fn merged(views: Vec<View>, with_replicas: bool) -> Found {
+fn merged(views: &[View], with_replicas: bool) -> Found {
     let mut owners: Vec<Option<&Claim>> = vec![None; SLOTS];
     for claim in views.iter().flat_map(|view| &view.masters) {
         for (first, last) in &claim.slots {
@@ -163,7 +163,7 @@ e7d1 :30001@31001,hostname1 myself,master - 0 0 1 connected 0-5459 5460 [5461->-
     #[test]
     fn a_view_says_who_has_what() {
         let seed = at("10.0.0.1", 30001);
-        let found = merged(vec![View::read(NODES, &seed, false)], true);
+        let found = merged(&[View::read(NODES, &seed, false)], true);
         let masters = [
             (at("10.0.0.1", 30001), vec![at("127.0.0.1", 30004)]),
             (at("127.0.0.1", 30002), vec![]),
@@ -172,7 +172,7 @@ e7d1 :30001@31001,hostname1 myself,master - 0 0 1 connected 0-5459 5460 [5461->-
         assert_eq!(found.masters, masters);
         assert_eq!(found.slots.len(), SLOTS);
         assert_eq!([0, 5460, 5461, 16383].map(|slot| found.slots[slot]), [Some(0), Some(0), Some(1), Some(2)]);
-        let named = merged(vec![View::read(NODES, &seed, true)], false);
+        let named = merged(&[View::read(NODES, &seed, true)], false);
         assert_eq!(named.masters[1], (at("hostname2", 30002), vec![]));
     }
 
@@ -182,11 +182,11 @@ e7d1 :30001@31001,hostname1 myself,master - 0 0 1 connected 0-5459 5460 [5461->-
         let old = "a 1.1.1.1:1@2 master - 0 0 1 connected 0-16383\nb 2.2.2.2:1@2 slave a 0 0 1 connected\n";
         let new = "a 1.1.1.1:1@2 master,fail - 0 0 1 connected\nb 2.2.2.2:1@2 master - 0 0 7 connected 0-16383\n";
         for views in [[old, new], [new, old]] {
-            let found = merged(views.map(view).into(), true);
+            let found = merged(&views.map(view), true);
             assert_eq!(found.masters, [(at("2.2.2.2", 1), vec![])]);
         }
-        assert_eq!(merged(vec![view("a 1.1.1.1:1@2 myself,master - 0 0 0 connected\n")], true), Found::default());
-        let half = merged(vec![view("a 1.1.1.1:1@2 master - 0 0 1 connected 0-99\n")], true);
+        assert_eq!(merged(&[view("a 1.1.1.1:1@2 myself,master - 0 0 0 connected\n")], true), Found::default());
+        let half = merged(&[view("a 1.1.1.1:1@2 master - 0 0 1 connected 0-99\n")], true);
         assert_eq!((half.slots[99], half.slots[100]), (Some(0), None));
     }
 }

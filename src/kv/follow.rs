@@ -42,7 +42,7 @@ pub async fn follow(shared: Arc<Shared>) {
         };
         match found {
             Ok(found) => {
-                shared.topology.adopt(found);
+                shared.topology.adopt(&found);
                 is_lost = false;
             }
             Err(cause) => {

@@ -31,10 +31,11 @@ impl Keys {
         self.tagged("f", hash)
     }
 
-    /// A bucket: `ns:l:scope:identity`. `identity` is an HMAC in hex. Untagged, so that hot limits spread over the
-    /// slots. TTL: the time that the bucket needs to fill up, what it has lent included.
+    /// A bucket: `ns:l:scope:{identity}`. `identity` is an HMAC in hex. Tagged by it, so that one script takes from all
+    /// limits of one identity, and the identities of a hot limit spread over the slots. A scope holds no braces: names do
+    /// not. TTL: the time that the bucket needs to fill up, what it has lent included.
     pub fn bucket(&self, scope: &str, identity: &str) -> Vec<u8> {
-        [&self.namespace, ":l:", scope, ":", identity].concat().into_bytes()
+        [&self.namespace, ":l:", scope, ":{", identity, "}"].concat().into_bytes()
     }
 
     /// Which identities have which tier of limits: `ns:tiers:name`, a hash. No TTL: it is the operator's.
@@ -146,6 +147,14 @@ pub fn slot(key: &[u8]) -> u16 {
     crc % SLOTS as u16
 }
 
+/// Which of `keys` lie in one slot, each by its place, in their order; the groups by the slot.
+pub fn by_slot(keys: &[&[u8]]) -> Vec<Vec<usize>> {
+    let mut places: Vec<(u16, usize)> = keys.iter().enumerate().map(|(place, key)| (slot(key), place)).collect();
+    places.sort_unstable();
+    let groups = places.chunk_by(|one, other| one.0 == other.0);
+    groups.map(|group| group.iter().map(|(_, place)| *place).collect()).collect()
+}
+
 /// What lies between the first `{` and the next `}`, unless that is nothing.
 fn tag(key: &[u8]) -> &[u8] {
     let tagged = || {
@@ -199,6 +208,19 @@ mod tests {
         let hash = [7; 16];
         assert_eq!(tag(&keys.entry(&hash)), tag(&keys.lease(&hash)));
         assert_eq!(tag(&keys.entry(&hash)), tag(&keys.part(&hash)));
+        for scope in ["a", "catalog/a", "a:h", "a:sliding_log:h", "a:concurrency"] {
+            assert_eq!(tag(&keys.bucket(scope, "0123456789abcdef")), b"0123456789abcdef");
+        }
+        assert_eq!(keys.bucket("catalog/a:h", "0f"), b"shop-prod:l:catalog/a:h:{0f}");
         assert_eq!(keys.entry(&hash), b"shop-prod:e:{07070707070707070707070707070707}");
+    }
+
+    #[test]
+    fn keys_are_grouped_by_their_slots_in_their_order() {
+        let keys: [&[u8]; 5] = [b"{foo}1", b"123456789", b"{foo}2", b"foo", b"{b}{foo}"];
+        let mut groups = by_slot(&keys);
+        groups.sort();
+        assert_eq!(groups, [vec![0, 2, 3], vec![1], vec![4]]);
+        assert!(by_slot(&[]).is_empty());
     }
 }

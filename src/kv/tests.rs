@@ -66,6 +66,13 @@ impl Server {
         self.shared_with(&self.config())
     }
 
+    /// The same, as if this server were a Cluster: scripts touch the keys of one slot only.
+    pub(crate) fn sharded(&self) -> Arc<Shared> {
+        let mut shared = self.shared();
+        Arc::get_mut(&mut shared).expect("nobody else has it").is_sharded = true;
+        shared
+    }
+
     pub(crate) fn shared_with(&self, config: &config::Redis) -> Arc<Shared> {
         Shared::new(config, Metrics::new(Registry::new()), Clock::system())
     }
@@ -291,4 +298,18 @@ async fn connections_whose_packets_are_swallowed_are_replaced() {
         assert!(watch.elapsed() < Duration::from_secs(2), "{:?}", watch.elapsed());
     }
     task.abort();
+}
+
+#[test]
+fn keys_lie_together_unless_they_are_spread_over_slots() {
+    let server = Server::down();
+    let keys: [&[u8]; 3] = [b"a:{1}", b"a:{2}", b"b:{1}"];
+    assert_eq!(server.shared().groups(&keys), None);
+    let sharded = server.sharded();
+    let mut groups = sharded.groups(&keys).unwrap();
+    groups.sort();
+    assert_eq!(groups, [vec![0, 2], vec![1]]);
+    assert_eq!(sharded.groups(&keys[..1]), None);
+    assert_eq!(sharded.groups(&[b"a:{1}", b"b:{1}"]), None, "one identity");
+    assert!(sharded.apart(Metrics::new(Registry::new())).groups(&keys).is_some());
 }

@@ -104,7 +104,7 @@ impl Topology {
             servers,
         };
         if let Servers::Standalone(server) = &topology.servers {
-            topology.adopt(Found { masters: vec![(server.clone(), Vec::new())], slots: Vec::new() });
+            topology.adopt(&Found { masters: vec![(server.clone(), Vec::new())], slots: Vec::new() });
         }
         topology.show();
         topology
@@ -130,9 +130,9 @@ impl Topology {
     }
 
     /// Goes by what was found, and forgets servers that are not in it. Says whether that is something new.
-    pub(super) fn adopt(&self, found: Found) -> bool {
+    pub(super) fn adopt(&self, found: &Found) -> bool {
         let before = self.map();
-        if before.is_as(&found) {
+        if before.is_as(found) {
             return false;
         }
         let masters = found.masters.iter().map(|(address, replicas)| Master {

@@ -22,7 +22,7 @@ use super::number::Search;
 use super::verdict::{Charge, Charged};
 use super::{Limiter, Named, shared};
 use crate::config::{AnswerCost, Cost, Place};
-use crate::kv::{self, Budget, Unavailable};
+use crate::kv::{self, Budget};
 use crate::metrics::Settled;
 
 /// Longest that telling Redis of an answer may take: nobody waits for it, and what it did not hear of is lost.
@@ -120,16 +120,29 @@ impl Till {
         let till = Arc::clone(self);
         let told = async move {
             shared::refund(&redis, &back, &mut Budget::new(TOLD_WITHIN)).await;
-            let owed = shared::owe(&redis, &debts, &mut Budget::new(TOLD_WITHIN)).await;
+            let unheard = shared::owe(&redis, &debts, &mut Budget::new(TOLD_WITHIN)).await;
             let now = till.shelf.steady();
             // What was said before of the wait is true no more.
             let all = back.iter().chain(debts.iter().map(|(charge, _)| charge));
             all.for_each(|charge| till.loans.lift(charge.name));
-            if let Err(Unavailable::NotSent | Unavailable::Refused(_)) = owed {
-                debts.iter().for_each(|(charge, more)| till.owe_later(charge, *more, now));
-            }
+            unheard.iter().map(|nth| &debts[*nth]).for_each(|(charge, more)| till.owe_later(charge, *more, now));
         };
         self.settling.spawn_on(told, &runtime);
+    }
+
+    /// Gives back what charges took in Redis, while nobody waits for it.
+    pub(super) fn give_back(self: &Arc<Self>, redis: &kv::Redis, charges: Vec<Charge>) {
+        // Without a runtime the process is ending.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if charges.is_empty() {
+            return;
+        }
+        let (till, redis) = (Arc::clone(self), redis.clone());
+        let given = async move {
+            shared::refund(&redis, &charges, &mut Budget::new(TOLD_WITHIN)).await;
+            charges.iter().for_each(|charge| till.loans.lift(charge.name));
+        };
+        self.settling.spawn_on(given, &runtime);
     }
 
     /// Settles what was taken of this process' memory; how much, from 0 to 1, of what comes back was not gained again by then.

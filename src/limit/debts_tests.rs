@@ -88,17 +88,13 @@ fn what_is_owed_outlives_a_change_of_the_limit_and_is_told_once() {
 /// What goes below nothing would be paid twice if it was told twice.
 #[test]
 fn what_answers_cost_is_told_again_only_if_it_was_not_heard() {
-    for (hears, again) in [(true, 0.0), (false, 1000.0)] {
+    for (heard, again) in [(Heard::Unknown, 0.0), (Heard::Nothing, 1000.0)] {
         let loans = Loans::new(1.0);
         let settled = Due { borrows: false, ..due(1.0) };
         loans.spent_away(&settled, 1000.0, None, 0.0);
         let Known::Ask(asked) = loans.consult(&[settled], false, 0.0) else { panic!("Redis is not asked") };
         assert!(asked.questions[0].debit < 0.0);
-        if hears {
-            drop(asked);
-        } else {
-            asked.unheard();
-        }
+        asked.answered([(&heard, &b"key"[..])].into_iter());
         let Known::Ask(asked) = loans.consult(&[settled], false, 0.0) else { panic!("Redis is not asked") };
         assert_eq!(-asked.questions[0].debit / settled.debited.unwrap().price, again);
     }

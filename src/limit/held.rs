@@ -13,6 +13,7 @@ use super::concurrency::LEASE_MS;
 use super::identity::LocalName;
 use super::local::Local;
 use super::shared;
+use super::split::{self, Layout};
 use super::verdict::Charge;
 use crate::clock::Clock;
 use crate::kv::{self, Budget};
@@ -68,7 +69,8 @@ impl Shelf {
             let mut args: Vec<&[u8]> = vec![b"", lease_us.as_bytes()];
             args.extend(batch.iter().map(|(id, _)| id.as_slice()));
             // Unanswered: the next is in time.
-            let _ = redis.run(&shared::RENEW, &keys, &args, &mut Budget::new(RENEWAL)).await;
+            let mut budget = Budget::new(RENEWAL);
+            let _ = split::run(redis, &shared::RENEW, &keys, &args, Layout::RENEW, &mut budget).await;
         }
     }
 

@@ -141,6 +141,17 @@ pub struct Asked<'l> {
     sent: Micros,
 }
 
+/// What came of a question.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Heard {
+    /// This is what the state answered.
+    Answer(Reading),
+    /// Redis heard nothing of it.
+    Nothing,
+    /// It was not answered, and may have been heard.
+    Unknown,
+}
+
 impl Loans {
     /// Nothing is known. `who` is a whole number that no other process has.
     pub fn new(who: f64) -> Self {
@@ -340,27 +351,30 @@ impl Shard {
 }
 
 impl Asked<'_> {
-    /// The states' answers, in the order of the questions, each with where it is in Redis.
-    pub fn answered<'k>(self: Box<Self>, replies: impl Iterator<Item = (&'k Reading, &'k [u8])>) {
-        for ((due, question), (reply, key)) in self.dues.iter().zip(&self.questions).zip(replies) {
-            if !due.remembers && due.debited.is_none() {
-                continue;
-            }
-            let mut shard = self.loans.shard(due.name);
-            let Shard { accounts, borrowers, .. } = &mut *shard;
-            let Some(account) = accounts.get_mut(&due.name) else { continue };
-            let had_key = account.key.is_some();
-            account.learn(due, question, reply, key, self.sent);
-            if account.key.is_some() && !had_key {
-                borrowers.push(due.name);
+    /// What came of the questions, in their order, each with where its state is in Redis.
+    pub fn answered<'k>(self: Box<Self>, each: impl Iterator<Item = (&'k Heard, &'k [u8])>) {
+        for ((due, question), (heard, key)) in self.dues.iter().zip(&self.questions).zip(each) {
+            match heard {
+                Heard::Answer(reply) => self.learn(due, question, reply, key),
+                Heard::Nothing if question.debit < 0.0 => {
+                    self.loans.with(due.name, self.sent, |account| account.unheard(due, question, self.sent));
+                }
+                Heard::Nothing | Heard::Unknown => {}
             }
         }
     }
 
-    /// Redis heard nothing of the questions. Dropped without a word, they may have been heard.
-    pub fn unheard(self: Box<Self>) {
-        for (due, question) in self.dues.iter().zip(&self.questions).filter(|(_, question)| question.debit < 0.0) {
-            self.loans.with(due.name, self.sent, |account| account.unheard(due, question, self.sent));
+    fn learn(&self, due: &Due, question: &Question, reply: &Reading, key: &[u8]) {
+        if !due.remembers && due.debited.is_none() {
+            return;
+        }
+        let mut shard = self.loans.shard(due.name);
+        let Shard { accounts, borrowers, .. } = &mut *shard;
+        let Some(account) = accounts.get_mut(&due.name) else { return };
+        let had_key = account.key.is_some();
+        account.learn(due, question, reply, key, self.sent);
+        if account.key.is_some() && !had_key {
+            borrowers.push(due.name);
         }
     }
 }

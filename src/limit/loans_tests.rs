@@ -166,7 +166,7 @@ async fn history(seed: u64, rate: Rate, burst: u32, server: &Server) -> (Vec<(Mi
                                     if reading[0].mark.is_some() {
                                         admitted.push((nth, decided, cost));
                                     }
-                                    asked.answered(reading.iter().zip([&b"key"[..]]));
+                                    asked.answered([(&Heard::Answer(reading[0]), &b"key"[..])].into_iter());
                                 }
                             }
                         }
@@ -260,7 +260,7 @@ fn said(asked: Box<Asked<'_>>, lent: Option<f64>) {
     let shape = algorithm::Shape::TokenBucket(due(1.0).bucket.unwrap());
     let mark = lent.map(|_| shape.mark(1.0, 0, 0.0, [0.0; 2]));
     let reading = Reading { mark, level, lent: lent.unwrap_or_default() * price };
-    asked.answered([&reading].into_iter().zip([&b"key"[..]]));
+    asked.answered([(&Heard::Answer(reading), &b"key"[..])].into_iter());
 }
 
 /// A pod that was lent four.
@@ -305,7 +305,7 @@ fn a_question_gives_back_what_is_left_and_a_denial_leaves_it() {
     let asked = asks(&loans, 9.0, 1.0);
     assert_eq!(asked.questions[0].held, 4.0 * price);
     let denied = Reading { mark: None, level: Level { remaining: 0, wait_ms: 10, full_ms: 10 }, lent: 4.0 * price };
-    asked.answered([&denied].into_iter().zip([&b"key"[..]]));
+    asked.answered([(&Heard::Answer(denied), &b"key"[..])].into_iter());
     assert!(spends(&loans, 4.0, 2.0).is_some());
     drop(asks(&lent(), 9.0, 1.0));
     let unanswered = lent();

@@ -4,6 +4,7 @@ use super::algorithm::{Level, Mark, PARAMETERS, Shape};
 use super::bounds::Bound;
 use super::loans::{Question, Repayment};
 use super::local::{Few, Reading};
+use super::split::{self, Layout, Part};
 use super::verdict::Charge;
 use crate::kv::{self, Budget, Reply, Script, Unavailable};
 
@@ -177,7 +178,7 @@ pub fn refund_args<'a>(charges: impl Iterator<Item = (&'a ShapeArgs, &'a Mark)>)
     args
 }
 
-/// Gives back what charges took in Redis, by one script within the budget; what fails stays charged.
+/// Gives back what charges took in Redis, within the budget; what fails stays charged.
 pub(super) async fn refund(redis: &kv::Redis, charges: &[Charge], budget: &mut Budget) {
     let shared = || charges.iter().filter_map(|charge| charge.redis.as_ref().map(|(key, mark)| (charge, key, mark)));
     let keys: Vec<&[u8]> = shared().map(|(_, key, _)| key.as_slice()).collect();
@@ -187,7 +188,7 @@ pub(super) async fn refund(redis: &kv::Redis, charges: &[Charge], budget: &mut B
     let args = refund_args(shared().map(|(charge, _, mark)| (&charge.bound.args, mark)));
     let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
     // Unanswered, it may have been done: a second try could mint tokens.
-    let _ = Box::pin(redis.run(&REFUND, &keys, &args, budget)).await;
+    let _ = Box::pin(split::run(redis, &REFUND, &keys, &args, Layout::REFUND, budget)).await;
 }
 
 /// `owe.lua`'s arguments for so much of each limit, on Redis' time.
@@ -200,21 +201,29 @@ pub fn owe_args<'a>(debts: impl Iterator<Item = (&'a ShapeArgs, f64, &'a [u8])>)
     args
 }
 
-/// Charges what answers cost beyond what their requests took, by one script within the budget.
-pub(super) async fn owe(redis: &kv::Redis, debts: &[(Charge, f64)], budget: &mut Budget) -> Result<(), Unavailable> {
-    let keys: Vec<&[u8]> = debts.iter().filter_map(|(charge, _)| Some(charge.redis.as_ref()?.0.as_slice())).collect();
+/// Charges what answers cost beyond what their requests took, within the budget. Those of which Redis heard nothing, by
+/// their places.
+pub(super) async fn owe(redis: &kv::Redis, debts: &[(Charge, f64)], budget: &mut Budget) -> Vec<usize> {
+    let charged = || debts.iter().enumerate().filter_map(|(nth, debt)| Some((nth, debt, &debt.0.redis.as_ref()?.0)));
+    let keys: Vec<&[u8]> = charged().map(|(_, _, key)| key.as_slice()).collect();
     if keys.is_empty() {
-        return Ok(());
+        return Vec::new();
     }
     let lost = lost_arg(redis.shared().lost_ms()).unwrap_or_default();
     let since = |bound: &Bound| if bound.minds_loss() { &lost[..] } else { &[] };
-    let args = owe_args(debts.iter().map(|(charge, cost)| (&charge.bound.args, *cost, since(&charge.bound))));
+    let args = owe_args(charged().map(|(_, (charge, cost), _)| (&charge.bound.args, *cost, since(&charge.bound))));
     let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+    let debts: Vec<usize> = charged().map(|(nth, ..)| nth).collect();
     // Unanswered, it may have been done: a second try could charge twice.
-    redis.run(&OWE, &keys, &args, budget).await.map(|_| ())
+    let parts = split::run(redis, &OWE, &keys, &args, Layout::OWE, budget).await;
+    let is_unheard = |part: &Part| matches!(part.reply, Err(Unavailable::NotSent | Unavailable::Refused(_)));
+    parts.into_iter().filter(is_unheard).flat_map(|part| part.places).map(|place| debts[place]).collect()
 }
 
-/// Gives loans of `who` back, by one script within the budget; what fails is forgotten in its time.
+/// Gives loans of `who` back, within the budget; what fails is forgotten in its time.
+///
+/// # Errors
+/// Redis answered for none of them.
 pub(super) async fn repay(
     redis: &kv::Redis,
     who: f64,
@@ -228,7 +237,9 @@ pub(super) async fn repay(
         args.extend([who, *serial as f64, *held].map(|number| number.to_string().into_bytes()));
     }
     let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-    redis.run(&REPAY, &keys, &args, budget).await.map(|_| ())
+    let parts = split::run(redis, &REPAY, &keys, &args, Layout::REPAY, budget).await;
+    let answered = parts.iter().any(|part| part.reply.is_ok());
+    parts.into_iter().next().filter(|_| !answered).map_or(Ok(()), |part| part.reply.map(|_| ()))
 }
 
 #[cfg(test)]

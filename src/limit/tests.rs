@@ -112,11 +112,21 @@ impl Pod {
     }
 }
 
-/// The same pod in memory and on a Redis of its own.
+/// Every other limit by another identity, so that those of one stage lie in several slots.
+pub(super) fn apart(mut limits: Vec<config::Limit>) -> Vec<config::Limit> {
+    for limit in limits.iter_mut().skip(1).step_by(2).filter(|limit| limit.key == [IdentityPart::Ip]) {
+        limit.key.push(IdentityPart::Host);
+    }
+    limits
+}
+
+/// The same pod in memory, on a Redis of its own, and on one that is a Cluster.
 async fn both(replicas: u32, limits: impl Fn() -> Vec<config::Limit>, test: impl AsyncFn(&Pod, Source)) {
     test(&Pod::of(replicas, None, limits()), Source::Local).await;
     let server = Server::up().await;
     test(&Pod::of(replicas, Some(kv::Redis::new(server.shared())), limits()), Source::Redis).await;
+    let server = Server::up().await;
+    test(&Pod::of(replicas, Some(kv::Redis::new(server.sharded())), apart(limits())), Source::Redis).await;
 }
 
 #[tokio::test]
@@ -412,3 +422,6 @@ mod delays;
 
 #[path = "tiers_tests.rs"]
 mod tiered;
+
+#[path = "split_tests.rs"]
+mod split;

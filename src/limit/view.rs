@@ -405,8 +405,9 @@ impl Limit<'_> {
     fn lent(&self, keys: &Keys, all: &[(Box<[u8]>, f64)]) -> Value {
         let (mut count, mut requests) = (0_usize, 0.0);
         for bound in &self.bounds {
-            let prefix = keys.bucket(&bound.scope, "");
-            let own = all.iter().filter(|(key, _)| key.len() == prefix.len() + ID_DIGITS && key.starts_with(&prefix));
+            let nobodys = keys.bucket(&bound.scope, "");
+            let before = &nobodys[..nobodys.len() - 1];
+            let own = all.iter().filter(|(key, _)| key.len() == nobodys.len() + ID_DIGITS && key.starts_with(before));
             for (_, units) in own {
                 count += 1;
                 requests += bound.requests(*units);

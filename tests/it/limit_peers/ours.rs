@@ -8,7 +8,7 @@ use bytes::Bytes;
 use weir::kv::{Reply, Script};
 use weir::limit::algorithm::Shape;
 use weir::limit::bucket;
-use weir::limit::loans::{Due, Known, Loans, borrower};
+use weir::limit::loans::{Due, Heard, Known, Loans, borrower};
 use weir::limit::local::{Ask, Local};
 use weir::limit::shared::{self, Mode, REPAY, ShapeArgs, TAKE_TOKENS};
 use weir::syntax::rate::Rate;
@@ -132,7 +132,8 @@ impl Peer for Weir {
                 let reply = redis.run(&TAKE_TOKENS, &keys, &args);
                 let of = |nth: usize| (Shape::TokenBucket(self.limits[nth].shape), 1.0);
                 let readings = shared::taken(&reply, 0, self.limits.len(), of).expect("a reply");
-                asked.answered(readings.iter().zip(keys.iter().map(Vec::as_slice)));
+                let heard: Vec<Heard> = readings.iter().copied().map(Heard::Answer).collect();
+                asked.answered(heard.iter().zip(keys.iter().map(Vec::as_slice)));
                 readings.iter().all(|reading| reading.mark.is_some())
             }
             Known::Ask(asked) => {
