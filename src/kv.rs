@@ -20,6 +20,7 @@ pub mod breaker;
 pub mod bus;
 mod dial;
 pub mod doorbell;
+pub mod inspect;
 pub mod keys;
 mod link;
 mod reply;

@@ -29,7 +29,7 @@ const PROBE_WAIT: Duration = Duration::from_millis(500);
 const TRIPS: u32 = 2;
 
 /// A connection of its own, on the runtime that opened it.
-pub struct Dedicated(Wire);
+pub struct Dedicated(pub(super) Wire);
 
 impl Dedicated {
     /// Opens one.
