@@ -241,6 +241,7 @@ impl Parts {
                 runtime.spawn(follow);
                 runtime.spawn(kv::bus::probe(Arc::clone(&kv)));
                 runtime.spawn(kv::follow::follow(Arc::clone(&kv)));
+                runtime.spawn(kv::inspect::watch(Arc::clone(&kv), kv::inspect::Needs::of(config, redis)));
                 runtime.spawn(unblock(Arc::clone(&invalidation), readiness.block("invalidations"), redis.startup_wait));
                 (Some(kv), invalidation)
             }

@@ -26,6 +26,7 @@ mod cluster;
 mod dial;
 pub mod doorbell;
 pub mod follow;
+pub mod inspect;
 pub mod keys;
 mod link;
 mod reply;

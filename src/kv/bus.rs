@@ -31,7 +31,7 @@ const PROBE_WAIT: Duration = Duration::from_millis(500);
 const TRIPS: u32 = 2;
 
 /// A connection of its own, on the runtime that opened it.
-pub struct Dedicated(Wire);
+pub struct Dedicated(pub(super) Wire);
 
 impl Dedicated {
     /// Opens one to the server that has the log.
@@ -40,7 +40,7 @@ impl Dedicated {
     /// Redis cannot be reached, or refuses.
     pub async fn open(shared: &Shared) -> Result<Self, Unavailable> {
         let home = shared.home().ok_or(Unavailable::NotSent)?;
-        Self::to(shared, &home, None).await
+        Self::to(shared, &home).await
     }
 
     /// Opens one to whoever listens at `address`, of whom nothing more is known.
@@ -66,7 +66,12 @@ impl Dedicated {
         }
     }
 
-    async fn to(shared: &Shared, node: &Node, inbox: Option<Inbox>) -> Result<Self, Unavailable> {
+    /// Opens one to this server.
+    pub(super) async fn to(shared: &Shared, node: &Node) -> Result<Self, Unavailable> {
+        Self::subscriber(shared, node, None).await
+    }
+
+    async fn subscriber(shared: &Shared, node: &Node, inbox: Option<Inbox>) -> Result<Self, Unavailable> {
         Self::connect(&shared.dialer, &node.address, inbox).await.map_err(|none| {
             if matches!(none, NoConnection::NobodyListens | NoConnection::Tls(_)) {
                 node.breaker.refused(&none.to_string());
@@ -157,7 +162,7 @@ impl Subscription {
         let overflowed = Arc::new(AtomicBool::new(false));
         let changed = Arc::new(AtomicBool::new(false));
         let inbox = Inbox { messages: sender, overflowed: Arc::clone(&overflowed), changed: Arc::clone(&changed) };
-        let mut connection = Dedicated::to(shared, &home, Some(inbox)).await?;
+        let mut connection = Dedicated::subscriber(shared, &home, Some(inbox)).await?;
         for channel in channels {
             connection.command(&[b"SUBSCRIBE", channel.as_bytes()], OPENING).await?;
         }
@@ -227,7 +232,7 @@ async fn probe_one(shared: Arc<Shared>, node: Arc<Node>) {
         // A connection that answered late is kept, so that its warming up does not count twice.
         let mut probing = match connection.take() {
             Some(open) => open,
-            None => match Dedicated::to(&shared, &node, None).await {
+            None => match Dedicated::to(&shared, &node).await {
                 Ok(open) => open,
                 Err(_) => continue,
             },

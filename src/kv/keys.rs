@@ -119,6 +119,34 @@ impl Keys {
         format!("{}:probe", self.namespace).into_bytes()
     }
 
+    /// What stands in front of all of them.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// One key of each kind.
+    pub fn one_of_each(&self) -> Vec<Vec<u8>> {
+        let hash = [0; 16];
+        vec![
+            self.entry(&hash),
+            self.part(&hash),
+            self.lease(&hash),
+            self.bucket("probe", "probe"),
+            self.tiers("probe"),
+            self.door_stream(),
+            self.counter(),
+            self.log(),
+            self.seen(),
+            self.pods(),
+            self.applied(),
+            self.intents(),
+            self.intended(),
+            self.hot(),
+            self.hot_turn(),
+            self.probe(),
+        ]
+    }
+
     fn tagged(&self, kind: &str, hash: &[u8; 16]) -> Vec<u8> {
         let mut key = Vec::with_capacity(self.namespace.len() + kind.len() + 36);
         for part in [self.namespace.as_bytes(), b":", kind.as_bytes(), b":{"] {

@@ -1,0 +1,382 @@
+//! What is not as it should be with a server: looked for when it is first reached, said in the log with a remedy, and never
+//! a reason not to start.
+
+pub mod commands;
+pub mod info;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_redis::redis::{Cmd, Value};
+
+use super::bus::Dedicated;
+use super::keys::Keys;
+use super::reply::{Fault, Reply};
+use super::topology::Node;
+use super::{Shared, Unavailable, jittered};
+use crate::clock::Stopwatch;
+use crate::config::{self, Bus, Config, Servers};
+
+use commands::{COMMANDS, Command, SUBSCRIBE};
+use info::{Info, Memory, Version};
+
+/// Pause before a server that could not be looked at is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Longest that one answer is waited for. Far above any deadline: a slow server is to be found slow.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Reads of which the middle one tells how far away a server is; odd.
+const READS: usize = 5;
+
+/// Share of the deadline within which a read should be answered: a request may need two, and their times vary.
+const PROMPT: u32 = 4;
+
+/// The largest answers of which a server should have room for so many, else they drive each other out.
+const LARGEST: u64 = 32;
+
+/// Bytes of a full log of invalidations (`docs/redis.md`, "Sizing"), and of the server itself.
+const LOG: u64 = 16 << 20;
+
+/// What a configuration needs of a server.
+#[derive(Debug, Clone)]
+pub struct Needs {
+    /// Names of keys and channels.
+    pub keys: Keys,
+    /// Longest that one request waits for Redis.
+    pub deadline: Duration,
+    /// Bytes of the largest value that is stored.
+    pub largest: u64,
+    /// Whether a route has limits.
+    pub has_limits: bool,
+    /// Number of the database.
+    pub database: u32,
+    /// Whether Redis itself tells of changes.
+    pub tracking: bool,
+    /// Whether it is a Cluster.
+    pub cluster: bool,
+    /// Whether Sentinels name the master.
+    pub sentinel: bool,
+}
+
+impl Needs {
+    /// Those of this configuration, whose Redis this is.
+    pub fn of(config: &Config, redis: &config::Redis) -> Self {
+        Self {
+            keys: Keys::new(&redis.namespace),
+            deadline: redis.deadline,
+            largest: redis.max_value.min(config.cache.max_object) as u64,
+            has_limits: config.routes.iter().any(|route| !route.limits.is_empty()),
+            database: redis.database,
+            tracking: redis.bus == Bus::Tracking,
+            cluster: matches!(redis.servers, Servers::Cluster { .. }),
+            sentinel: matches!(redis.servers, Servers::Sentinel { .. }),
+        }
+    }
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is, and what comes of it.
+    pub text: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// What was seen of a server.
+#[derive(Debug)]
+pub struct Inspection {
+    /// Which run of which server it was.
+    pub run_id: String,
+    /// Its version, if it says so.
+    pub version: Option<Version>,
+    /// Its room.
+    pub memory: Memory,
+    /// Time for a read.
+    pub latency: Duration,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+impl Inspection {
+    /// Says it in the log.
+    pub fn report(&self, server: &str) {
+        for Finding { text, remedy } in &self.findings {
+            tracing::warn!(server, remedy, "{text}");
+        }
+        tracing::info!(
+            server,
+            version = self.version.as_ref().map(ToString::to_string),
+            policy = self.memory.policy,
+            maxmemory = self.memory.most,
+            used_memory = self.memory.used,
+            when_full = self.memory.when_full(),
+            latency = ?self.latency,
+            findings = self.findings.len(),
+            "Redis was looked at"
+        );
+    }
+}
+
+/// Looks at each master once it can be reached, and again when it was in trouble or there are others, and then another run
+/// of a server answers. Runs for ever.
+pub async fn watch(shared: Arc<Shared>, needs: Needs) {
+    let mut changes = shared.topology.changes();
+    // By node, the breaker's generation when it was looked at, and which run it was.
+    let mut known: HashMap<u64, (u64, String)> = HashMap::new();
+    loop {
+        let masters: Vec<_> = shared.topology.map().masters().iter().map(|master| Arc::clone(&master.node)).collect();
+        known.retain(|id, _| masters.iter().any(|node| node.id == *id));
+        for node in masters.iter().filter(|node| !node.breaker.is_open()) {
+            let generation = node.breaker.generation();
+            let before = known.get(&node.id);
+            if before.is_some_and(|(looked_at, _)| *looked_at == generation) {
+                continue;
+            }
+            let Ok(seen) = look(&shared, node, &needs).await else { continue };
+            if before.is_none_or(|(_, run)| *run != seen.run_id) {
+                seen.report(&node.address.to_string());
+            }
+            known.insert(node.id, (generation, seen.run_id));
+        }
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(jittered(AGAIN)) => {}
+        }
+    }
+}
+
+async fn look(shared: &Shared, node: &Node, needs: &Needs) -> Result<Inspection, Unavailable> {
+    inspect(&mut Dedicated::to(shared, node).await?, needs).await
+}
+
+/// Looks at the server at the other end of `connection`, which is of no further use.
+///
+/// # Errors
+/// It stopped answering.
+pub async fn inspect(connection: &mut Dedicated, needs: &Needs) -> Result<Inspection, Unavailable> {
+    let info = match ask(connection, &[b"INFO"]).await? {
+        Said::Yes(reply) => {
+            Info::new(reply.bytes().map_or_else(String::new, |text| String::from_utf8_lossy(text).into()))
+        }
+        _ => Info::default(),
+    };
+    let latency = latency(connection, needs).await?;
+    let mut findings = Vec::new();
+    findings.extend(age(&info));
+    findings.extend(role(&info));
+    findings.extend(eviction(&info.memory(), needs));
+    findings.extend(room(&info.memory(), needs));
+    findings.extend(pace(latency, needs));
+    findings.extend(permissions(connection, needs).await?);
+    Ok(Inspection {
+        run_id: info.field("run_id").unwrap_or_default().to_owned(),
+        version: info.version(),
+        memory: info.memory(),
+        latency,
+        findings,
+    })
+}
+
+fn age(info: &Info) -> Option<Finding> {
+    let version = info.version().filter(|version| version.is_old)?;
+    Some(Finding {
+        text: format!(
+            "this is {version}, and Weir is made for 6.2 or newer: the log of invalidations is not trimmed by age, and before \
+             6.0 pods do not hear of invalidations at once"
+        ),
+        remedy: "run Redis 6.2 or newer, or Valkey".to_owned(),
+    })
+}
+
+fn role(info: &Info) -> Option<Finding> {
+    let (host, port) = info.master()?;
+    Some(Finding {
+        text: format!(
+            "this Redis is a replica of {host}:{port} and refuses writes: nothing is stored, limits fall back, and no \
+             invalidation is logged or proven"
+        ),
+        remedy: format!("let `redis.url` lead to the master, {host}:{port}"),
+    })
+}
+
+fn eviction(memory: &Memory, needs: &Needs) -> Option<Finding> {
+    let consequence = memory.when_full()?;
+    if memory.is_apt(needs.has_limits) {
+        return None;
+    }
+    Some(Finding {
+        text: format!("maxmemory-policy is {}. When Redis is full, {consequence}", memory.policy),
+        remedy:
+            "set maxmemory-policy to volatile-lru, and maxmemory such that nothing is evicted (docs/redis.md, Sizing)"
+                .to_owned(),
+    })
+}
+
+fn room(memory: &Memory, needs: &Needs) -> Option<Finding> {
+    let most = memory.most?;
+    let least = LOG + LARGEST * needs.largest;
+    if most >= least {
+        return None;
+    }
+    Some(Finding {
+        text: format!(
+            "maxmemory is {most} bytes, and the log of invalidations may take {LOG}, {LARGEST} of the largest answers {} \
+             ({} each)",
+            LARGEST * needs.largest,
+            needs.largest
+        ),
+        remedy: format!(
+            "set maxmemory to {least} or more (docs/redis.md, Sizing), or lower `redis.max_value` or `cache.max_object`"
+        ),
+    })
+}
+
+fn pace(latency: Duration, needs: &Needs) -> Option<Finding> {
+    if latency <= needs.deadline / PROMPT {
+        return None;
+    }
+    Some(Finding {
+        text: format!(
+            "Redis took {latency:?} for a read, over a quarter of `redis.deadline` ({:?}): a request may need two, and goes \
+             on without it when they take longer than that",
+            needs.deadline
+        ),
+        remedy: "bring Redis nearer (the same zone, fewer hops), give it CPU, or raise `redis.deadline`".to_owned(),
+    })
+}
+
+/// How long a read takes, the first one's warming up apart.
+async fn latency(connection: &mut Dedicated, needs: &Needs) -> Result<Duration, Unavailable> {
+    let key = needs.keys.probe();
+    let mut took = [Duration::ZERO; READS];
+    for took in &mut took {
+        let watch = Stopwatch::start();
+        ask(connection, &[b"GET", &key]).await?;
+        *took = watch.elapsed();
+    }
+    took.sort_unstable();
+    Ok(took[READS / 2])
+}
+
+/// What the ACL forbids, found out by asking for everything in a form that changes nothing.
+async fn permissions(connection: &mut Dedicated, needs: &Needs) -> Result<Vec<Finding>, Unavailable> {
+    let (mut forbidden, mut unknown): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+    let (mut keys, mut channels) = (Vec::new(), false);
+    let needed = || COMMANDS.iter().filter(|command| command.is_needed(needs));
+    // Behind SUBSCRIBE nothing else may be asked.
+    let (subscribe, others): (Vec<&Command>, Vec<&Command>) = needed().partition(|command| command.word == SUBSCRIBE);
+    let probe = needs.keys.probe();
+    for command in others {
+        match ask_for(connection, command, needs).await? {
+            Said::NotThisCommand => forbidden.push(command.word),
+            Said::NotThisKey if !keys.contains(&probe) => keys.push(probe.clone()),
+            Said::NotThisChannel => channels = true,
+            Said::Unknown => unknown.push(command.word),
+            Said::NotThisKey | Said::Yes(_) => {}
+        }
+    }
+    if keys.is_empty() {
+        for key in needs.keys.one_of_each() {
+            if matches!(ask(connection, &[b"EXISTS", &key]).await?, Said::NotThisKey) {
+                keys.push(key);
+            }
+        }
+    }
+    for command in subscribe {
+        match ask_for(connection, command, needs).await? {
+            Said::NotThisCommand => forbidden.push(command.word),
+            Said::NotThisChannel => channels = true,
+            _ => {}
+        }
+    }
+    let namespace = needs.keys.namespace();
+    let mut parts = Vec::new();
+    let mut words: Vec<String> = Vec::new();
+    if !forbidden.is_empty() {
+        parts.push(format!("the commands {}", forbidden.join(", ")));
+        words.extend(forbidden.iter().map(|word| format!("+{word}")));
+    }
+    if !keys.is_empty() {
+        let names: Vec<_> = keys.iter().map(|key| String::from_utf8_lossy(key)).collect();
+        let shown =
+            if keys.contains(&probe) { "its keys".to_owned() } else { format!("the keys {}", names.join(", ")) };
+        parts.push(shown);
+        words.push(format!("~{namespace}:*"));
+    }
+    if channels {
+        parts.push("its channels".to_owned());
+        words.push(format!("&{namespace}:*"));
+    }
+    let denied = (!parts.is_empty()).then(|| Finding {
+        text: format!(
+            "Redis' ACL denies Weir {}: what needs them fails, or is done without Redis",
+            parts.join(" and ")
+        ),
+        remedy: format!("ACL SETUSER the user of `redis.user` {} (docs/redis.md, Permissions)", words.join(" ")),
+    });
+    let missing = (!unknown.is_empty()).then(|| Finding {
+        text: format!(
+            "this server does not know {}: what needs them fails, or is done without Redis",
+            unknown.join(", ")
+        ),
+        remedy: "run Redis 6.2 or newer, or Valkey, with no command renamed".to_owned(),
+    });
+    Ok(denied.into_iter().chain(missing).collect())
+}
+
+/// What a server said to a question.
+#[derive(Debug)]
+enum Said {
+    /// The answer; nil in place of an error that only the arguments are to blame for.
+    Yes(Reply),
+    /// The ACL forbids the command.
+    NotThisCommand,
+    /// It forbids the key.
+    NotThisKey,
+    /// It forbids the channel.
+    NotThisChannel,
+    /// There is no such command.
+    Unknown,
+}
+
+async fn ask_for(connection: &mut Dedicated, command: &Command, needs: &Needs) -> Result<Said, Unavailable> {
+    let words = command.trial(needs);
+    ask(connection, &words.iter().map(Vec::as_slice).collect::<Vec<_>>()).await
+}
+
+async fn ask(connection: &mut Dedicated, words: &[&[u8]]) -> Result<Said, Unavailable> {
+    let mut command = Cmd::new();
+    for word in words {
+        command.arg(*word);
+    }
+    let sent = connection.0.connection.send_packed_command(&command);
+    let answer = tokio::time::timeout(ANSWER, sent).await.map_err(|_| Unavailable::Timeout)?;
+    let error = match answer.and_then(Value::extract_error) {
+        Ok(value) => return Ok(Said::Yes(value.into())),
+        Err(error) => error,
+    };
+    let detail = error.detail().unwrap_or_default().to_owned();
+    match Fault::from(error) {
+        Fault::Refused(kind) => Ok(read(&kind, &detail)),
+        fault => Err(fault.into()),
+    }
+}
+
+/// What an error means. Versions word it differently: `... to run the 'get' command`, `... to access one of the keys used as
+/// arguments`, `No permissions to access a key`, and the same of channels.
+fn read(kind: &str, detail: &str) -> Said {
+    let accesses = |what: &str| detail.contains("access") && detail.contains(what);
+    match kind {
+        "NOPERM" if accesses("key") => Said::NotThisKey,
+        "NOPERM" if accesses("channel") => Said::NotThisChannel,
+        "NOPERM" => Said::NotThisCommand,
+        "ERR" if detail.starts_with("unknown command") => Said::Unknown,
+        _ => Said::Yes(Reply::Nil),
+    }
+}
+
+#[cfg(test)]
+mod tests;
