@@ -44,7 +44,8 @@ fn key_of(pod: &Pod, nth: usize) -> String {
 /// How often these scripts were sent.
 fn sent(pod: &Pod, script: &str) -> u64 {
     let text = pod.redis.as_ref().unwrap().shared().metrics.render(0);
-    let of = format!("weir_redis_commands_total{{command=\"{script}\"");
+    const FAMILY: &str = "weir_redis_commands_total";
+    let of = format!("{FAMILY}{{command=\"{script}\"");
     let counts = text.lines().filter(|line| line.starts_with(&of)).filter_map(|line| line.rsplit(' ').next());
     counts.map(|count| count.parse::<u64>().unwrap()).sum()
 }
@@ -171,8 +172,9 @@ async fn in_several_slots_limits_decide_and_hold_what_they_do_in_one() {
             assert!((taken - expected[key]).abs() < 0.01, "seed {seed}: {key} has {taken} of {}", expected[key]);
         }
         let decisions = |pod: &Pod| {
+            const FAMILY: &str = "weir_limit_decisions_total";
             let text = pod.metrics.render(0);
-            text.lines().filter(|line| line.starts_with("weir_limit_")).map(str::to_owned).collect::<Vec<_>>()
+            text.lines().filter(|line| line.starts_with(FAMILY)).map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(decisions(&many), decisions(&one), "seed {seed}");
         for (pod, scripts) in [&one, &many].into_iter().zip(&mut scripts) {
