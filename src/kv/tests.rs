@@ -68,7 +68,11 @@ impl Server {
 
     /// The same, as if this server were a Cluster: scripts touch the keys of one slot only.
     pub(crate) fn sharded(&self) -> Arc<Shared> {
-        let mut shared = self.shared();
+        self.sharded_with(&self.config())
+    }
+
+    pub(crate) fn sharded_with(&self, config: &config::Redis) -> Arc<Shared> {
+        let mut shared = self.shared_with(config);
         Arc::get_mut(&mut shared).expect("nobody else has it").is_sharded = true;
         shared
     }

@@ -2,6 +2,11 @@
 //! slot does not answer. A Redis that stands alone is asked as if it were a Cluster.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
 use crate::config::{AnswerCost, Place};
@@ -25,24 +30,22 @@ fn exact(limit: config::Limit) -> config::Limit {
     config::Limit { loans: false, ..limit }
 }
 
+/// The request that [`Pod::take`] makes.
+fn facts(headers: &HeaderMap) -> Facts<'_> {
+    Facts { ip: IP.into(), headers, query: None, route: "catalog", host: "shop.example", method: &Method::GET }
+}
+
 fn key_of(pod: &Pod, nth: usize) -> String {
     let headers = HeaderMap::new();
-    let facts = Facts {
-        ip: IP.into(),
-        headers: &headers,
-        query: None,
-        route: "catalog",
-        host: "shop.example",
-        method: &Method::GET,
-    };
     let bound = &pod.limits.stage(Stage::Request).bounds[nth];
-    String::from_utf8(pod.limiter.key(pod.redis.as_ref().unwrap(), bound, &facts)).unwrap()
+    String::from_utf8(pod.limiter.key(pod.redis.as_ref().unwrap(), bound, &facts(&headers))).unwrap()
 }
 
 /// How often these scripts were sent.
 fn sent(pod: &Pod, script: &str) -> u64 {
     let text = pod.redis.as_ref().unwrap().shared().metrics.render(0);
-    let of = format!("weir_redis_commands_total{{command=\"{script}\"");
+    const FAMILY: &str = "weir_redis_commands_total";
+    let of = format!("{FAMILY}{{command=\"{script}\"");
     let counts = text.lines().filter(|line| line.starts_with(&of)).filter_map(|line| line.rsplit(' ').next());
     counts.map(|count| count.parse::<u64>().unwrap()).sum()
 }
@@ -109,7 +112,7 @@ fn any_limit(dice: &mut Dice, nth: u64) -> config::Limit {
     }
 }
 
-/// What a client hears: whether it is denied, for how long, and how much is left.
+/// What a client hears: whether it is denied, and for how long; or how much is left.
 async fn outcome(pod: &Pod, ip: IpAddr, cost: &str, running: &mut Vec<Charged>) -> (bool, u64, String) {
     let (mut charged, mut fields) = (Charged::default(), HeaderMap::new());
     let mut headers = HeaderMap::new();
@@ -120,9 +123,9 @@ async fn outcome(pod: &Pod, ip: IpAddr, cost: &str, running: &mut Vec<Charged>) 
     };
     for stage in [Stage::Request, Stage::Miss] {
         if let Verdict::Deny(denial) = pod.take_with(ip, &headers, stage, &mut charged).await {
-            denial.append_fields(&mut fields);
+            // Which of two equal waits is told, and so what is left, is up to milliseconds.
             let wait = denial.retry_after.unwrap_or_default();
-            return (true, (wait.as_secs() + 30) / 60, left(&fields));
+            return (true, (wait.as_secs() + 30) / 60, String::new());
         }
     }
     charged.append_fields(&mut fields);
@@ -169,8 +172,9 @@ async fn in_several_slots_limits_decide_and_hold_what_they_do_in_one() {
             assert!((taken - expected[key]).abs() < 0.01, "seed {seed}: {key} has {taken} of {}", expected[key]);
         }
         let decisions = |pod: &Pod| {
+            const FAMILY: &str = "weir_limit_decisions_total";
             let text = pod.metrics.render(0);
-            text.lines().filter(|line| line.starts_with("weir_limit_")).map(str::to_owned).collect::<Vec<_>>()
+            text.lines().filter(|line| line.starts_with(FAMILY)).map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(decisions(&many), decisions(&one), "seed {seed}");
         for (pod, scripts) in [&one, &many].into_iter().zip(&mut scripts) {
@@ -250,6 +254,64 @@ async fn where_a_slot_does_not_answer_the_others_admit_no_more_than_they_say() {
         let owing = if redis_down == RedisDown::Deny { 3 } else { 0 };
         assert_eq!(pod.admitted(20, Stage::Request).await, owing, "{redis_down:?}");
     }
+}
+
+/// A way to the server on which what names `key` is held up while `armed`, and all behind it.
+async fn detour(server: &Server, at: PathBuf, key: String, armed: Arc<AtomicBool>) {
+    let (listener, socket) = (UnixListener::bind(at).unwrap(), server.socket());
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let far = UnixStream::connect(&socket).await.unwrap();
+            let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
+                (near.into_split(), far.into_split());
+            tokio::spawn(async move { tokio::io::copy(&mut far_read, &mut near_write).await });
+            let (key, armed) = (key.clone(), Arc::clone(&armed));
+            tokio::spawn(async move {
+                let mut piece = vec![0; 1 << 16];
+                while let Ok(length @ 1..) = near_read.read(&mut piece).await {
+                    let text = String::from_utf8_lossy(&piece[..length]).into_owned();
+                    let named = text.find(&key).filter(|_| armed.swap(false, Ordering::Relaxed));
+                    let command = named.map_or(length, |named| text[..named].rfind("\r\n$7\r\nEVALSHA").unwrap() - 2);
+                    far_write.write_all(&piece[..command]).await.unwrap();
+                    if named.is_some() {
+                        tokio::time::sleep(Duration::from_millis(300)).await;
+                        far_write.write_all(&piece[command..length]).await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// The request cannot wait for what it took elsewhere to be given back: that is done behind its denial.
+#[tokio::test]
+async fn where_a_slot_is_late_what_the_others_took_is_given_back_behind_the_denial() {
+    let server = Server::up().await;
+    let at = server.socket().with_extension("detour");
+    let servers = config::Servers::Standalone(config::Address::Unix(at.clone()));
+    let redis = kv::Redis::new(server.sharded_with(&config::Redis { servers, ..server.config() }));
+    let strict = |name| config::Limit { redis_down: RedisDown::Deny, ..exact(hourly(name, 9, Stage::Request)) };
+    let pod = Pod::of(1, Some(redis), two(strict("a"), strict("b")));
+    // They are sent by the slot.
+    let mut keys = [key_of(&pod, 0), key_of(&pod, 1)];
+    keys.sort_by_key(|key| kv::keys::slot(key.as_bytes()));
+    let armed = Arc::new(AtomicBool::new(false));
+    detour(&server, at, keys[1].clone(), Arc::clone(&armed)).await;
+    assert_eq!(pod.admitted(3, Stage::Request).await, 3);
+
+    armed.store(true, Ordering::Relaxed);
+    let headers = HeaderMap::new();
+    let mut budget = Budget::new(Duration::from_millis(100));
+    let mut charged = Charged::default();
+    let facts = facts(&headers);
+    let verdict = pod.limiter.take(pod.redis.as_ref(), &pod.limits, Stage::Request, &facts, &mut charged, &mut budget);
+    let Verdict::Deny(denial) = verdict.await else { panic!("its answer did not come") };
+    assert_eq!(denial.source, Source::Fallback);
+    assert!(budget.left().is_zero());
+    assert!(!armed.load(Ordering::Relaxed), "it was held up");
+    pod.limiter.settled().await;
+    let taken = [taken_of(&server, &keys[0], 9.0).await, taken_of(&server, &keys[1], 9.0).await];
+    assert_eq!(taken, [3.0, 4.0], "what was late was heard, and is not given back: nobody knows that it was taken");
 }
 
 #[tokio::test]
