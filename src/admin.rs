@@ -59,6 +59,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: the process is out of descriptors, and asking at once again would only burn its time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Lines about what works only in part.
+pub type Condition = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+
 /// The token that changes need, shared with whoever reloads the configuration.
 pub type Token = Arc<ArcSwapOption<Secret>>;
 
@@ -132,6 +135,8 @@ pub struct AdminState {
     pub token: Token,
     /// Behind `/readyz`, and drained by `/drain`.
     pub readiness: Readiness,
+    /// What `/readyz?verbose` says beyond that, by lines.
+    pub condition: Condition,
     /// Becomes true with `/drain`.
     pub drain: watch::Sender<bool>,
 }

@@ -1,6 +1,7 @@
 //! The composition root: builds every part, binds every listener, runs, reloads and drains. Nothing else constructs what
 //! it depends on.
 
+mod chores;
 mod descriptors;
 mod explain;
 mod limits;
@@ -188,6 +189,7 @@ impl App {
                 config: Arc::clone(&parts.shown),
                 token: Arc::clone(&parts.token),
                 readiness: parts.readiness.clone(),
+                condition: condition(parts.kv.clone()),
                 drain,
             })?;
             tracing::info!(
@@ -259,10 +261,10 @@ impl Parts {
             },
         ));
         if let Some(kv) = &kv {
-            runtime.spawn(renew(Arc::clone(&limiter), Arc::clone(kv)));
-            runtime.spawn(repay(Arc::clone(&limiter), Arc::clone(kv)));
+            runtime.spawn(chores::renew(Arc::clone(&limiter), Arc::clone(kv)));
+            runtime.spawn(chores::repay(Arc::clone(&limiter), Arc::clone(kv)));
             limiter.follow(config.routes.iter().flat_map(|route| &route.limits).map(|limit| &**limit));
-            runtime.spawn(read_tiers(Arc::clone(&limiter), Arc::clone(kv)));
+            runtime.spawn(chores::read_tiers(Arc::clone(&limiter), Arc::clone(kv)));
         }
         let fleet = config.redis.as_ref().map(|redis| Fleet::new(Arc::clone(&invalidation), redis.replicas));
         let workers = config.server.workers.get();
@@ -414,37 +416,9 @@ async fn unblock(invalidation: Arc<Invalidation>, item: admin::readiness::Blocke
     drop(item);
 }
 
-/// Renews what running requests hold of limits, for as long as the process runs.
-async fn renew(limiter: Arc<Limiter>, kv: Arc<kv::Shared>) {
-    let redis = kv::Redis::control(kv);
-    let mut tick = interval(limit::RENEWAL);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        limiter.renew(&redis).await;
-    }
-}
-
-/// Gives back what this pod was lent of limits and does not use, for as long as the process runs.
-async fn repay(limiter: Arc<Limiter>, kv: Arc<kv::Shared>) {
-    let redis = kv::Redis::control(kv);
-    let mut tick = interval(limit::REPAYMENT);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        limiter.repay(&redis, false).await;
-    }
-}
-
-/// Reads for whom limits are others, for as long as the process runs.
-async fn read_tiers(limiter: Arc<Limiter>, kv: Arc<kv::Shared>) {
-    let redis = kv::Redis::control(kv);
-    let mut tick = interval(limit::tiers::REFRESH);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        limiter.read_tiers(&redis).await;
-    }
+/// What works only in part.
+fn condition(kv: Option<Arc<kv::Shared>>) -> admin::Condition {
+    Box::new(move || kv.as_ref().map(|kv| kv.condition()).unwrap_or_default())
 }
 
 /// What an operator says to the process.

@@ -6,7 +6,6 @@
 //! whose breaker is open none waits at all.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,9 +15,8 @@ use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{Cmd, Pipeline, RedisError, Value};
 use tokio::time::{Instant, timeout_at};
 
-use crate::clock::Clock;
-use crate::config::{self, ReadFrom};
-use crate::metrics::{CommandMetrics, Metrics, RedisResult};
+use crate::config::ReadFrom;
+use crate::metrics::{CommandMetrics, RedisPart, RedisResult};
 
 pub mod breaker;
 pub mod bus;
@@ -26,22 +24,22 @@ mod cluster;
 mod dial;
 pub mod doorbell;
 pub mod follow;
+pub mod health;
 pub mod inspect;
 pub mod keys;
 mod link;
 mod reply;
 mod sentinel;
+mod shared;
 mod topology;
 
 pub use doorbell::Ring;
 pub use reply::Reply;
+pub use shared::Shared;
 
-use dial::Dialer;
-use doorbell::Doorbells;
-use keys::Keys;
 use link::Slot;
 use reply::Fault;
-use topology::{Node, Topology};
+use topology::Node;
 
 /// The kind of error that answers EVALSHA where the script is not known.
 const NOSCRIPT: &str = "NOSCRIPT";
@@ -102,115 +100,6 @@ pub struct Script {
     pub source: &'static str,
 }
 
-/// What the process has once.
-pub struct Shared {
-    /// Names of keys and channels.
-    pub keys: Keys,
-    /// Longest that one request waits for Redis, all in all.
-    pub deadline: Duration,
-    /// Longest that readiness waits for Redis at start.
-    pub startup_wait: Duration,
-    /// How pods hear of one another's invalidations.
-    pub bus: config::Bus,
-    /// The fleet's clock.
-    pub clock: Clock,
-    /// Metric families.
-    pub metrics: Arc<Metrics>,
-    /// See [`Shared::lost_ms`].
-    lost_ms: AtomicU64,
-    /// Whether keys are spread over slots, so that a script may touch those of one only.
-    is_sharded: bool,
-    bells: Doorbells,
-    topology: Arc<Topology>,
-    dialer: Dialer,
-    to_sentinels: Dialer,
-    read_from: config::ReadFrom,
-    is_encrypted: bool,
-}
-
-impl Shared {
-    /// When Redis was last found to have lost its data, by its own time in ms; 0: never.
-    pub fn lost_ms(&self) -> u64 {
-        self.lost_ms.load(Ordering::Relaxed)
-    }
-
-    /// Redis has lost its data at this time of its own, in ms; 0: it has not.
-    pub fn note_loss(&self, at_ms: u64) {
-        self.lost_ms.store(at_ms, Ordering::Relaxed);
-    }
-
-    /// Connects to nothing.
-    pub fn new(config: &config::Redis, metrics: Arc<Metrics>, clock: Clock) -> Arc<Self> {
-        let open = metrics.redis_breaker_open.clone();
-        Arc::new(Self {
-            keys: Keys::new(&config.namespace),
-            deadline: config.deadline,
-            startup_wait: config.startup_wait,
-            bus: config.bus,
-            lost_ms: AtomicU64::new(0),
-            topology: Arc::new(Topology::new(config.servers.clone(), open, clock.clone())),
-            is_sharded: matches!(config.servers, config::Servers::Cluster { .. }),
-            clock,
-            metrics,
-            bells: Doorbells::default(),
-            dialer: Dialer::new(config),
-            to_sentinels: Dialer::to_sentinels(config),
-            read_from: config.read_from,
-            is_encrypted: config.access.tls.is_some(),
-        })
-    }
-
-    /// Another way to the same Redis, whose commands count in `metrics`.
-    pub fn apart(&self, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self {
-            keys: self.keys.clone(),
-            deadline: self.deadline,
-            startup_wait: self.startup_wait,
-            bus: self.bus,
-            lost_ms: AtomicU64::new(self.lost_ms()),
-            topology: Arc::clone(&self.topology),
-            is_sharded: self.is_sharded,
-            clock: self.clock.clone(),
-            metrics,
-            bells: Doorbells::default(),
-            dialer: self.dialer.clone(),
-            to_sentinels: self.to_sentinels.clone(),
-            read_from: self.read_from,
-            is_encrypted: self.is_encrypted,
-        })
-    }
-
-    /// Which of `keys` one script may touch, by their places; `None` if it may touch all of them.
-    pub fn groups(&self, keys: &[&[u8]]) -> Option<Vec<Vec<usize>>> {
-        if !self.is_sharded || keys.len() < 2 {
-            return None;
-        }
-        Some(keys::by_slot(keys)).filter(|groups| groups.len() > 1)
-    }
-
-    /// How connections are opened from now on.
-    pub fn set_access(&self, access: &config::Access) {
-        self.dialer.set_access(access);
-        self.to_sentinels.set_access(access);
-    }
-
-    /// Whether requests do without all of Redis.
-    pub fn is_away(&self) -> bool {
-        self.topology.is_away()
-    }
-
-    /// The server that has the log, the door, and what else lies beside them; `None` while none is known to.
-    fn home(&self) -> Option<Arc<Node>> {
-        let map = self.topology.map();
-        map.owner(&self.keys.door_stream()).map(|master| Arc::clone(&master.node))
-    }
-
-    /// Who waits for a key in this process.
-    pub fn bells(&self) -> &Doorbells {
-        &self.bells
-    }
-}
-
 /// This runtime's way to Redis; cheap to clone. Its connections live on the runtime on which it was made.
 #[derive(Clone)]
 pub struct Redis(Arc<Inner>);
@@ -235,6 +124,7 @@ struct Way {
 
 /// A command's metrics and, if it is a script, its SHA-1.
 struct Known {
+    part: RedisPart,
     metrics: CommandMetrics,
     sha1: String,
 }
@@ -258,7 +148,8 @@ impl Redis {
     }
 
     fn build(shared: Arc<Shared>, control: bool) -> Self {
-        let get = Arc::new(Known { metrics: shared.metrics.command("get"), sha1: String::new() });
+        let get =
+            Arc::new(Known { part: RedisPart::Commands, metrics: shared.metrics.command("get"), sha1: String::new() });
         Self(Arc::new(Inner { ways: Mutex::default(), control, get, known: Mutex::default(), shared }))
     }
 
@@ -426,6 +317,7 @@ impl Redis {
         if !matches!(&answer, Err(Fault::Refused(kind)) if kind == NOSCRIPT) {
             known.metrics.ended(result, took);
         }
+        self.0.shared.health.answered(known.part, answer.as_ref().err());
         if !self.0.control {
             match trouble {
                 Some(cause) => breaker.failed(cause),
@@ -508,7 +400,8 @@ impl Redis {
             return Arc::clone(one);
         }
         let sha1 = deadpool_redis::redis::Script::new(script.source).get_hash().to_owned();
-        let one = Arc::new(Known { metrics: self.0.shared.metrics.command(script.name), sha1 });
+        let one =
+            Arc::new(Known { part: RedisPart::Scripts, metrics: self.0.shared.metrics.command(script.name), sha1 });
         known.push((script.name, Arc::clone(&one)));
         one
     }

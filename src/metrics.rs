@@ -18,8 +18,8 @@ use prometheus::{
 };
 
 pub use self::labels::{
-    Decision, Door, Ended, Fault, Fill, Layer, Lookup, NotTaken, Outcome, RedisResult, Reload, Retry, Settled, Shed,
-    Source, Tier, TiersRead,
+    Decision, Door, Ended, Fault, Fill, Layer, Lookup, NotTaken, Outcome, RedisFault, RedisPart, RedisResult, Reload,
+    Retry, Settled, Shed, Source, Tier, TiersRead,
 };
 use self::limits::LimitFamilies;
 pub use self::limits::{LimitMetrics, TiersMetrics};
@@ -62,6 +62,8 @@ pub struct Metrics {
     pub bus_age_seconds: Gauge,
     /// 1 while the breaker keeps requests from Redis.
     pub redis_breaker_open: IntGauge,
+    redis_faults: IntCounterVec,
+    redis_degraded: IntGaugeVec,
     /// What protects the upstream.
     pub upstream: UpstreamMetrics,
     /// Open client connections.
@@ -176,6 +178,16 @@ impl Metrics {
                 "weir_redis_breaker_open",
                 "Masters that the breaker keeps requests from; 1 too while none is known",
             ),
+            redis_faults: families.counters(
+                "weir_redis_faults_total",
+                "Commands that Redis did not do and connections that did not open, by cause",
+                &["kind"],
+            ),
+            redis_degraded: families.levels(
+                "weir_redis_degraded",
+                "1 while this use of Redis does not work",
+                &["part"],
+            ),
             upstream: UpstreamMetrics::register(&families),
             connections: families.gauge("weir_connections", "Open client connections"),
             connections_refused: families.counters(
@@ -212,6 +224,12 @@ impl Metrics {
         }
         for reason in Ended::ALL {
             metrics.connections_cut.with_label_values(&[reason.as_str()]);
+        }
+        for kind in RedisFault::ALL {
+            metrics.redis_faults.with_label_values(&[kind.as_str()]);
+        }
+        for part in RedisPart::ALL {
+            metrics.redis_degraded(*part, false);
         }
         Arc::new(metrics)
     }
@@ -262,6 +280,16 @@ impl Metrics {
             results: Cells::new(RedisResult::ALL.len()),
             seconds: self.redis_seconds.with_label_values(&[name]),
         }
+    }
+
+    /// Counts something that Redis did not do.
+    pub fn redis_failed(&self, kind: RedisFault) {
+        self.redis_faults.with_label_values(&[kind.as_str()]).inc();
+    }
+
+    /// Whether a use of Redis does not work.
+    pub fn redis_degraded(&self, part: RedisPart, is_degraded: bool) {
+        self.redis_degraded.with_label_values(&[part.as_str()]).set(is_degraded.into());
     }
 
     /// Counts an invalidation that came in through `door`; `selector` is a selector kind's text.

@@ -142,6 +142,7 @@ impl Api {
                 page += &format!("{} {}\n", mark(item.blockers == 0), item.name);
             }
             page += &format!("{} not draining\n", mark(!draining));
+            page.extend((self.state.condition)().into_iter().map(|line| line + "\n"));
         }
         text(status, page)
     }

@@ -96,6 +96,7 @@ impl Port {
             config: Arc::new(ArcSwap::from_pointee(String::from("[upstream]\n"))),
             token: Arc::clone(&token),
             readiness: readiness.clone(),
+            condition: Box::new(|| vec!["[!] redis bus: cut".to_owned()]),
             drain,
         };
         Self { address, doors, token, readiness, drained, serving: bound.serve(state).unwrap() }
@@ -159,7 +160,10 @@ fn probes_tell_live_from_ready() {
     drop(blocker);
     assert_eq!(port.get("/readyz").2, "ok\n");
     let listener = port.readiness.block("listener");
-    assert_eq!(port.get("/readyz?verbose").2, "not ready: listener\n[+] redis\n[-] listener\n[+] not draining\n");
+    assert_eq!(
+        port.get("/readyz?verbose").2,
+        "not ready: listener\n[+] redis\n[-] listener\n[+] not draining\n[!] redis bus: cut\n"
+    );
     drop(listener);
     assert_eq!(port.ask("HEAD /readyz", "", "").0, 200);
 }

@@ -19,7 +19,7 @@ use crate::clock::{SteadyMs, Stopwatch};
 use crate::config::Bus;
 use crate::kv::bus::{Message, Subscription};
 use crate::kv::{Shared, Unavailable, jittered, random};
-use crate::metrics::Door;
+use crate::metrics::{Door, RedisPart};
 use crate::syntax::selector::Selector;
 
 mod heir;
@@ -136,12 +136,12 @@ impl Keeper {
             _ => true,
         };
         let well = subscribed.is_ok() && proven.is_ok() && alive;
-        if let Some(fleet) = &self.state.fleet
-            && fleet.connected.swap(well, Ordering::Relaxed) != well
-        {
-            let error = subscribed.and(proven.map(|_| ())).err().map(|error| error.to_string());
-            tracing::info!(connected = well, error, "the invalidation bus");
+        if let Some(fleet) = &self.state.fleet {
+            fleet.connected.store(well, Ordering::Relaxed);
         }
+        let cause = subscribed.and(proven).err().map(|error| error.to_string());
+        let cause = || cause.unwrap_or_else(|| "the subscription does not answer".to_owned());
+        self.shared.health.tell(RedisPart::Bus, if well { Ok(()) } else { Err(cause()) });
         if alive {
             // A quarter less, never more: the bound counts on a proof in each B/4.
             let pause = match well {

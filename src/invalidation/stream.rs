@@ -7,7 +7,7 @@ use super::log::Log;
 use super::{Invalidation, Position, to_json};
 use crate::kv::bus::Dedicated;
 use crate::kv::{Shared, Unavailable, jittered};
-use crate::metrics::Door;
+use crate::metrics::{Door, RedisPart};
 
 /// How long one question waits at the stream for something to come.
 const BLOCK_MS: &[u8] = b"2000";
@@ -23,8 +23,10 @@ const RETRY_EVERY: Duration = Duration::from_millis(250);
 pub(super) async fn listen(state: &Invalidation, log: &Log, shared: &Shared) {
     let mut connection = None;
     loop {
-        if let Err(error) = wait_once(state, log, shared, &mut connection).await {
-            tracing::debug!(%error, "the stream door cannot be watched");
+        let outcome = wait_once(state, log, shared, &mut connection).await.map_err(|error| error.to_string());
+        let is_well = outcome.is_ok();
+        shared.health.tell(RedisPart::Stream, outcome);
+        if !is_well {
             connection = None;
             tokio::time::sleep(jittered(RETRY_EVERY)).await;
         }

@@ -76,7 +76,7 @@ impl Dedicated {
             if matches!(none, NoConnection::NobodyListens | NoConnection::Tls(_)) {
                 node.breaker.refused(&none.to_string());
             }
-            shared.topology.doubt();
+            shared.not_opened(&none);
             Fault::from(none).into()
         })
     }
@@ -217,6 +217,7 @@ pub async fn probe(shared: Arc<Shared>) {
         }
         drop(map);
         shared.topology.show();
+        shared.health.show();
         tokio::select! {
             () = shared.topology.stirred() => shared.topology.doubt(),
             Some(_) = probes.join_next() => {}

@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use super::reply::Fault;
 use crate::config::tls::{self, RedisTls};
 use crate::config::{Access, Address, ReadFrom, Redis, Resp, Servers};
+use crate::metrics::RedisFault;
 
 /// Longest that opening one may take, handshakes included.
 pub(super) const OPENING: Duration = Duration::from_millis(500);
@@ -104,6 +105,17 @@ impl fmt::Display for NoConnection {
 }
 
 impl NoConnection {
+    /// What it is called in metrics.
+    pub(super) fn kind(&self) -> RedisFault {
+        match self {
+            Self::NobodyListens => RedisFault::NobodyListens,
+            Self::Tls(_) => RedisFault::Tls,
+            Self::Way(_) => RedisFault::Unreachable,
+            Self::Answer(fault, _) => fault.kind().unwrap_or(RedisFault::Other),
+            Self::Late => RedisFault::Late,
+        }
+    }
+
     fn said(error: RedisError) -> Self {
         let said = error.to_string();
         Self::Answer(error.into(), said)

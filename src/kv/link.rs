@@ -127,13 +127,12 @@ async fn build(state: Arc<Mutex<State>>, changed: Arc<Notify>, shared: Arc<Share
             state.misses = 0;
             state.held = Some(Held { wire, id: state.built, generation });
         }
-        Err(none @ (NoConnection::NobodyListens | NoConnection::Tls(_))) => {
-            node.breaker.refused(&none.to_string());
-            shared.topology.doubt();
-        }
         Err(none) => {
-            node.breaker.failed(&none.to_string());
-            shared.topology.doubt();
+            shared.not_opened(&none);
+            match none {
+                NoConnection::NobodyListens | NoConnection::Tls(_) => node.breaker.refused(&none.to_string()),
+                _ => node.breaker.failed(&none.to_string()),
+            }
         }
     }
 }

@@ -1,9 +1,12 @@
 //! Answers: the client library's values and errors, as the rest of Weir sees them.
 
+use std::fmt;
+
 use bytes::Bytes;
 use deadpool_redis::redis::{ErrorKind, RedisError, Value};
 
 use super::Unavailable;
+use crate::metrics::RedisFault;
 
 /// A script's reply.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,6 +115,31 @@ impl Fault {
         }
     }
 
+    /// What it is called in metrics; none where nothing was asked, or another server is to be.
+    pub(super) fn kind(&self) -> Option<RedisFault> {
+        Some(match self {
+            Self::NotSent | Self::Moved(_) | Self::Ask(_) => return None,
+            Self::Timeout => RedisFault::Late,
+            Self::Dropped => RedisFault::Dropped,
+            Self::Refused(kind) => match kind.as_str() {
+                "NOSCRIPT" => return None,
+                "READONLY" => RedisFault::ReadOnly,
+                "MASTERDOWN" => RedisFault::MasterDown,
+                "LOADING" => RedisFault::Loading,
+                "OOM" => RedisFault::Oom,
+                "MISCONF" => RedisFault::Misconf,
+                "NOREPLICAS" => RedisFault::NoReplicas,
+                "BUSY" => RedisFault::Busy,
+                "CLUSTERDOWN" => RedisFault::ClusterDown,
+                "TRYAGAIN" => RedisFault::TryAgain,
+                "NOAUTH" | "WRONGPASS" => RedisFault::Auth,
+                "NOPERM" => RedisFault::NoPerm,
+                "MAXCLIENTS" => RedisFault::MaxClients,
+                _ => RedisFault::Other,
+            },
+        })
+    }
+
     /// Whether it may mean that another server is the master by now.
     pub(super) fn casts_doubt(&self) -> bool {
         match self {
@@ -119,6 +147,12 @@ impl Fault {
             Self::Dropped | Self::Moved(_) => true,
             Self::Refused(kind) => kind == "READONLY" || self.is_trouble(),
         }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Unavailable::from(self.clone()).fmt(f)
     }
 }
 

@@ -4,7 +4,9 @@ use std::process::{Child, Command, Stdio};
 use prometheus::Registry;
 
 use super::*;
-use crate::clock::Stopwatch;
+use crate::clock::{Clock, Stopwatch};
+use crate::config;
+use crate::metrics::Metrics;
 
 /// A redis-server of the test's own, on a socket in a directory of its own; ended and removed on drop.
 pub(crate) struct Server {

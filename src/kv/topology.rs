@@ -193,6 +193,16 @@ impl Topology {
         self.map().masters.iter().all(|master| master.node.breaker.is_open())
     }
 
+    /// Which masters are kept from requests and why; empty if none is.
+    pub(super) fn troubles(&self) -> String {
+        let map = self.map();
+        if map.masters.is_empty() {
+            return "no server is known to be it".to_owned();
+        }
+        let open = map.masters.iter().map(|master| &master.node).filter(|node| node.breaker.is_open());
+        open.map(|node| format!("{}: {}", node.address, node.breaker.cause())).collect::<Vec<_>>().join("; ")
+    }
+
     /// Brings the gauge up to date.
     pub(super) fn show(&self) {
         let map = self.map();

@@ -220,6 +220,77 @@ labels! {
 }
 
 labels! {
+    /// What Redis is used for.
+    RedisPart {
+        /// What requests read.
+        Commands = "commands",
+        /// What requests and housekeeping run there.
+        Scripts = "scripts",
+        /// Hearing at once of what others invalidate.
+        Bus = "bus",
+        /// Hearing at once of what programs add to the stream.
+        Stream = "stream",
+    }
+}
+
+impl RedisPart {
+    /// Whether requests wait for it.
+    pub fn is_asked_by_requests(self) -> bool {
+        matches!(self, Self::Commands | Self::Scripts)
+    }
+}
+
+labels! {
+    /// Why Redis did not do what it was asked.
+    RedisFault {
+        /// Nothing listens there.
+        NobodyListens = "nobody_listens",
+        /// There is no TLS with it.
+        Tls = "tls",
+        /// The way there fails otherwise.
+        Unreachable = "unreachable",
+        /// No answer in time.
+        Late = "late",
+        /// The connection ended.
+        Dropped = "dropped",
+        /// It is a replica.
+        ReadOnly = "readonly",
+        /// It is a replica whose master is away.
+        MasterDown = "masterdown",
+        /// It reads its disk.
+        Loading = "loading",
+        /// It is full.
+        Oom = "oom",
+        /// It cannot save.
+        Misconf = "misconf",
+        /// It has too few replicas.
+        NoReplicas = "noreplicas",
+        /// It runs a script that does not end.
+        Busy = "busy",
+        /// The Cluster does not have all slots, or not its majority.
+        ClusterDown = "clusterdown",
+        /// The slot is on its way to another server.
+        TryAgain = "tryagain",
+        /// User or password are wrong.
+        Auth = "auth",
+        /// The user may not do that.
+        NoPerm = "noperm",
+        /// It has no room for another connection.
+        MaxClients = "maxclients",
+        /// Any other error.
+        Other = "other",
+    }
+}
+
+impl RedisFault {
+    /// Whether it is an answer that tells of more than one command.
+    pub fn is_refusal(self) -> bool {
+        let no_answer = [Self::NobodyListens, Self::Tls, Self::Unreachable, Self::Late, Self::Dropped];
+        !no_answer.contains(&self) && !matches!(self, Self::TryAgain | Self::Other)
+    }
+}
+
+labels! {
     /// What a connection begins with before HTTP.
     Layer {
         /// The header that names the client.

@@ -153,6 +153,8 @@ fn every_label_value_is_documented() {
     values.extend(Source::ALL.iter().map(|v| v.as_str()));
     values.extend(Door::ALL.iter().map(|v| v.as_str()));
     values.extend(RedisResult::ALL.iter().map(|v| v.as_str()));
+    values.extend(RedisFault::ALL.iter().map(|v| v.as_str()));
+    values.extend(RedisPart::ALL.iter().map(|v| v.as_str()));
     values.extend(Shed::ALL.iter().map(|v| v.as_str()));
     values.extend(Retry::ALL.iter().map(|v| v.as_str()));
     values.extend(TiersRead::ALL.iter().map(|v| v.as_str()));

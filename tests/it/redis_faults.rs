@@ -231,3 +231,44 @@ async fn writes_do_not_stand_in_line_for_a_frozen_redis() {
     redis.thaw();
     assert!(slowest < Duration::from_millis(200), "a write waited {slowest:?}");
 }
+
+#[tokio::test]
+async fn what_is_degraded_is_said_with_what_holds_meanwhile() {
+    let (up, redis) = (upstream(), redis());
+    let weir = weir(ROUTES).to(up.url()).redis_at(redis.address()).start().await;
+    let condition = async || weir.admin("/readyz?verbose").await.text().to_owned();
+    let says = async |what: &str| {
+        within_async(Duration::from_secs(10), what, async || condition().await.contains(what)).await;
+    };
+    for part in ["commands", "scripts", "bus", "stream"] {
+        says(&format!("[+] redis {part}\n")).await;
+    }
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let mut nth = 0;
+    within_async(Duration::from_secs(10), "it is full", async || {
+        nth += 1;
+        weir.get(&format!("/items/{nth}")).await;
+        condition().await.contains("[!] redis scripts: Redis refused: OOM for ")
+    })
+    .await;
+    let all = condition().await;
+    assert!(all.starts_with("ok\n") && all.contains("[+] redis commands\n"), "{all}");
+    assert!(all.contains("invalidations hold in this pod until Redis takes them"), "{all}");
+    assert!(weir.metric(r#"weir_redis_faults_total{kind="oom"}"#).await >= 1.0);
+    assert_eq!(weir.metric(r#"weir_redis_degraded{part="scripts"}"#).await, 1.0);
+    redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    within_async(Duration::from_secs(10), "it is well again", async || {
+        nth += 1;
+        weir.get(&format!("/items/{nth}")).await;
+        condition().await.contains("[+] redis scripts\n")
+    })
+    .await;
+    redis.kill();
+    within_async(Duration::from_secs(10), "it is away", async || {
+        let all = condition().await;
+        all.contains(": connection refused: requests do without it") && all.contains("[!] redis bus: ")
+    })
+    .await;
+    let told = weir.output().iter().filter(|line| line.contains("Redis is degraded") && line.contains("OOM")).count();
+    assert_eq!(told, 1, "one line for one change");
+}
