@@ -67,11 +67,11 @@ fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut S
     let lost: usize = events.iter().map(|event| event.fault.bursts()).sum();
     let mut most = [0.0_f64; 2];
     for (kind, admitted) in &notes.admitted {
-        // Where each pod has its part while Redis is away, there are two who admit: Redis, and all of them together.
-        let (who, times) = if matches!(kind, Kind::Local(_)) { (1, 2.0) } else { (0, 1.0) };
-        let found = worst(admitted, f64::from(RATE) * times);
+        // Where each pod has its part while Redis is away, there are two who have a burst: Redis, and all of them together.
+        let (who, bursts) = if matches!(kind, Kind::Local(_)) { (1, 2) } else { (0, 1) };
+        let found = worst(admitted, f64::from(RATE));
         most[who] = most[who].max(found.above);
-        let allowed = f64::from(BURST) * (times + lost as f64) + ROUNDING;
+        let allowed = f64::from(BURST) * (bursts + lost) as f64 + ROUNDING;
         if found.above > allowed {
             let [from, to] = [found.from, found.to].map(|at| at as f64 / 1e9);
             wrong.push(format!(
@@ -93,9 +93,10 @@ fn times(notes: &Notes, event: &Event, calm: [Duration; 2], wrong: &mut Vec<Stri
     let Event { fault, from, healed, back } = event;
     let [from_s, to_s] = [*from, *healed].map(|at| at as f64 / 1e6);
     let _ = writeln!(told, "  {fault:?} from {from_s:.2} to {to_s:.2} s, used again {back:?} later");
-    let opened = *healed.min(&(from + OPENED.as_micros() as Micros));
+    let opened = from + OPENED.as_micros() as Micros;
+    let end = opened.max(healed + back.as_micros() as Micros);
     for (quick, calm) in [true, false].into_iter().zip(calm) {
-        let [first, later] = [(*from, opened), (opened, *healed)].map(|(from, to)| p99(&notes.seen, quick, from, to));
+        let [first, later] = [(*from, opened), (opened, end)].map(|(from, to)| p99(&notes.seen, quick, from, to));
         let name = if quick { "hits and limits" } else { "all" };
         let _ = writeln!(told, "    p99 of {name}: {calm:?} before, {first:?} at first, {later:?} later");
         let noise = if optimised() { LITTLE } else { BUSY };
