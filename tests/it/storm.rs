@@ -127,13 +127,7 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
     let report = load.stop().await;
     let mut notes = traffic.notes(&report);
     notes.history.fetches = service.state.fetches();
-    for seen in &mut notes.seen {
-        seen.due -= start.min(seen.due);
-    }
-    for event in &mut events {
-        (event.from, event.healed) = (event.from - start, event.healed - start);
-    }
-    let (wrong, told) = judge(&notes, &events);
+    let (wrong, told) = judge(&notes, &events, start);
     eprintln!("{topology:?}, seed {seed}, {rate} a second to {PODS} pods:\n{told}");
     assert!(wrong.is_empty(), "{topology:?}, WEIR_SEED={seed}:\n{told}{}", wrong.join("\n"));
 }

@@ -147,24 +147,24 @@ pub fn of(topology: Topology) -> Vec<Fault> {
 }
 
 impl Fault {
-    /// How many bursts more than the limit's own it may cost: limits are forgotten, or as they were before.
-    pub fn bursts(self) -> usize {
-        match self {
+    /// Whether limits may be forgotten by it, or be as they were before.
+    pub fn forgets(self) -> bool {
+        matches!(
+            self,
             Self::Killed
-            | Self::RestartedEmpty
-            | Self::Flushed
-            | Self::Loading
-            | Self::TakenOver
-            | Self::MasterKilled
-            | Self::MasterFrozen
-            | Self::OtherMasterKilled
-            | Self::SentinelBehind => 1,
-            // Sentinels do not wait for what the master took last.
-            Self::Planned => 1,
-            // A frozen master may be replaced.
-            Self::Frozen => 1,
-            _ => 0,
-        }
+                | Self::RestartedEmpty
+                | Self::Flushed
+                | Self::Loading
+                | Self::TakenOver
+                | Self::MasterKilled
+                | Self::MasterFrozen
+                | Self::OtherMasterKilled
+                // Sentinels do not wait for what the master took last.
+                | Self::Planned
+                | Self::SentinelBehind
+                // A master may be replaced meanwhile.
+                | Self::Frozen
+        )
     }
 
     /// Whether Redis does not answer in time, so that soon nobody waits for it.

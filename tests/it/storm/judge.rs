@@ -26,6 +26,9 @@ const BUSY: Duration = Duration::from_millis(400);
 /// Longest from repair to use.
 const BACK: Duration = Duration::from_secs(2);
 
+/// So long tokens may be spent that were lent.
+const LENT: Duration = Duration::from_secs(2);
+
 /// What doubles and two clocks that are held to one time may differ by, in requests.
 const ROUNDING: f64 = 0.01;
 
@@ -33,7 +36,7 @@ const ROUNDING: f64 = 0.01;
 pub struct Event {
     /// Which.
     pub fault: Fault,
-    /// When it began.
+    /// When it began, by the service's time.
     pub from: Micros,
     /// Since when Redis is well again.
     pub healed: Micros,
@@ -41,8 +44,8 @@ pub struct Event {
     pub back: Duration,
 }
 
-/// Judges a run; what is wrong with it, and what is to be said of it.
-pub fn judge(notes: &Notes, events: &[Event]) -> (Vec<String>, String) {
+/// Judges a run that began at `start`; what is wrong with it, and what is to be said of it.
+pub fn judge(notes: &Notes, events: &[Event], start: Micros) -> (Vec<String>, String) {
     let (mut wrong, mut told) = (Vec::new(), String::new());
     let findings = check(&notes.history, BOUND.as_micros() as Micros);
     let _ = writeln!(told, "  {} requests, {} errors; {findings}", notes.seen.len(), notes.history.faults.len());
@@ -55,29 +58,38 @@ pub fn judge(notes: &Notes, events: &[Event]) -> (Vec<String>, String) {
     }
     limits(notes, events, &mut wrong, &mut told);
     let before = events.first().map_or(0, |event| event.from);
-    let calm = [true, false].map(|quick| p99(&notes.seen, quick, WARM.as_micros() as Micros, before));
+    let calm = [true, false].map(|quick| p99(&notes.seen, quick, start + WARM.as_micros() as Micros, before));
     for event in events {
         times(notes, event, calm, &mut wrong, &mut told);
     }
     (wrong, told)
 }
 
-/// G3: a burst, and the rate; and a burst more for each time that Redis forgot.
+/// G3: a burst, and the rate; and a burst more for each time that Redis forgot. Each span is judged by what was forgotten in it.
 fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut String) {
-    let lost: usize = events.iter().map(|event| event.fault.bursts()).sum();
+    let lost: Vec<&Event> = events.iter().filter(|event| event.fault.forgets()).collect();
+    // Who was lent tokens before a loss has them for a while behind it.
+    let behind = |event: &&Event| event.healed + (event.back + LENT).as_micros() as Micros;
+    let begins: Vec<Micros> = std::iter::once(0).chain(lost.iter().map(behind)).collect();
+    let ends: Vec<Micros> = lost.iter().map(|event| event.from).chain([Micros::MAX / 1000]).collect();
     let mut most = [0.0_f64; 2];
     for (kind, admitted) in &notes.admitted {
         // Where each pod has its part while Redis is away, there are two who have a burst: Redis, and all of them together.
         let (who, bursts) = if matches!(kind, Kind::Local(_)) { (1, 2) } else { (0, 1) };
-        let found = worst(admitted, f64::from(RATE));
-        most[who] = most[who].max(found.above);
-        let allowed = f64::from(BURST) * (bursts + lost) as f64 + ROUNDING;
-        if found.above > allowed {
-            let [from, to] = [found.from, found.to].map(|at| at as f64 / 1e9);
-            wrong.push(format!(
-                "{kind:?}: {:.2} above its rate from {from:.3} to {to:.3} s, not {allowed}",
-                found.above
-            ));
+        for (first, begin) in begins.iter().enumerate() {
+            for (last, end) in ends.iter().enumerate().skip(first) {
+                let inside = admitted.iter().filter(|one| one.from >= begin * 1000 && one.to <= end * 1000);
+                let found = worst(&inside.copied().collect::<Vec<_>>(), f64::from(RATE));
+                most[who] = most[who].max(found.above);
+                let allowed = f64::from(BURST) * (bursts + last - first) as f64 + ROUNDING;
+                if found.above > allowed {
+                    let [from, to] = [found.from, found.to].map(|at| at as f64 / 1e9);
+                    let above = found.above;
+                    wrong.push(format!(
+                        "{kind:?}: {above:.2} above its rate from {from:.3} to {to:.3} s, not {allowed}"
+                    ));
+                }
+            }
         }
     }
     let denied = notes.seen.iter().filter(|seen| seen.status == 429).count();
