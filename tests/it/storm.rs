@@ -117,7 +117,7 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
         inflict.await.unwrap_or_else(|_| panic!("{topology:?}, WEIR_SEED={seed}: {fault:?} could not be done"));
         let healed = service.state.now();
         let back = used_again(&weirs, &format!("{fault:?} {}", events.len())).await;
-        events.push(Event { fault, from, healed, back });
+        events.push(Event { fault, forgets: fault.forgets(topology), from, healed, back });
         let all = Arc::clone(&place);
         tokio::task::spawn_blocking(move || fault.tidy_up(&all)).await.expect("all come back");
         tokio::time::sleep(PAUSE).await;

@@ -148,23 +148,23 @@ pub fn of(topology: Topology) -> Vec<Fault> {
 
 impl Fault {
     /// Whether limits may be forgotten by it, or be as they were before.
-    pub fn forgets(self) -> bool {
-        matches!(
-            self,
+    pub fn forgets(self, topology: Topology) -> bool {
+        match self {
             Self::Killed
-                | Self::RestartedEmpty
-                | Self::Flushed
-                | Self::Loading
-                | Self::TakenOver
-                | Self::MasterKilled
-                | Self::MasterFrozen
-                | Self::OtherMasterKilled
-                // Sentinels do not wait for what the master took last.
-                | Self::Planned
-                | Self::SentinelBehind
-                // A master may be replaced meanwhile.
-                | Self::Frozen
-        )
+            | Self::RestartedEmpty
+            | Self::Flushed
+            | Self::Loading
+            | Self::TakenOver
+            | Self::MasterKilled
+            | Self::MasterFrozen
+            | Self::OtherMasterKilled
+            | Self::SentinelBehind => true,
+            // Sentinels do not wait for what the master took last; in a cluster it takes nothing more until it has been copied.
+            Self::Planned => topology == Topology::Sentinels,
+            // A master may be replaced meanwhile.
+            Self::Frozen => topology != Topology::Alone,
+            _ => false,
+        }
     }
 
     /// Whether Redis does not answer in time, so that soon nobody waits for it.

@@ -36,6 +36,8 @@ const ROUNDING: f64 = 0.01;
 pub struct Event {
     /// Which.
     pub fault: Fault,
+    /// Whether limits may be forgotten by it.
+    pub forgets: bool,
     /// When it began, by the service's time.
     pub from: Micros,
     /// Since when Redis is well again.
@@ -67,7 +69,7 @@ pub fn judge(notes: &Notes, events: &[Event], start: Micros) -> (Vec<String>, St
 
 /// G3: a burst, and the rate; and a burst more for each time that Redis forgot. Each span is judged by what was forgotten in it.
 fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut String) {
-    let lost: Vec<&Event> = events.iter().filter(|event| event.fault.forgets()).collect();
+    let lost: Vec<&Event> = events.iter().filter(|event| event.forgets).collect();
     // Who was lent tokens before a loss has them for a while behind it.
     let behind = |event: &&Event| event.healed + (event.back + LENT).as_micros() as Micros;
     let begins: Vec<Micros> = std::iter::once(0).chain(lost.iter().map(behind)).collect();
@@ -102,7 +104,7 @@ fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut S
 
 /// No request waits for longer than the deadline at first, and hardly at all later on.
 fn times(notes: &Notes, event: &Event, calm: [Duration; 2], wrong: &mut Vec<String>, told: &mut String) {
-    let Event { fault, from, healed, back } = event;
+    let Event { fault, from, healed, back, .. } = event;
     let [from_s, to_s] = [*from, *healed].map(|at| at as f64 / 1e6);
     let _ = writeln!(told, "  {fault:?} from {from_s:.2} to {to_s:.2} s, used again {back:?} later");
     let opened = from + OPENED.as_micros() as Micros;
