@@ -53,6 +53,10 @@ test-release: redis ## Every test on the optimised binary, at full size, one at 
 fleet: redis ## Eight Weirs under faults and an outside checker: a million reads, more than 20,000 invalidations (WEIR_SEED=1)
 	WEIR_PODS=8 WEIR_READS=1000000 WEIR_ORDERS=21000 cargo test --locked --release --test it -- fleet:: --nocapture
 
+.PHONY: storm
+storm: redis ## An hour's random walk through the faults of Redis alone, as a cluster and under sentinels, at 2,000 requests a second (WEIR_MINUTES=60, WEIR_SEED=1)
+	WEIR_MINUTES=$${WEIR_MINUTES:-60} cargo test --locked --release --test it -- storm::a_walk --nocapture --test-threads=1
+
 .PHONY: model
 model: ## A million histories of a fleet under a seeded scheduler (WEIR_MODEL_SEEDS=1000000; WEIR_MODEL_SEED=7 prints one)
 	WEIR_MODEL_SEEDS=$${WEIR_MODEL_SEEDS:-1000000} \

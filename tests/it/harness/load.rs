@@ -17,6 +17,9 @@ use super::{Answer, PATIENCE};
 /// Longest that one request of a load may take.
 const LONGEST: Duration = Duration::from_secs(10);
 
+/// A connection that nobody used for so long is not used again: the other side may be about to end it.
+const IDLE: Duration = Duration::from_secs(2);
+
 /// What is to be sent, how fast and how long.
 pub struct Load {
     rate: u32,
@@ -109,7 +112,7 @@ impl Running {
 #[derive(Clone)]
 struct Pool {
     target: SocketAddr,
-    idle: Arc<Mutex<Vec<Connection>>>,
+    idle: Arc<Mutex<Vec<(Connection, Instant)>>>,
 }
 
 impl Pool {
@@ -120,12 +123,12 @@ impl Pool {
     async fn exchange(&self, request: &Request) -> std::io::Result<Answer> {
         let idle = self.idle.lock().expect("no panic while held").pop();
         let mut connection = match idle {
-            Some(connection) => connection,
-            None => Connection::try_open(self.target).await?,
+            Some((connection, since)) if since.elapsed() < IDLE => connection,
+            _ => Connection::try_open(self.target).await?,
         };
         let answer = connection.try_send(request).await?;
         if connection.reusable {
-            self.idle.lock().expect("no panic while held").push(connection);
+            self.idle.lock().expect("no panic while held").push((connection, Instant::now()));
         }
         Ok(answer)
     }

@@ -40,8 +40,7 @@ pub fn redis_not_started() -> Redis {
 
 /// A running server with more settings, such as `--tls-port`; of the test's own clients it asks nothing.
 pub fn redis_with(more: &[&str]) -> Redis {
-    let mut redis = redis_not_started();
-    redis.more = more.iter().map(|word| (*word).to_owned()).collect();
+    let redis = redis_not_started().with(more);
     redis.start();
     redis
 }
@@ -85,6 +84,12 @@ pub struct Redis {
 }
 
 impl Redis {
+    /// With more settings, before it is started.
+    pub(super) fn with(mut self, more: &[&str]) -> Self {
+        self.more.extend(more.iter().map(|word| (*word).to_owned()));
+        self
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))

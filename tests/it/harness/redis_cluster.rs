@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
-use super::redis::{poll, redis_with};
-use super::{Redis, free_port};
+use super::redis::{poll, redis_not_started};
+use super::{Flaky, Redis, flaky, free_port};
 
 /// Slots of every cluster.
 const SLOTS: usize = 16_384;
@@ -27,6 +27,8 @@ pub fn redis_cluster() -> RedisCluster {
 /// Servers that are one cluster. The masters came first; who is one now, the cluster says.
 pub struct RedisCluster {
     nodes: Vec<Redis>,
+    /// What each of them says that it is reached by. They hear of each other past it.
+    relays: Vec<Flaky>,
     /// Killed or frozen: not to be asked.
     away: Mutex<BTreeSet<usize>>,
 }
@@ -54,8 +56,8 @@ pub struct Move {
 impl RedisCluster {
     /// So many masters, each with so many replicas; all know one another, and every slot is served.
     pub fn of(masters: usize, replicas: usize) -> Self {
-        let nodes: Vec<Redis> = (0..masters * (1 + replicas)).map(|_| start()).collect();
-        let cluster = Self { nodes, away: Mutex::default() };
+        let (nodes, relays) = (0..masters * (1 + replicas)).map(|_| start()).unzip();
+        let cluster = Self { nodes, relays, away: Mutex::default() };
         for (i, node) in cluster.nodes.iter().enumerate() {
             node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(i + 1).to_string()]);
             if i < masters {
@@ -91,9 +93,14 @@ impl RedisCluster {
         poll("the nodes know one another", || self.nodes.iter().all(knows_all));
     }
 
-    /// Where all of them listen.
+    /// Where clients reach them.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.nodes.iter().map(Redis::address).collect()
+        self.relays.iter().map(Flaky::address).collect()
+    }
+
+    /// The way to one of them, for clients and for those who copy it.
+    pub fn relay(&self, node: usize) -> &Flaky {
+        &self.relays[node]
     }
 
     /// How many they are.
@@ -187,7 +194,7 @@ impl RedisCluster {
 
     /// A node's name, which all know, whether it is there or not.
     fn id(&self, node: usize) -> String {
-        let port = self.nodes[node].address().port();
+        let port = self.relays[node].address().port();
         let told = self.cli(self.here()[0], &["CLUSTER", "NODES"]);
         let line = told.lines().find(|line| line.contains(&format!(":{port}@"))).expect("all know one another");
         line.split(' ').next().expect("a name").to_owned()
@@ -328,10 +335,11 @@ impl RedisCluster {
     }
 }
 
-/// A node that knows nobody.
-fn start() -> Redis {
-    let bus = free_port().to_string();
-    redis_with(&[
+/// A node that knows nobody, and the way to it.
+fn start() -> (Redis, Flaky) {
+    let node = redis_not_started();
+    let (relay, bus) = (flaky(node.address()), free_port().to_string());
+    let node = node.with(&[
         "--cluster-enabled",
         "yes",
         "--cluster-port",
@@ -340,6 +348,10 @@ fn start() -> Redis {
         NODE_TIMEOUT_MS,
         "--cluster-announce-ip",
         "127.0.0.1",
+        "--cluster-announce-port",
+        &relay.address().port().to_string(),
+        "--cluster-announce-bus-port",
+        &bus,
         // However long it has not heard of its master, it takes over.
         "--cluster-replica-validity-factor",
         "0",
@@ -347,5 +359,7 @@ fn start() -> Redis {
         "0",
         "--repl-ping-replica-period",
         "1",
-    ])
+    ]);
+    node.start();
+    (node, relay)
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::place::{LOG, Place, Topology};
+use super::place::{LOG, Place, Topology, server};
 use crate::fleet::faults::{crowd, keep_busy};
-use crate::harness::{Line, RedisCluster, redis};
+use crate::harness::{Flaky, Line, Redis, RedisCluster};
 
 /// Slots that are moved at once.
 const MOVED: usize = 60;
@@ -59,6 +59,8 @@ pub enum Fault {
     MasterKilled,
     /// The master of the log stands still; goes on later.
     MasterFrozen,
+    /// Nothing comes through to the master of the log, which the other nodes hear of as before.
+    MasterOutOfReach,
     /// A master that does not have the log is killed.
     OtherMasterKilled,
     /// A replica is killed.
@@ -110,6 +112,12 @@ const OF_CLUSTERS: &[Fault] = &[
     Fault::MasterKilled,
     Fault::MasterFrozen,
     Fault::OtherMasterKilled,
+    Fault::MasterOutOfReach,
+    Fault::Cut,
+    Fault::Swallowed,
+    Fault::Slow(10),
+    Fault::Slow(100),
+    Fault::Slow(1000),
     Fault::ReplicaKilled,
     Fault::Planned,
     Fault::Resharded,
@@ -139,8 +147,8 @@ pub fn of(topology: Topology) -> Vec<Fault> {
 }
 
 impl Fault {
-    /// How many bursts more than the limit's own it may cost: limits are forgotten, or as they were before.
-    pub fn bursts(self) -> usize {
+    /// Whether limits may be forgotten by it, or be as they were before.
+    pub fn forgets(self, topology: Topology) -> bool {
         match self {
             Self::Killed
             | Self::RestartedEmpty
@@ -150,12 +158,12 @@ impl Fault {
             | Self::MasterKilled
             | Self::MasterFrozen
             | Self::OtherMasterKilled
-            | Self::SentinelBehind => 1,
-            // Sentinels do not wait for what the master took last.
-            Self::Planned => 1,
-            // A frozen master may be replaced.
-            Self::Frozen => 1,
-            _ => 0,
+            | Self::SentinelBehind => true,
+            // Sentinels do not wait for what the master took last; in a cluster it takes nothing more until it has been copied.
+            Self::Planned => topology == Topology::Sentinels,
+            // A master may be replaced meanwhile.
+            Self::Frozen => topology != Topology::Alone,
+            _ => false,
         }
     }
 
@@ -177,16 +185,16 @@ impl Fault {
     pub fn inflict(self, place: &Place, length: Duration) {
         match self {
             Self::Killed => {
-                let (redis, _) = place.alone();
+                let redis = place.alone();
                 redis.kill();
                 sleep(length);
                 redis.start();
             }
-            Self::RestartedEmpty => place.alone().0.restart_empty(),
+            Self::RestartedEmpty => place.alone().restart_empty(),
             Self::Loading => load(place),
             Self::Cut | Self::Swallowed | Self::Slow(_) => self.inflict_on_the_way(place, length),
             Self::ReadOnly | Self::MasterDown => {
-                let (redis, _) = place.alone();
+                let redis = place.alone();
                 if self == Self::MasterDown {
                     redis.cli(&["CONFIG", "SET", "replica-serve-stale-data", "no"]);
                 }
@@ -198,9 +206,9 @@ impl Fault {
             }
             Self::TakenOver => take_over(place, length),
             Self::Frozen => {
-                place.each(|redis| redis.freeze());
+                place.each(Redis::freeze);
                 sleep(length);
-                place.each(|redis| redis.thaw());
+                place.each(Redis::thaw);
                 settle(place);
             }
             Self::Full => hold(place, ["maxmemory", "1"], ["maxmemory", "0"], length),
@@ -233,17 +241,14 @@ impl Fault {
     }
 
     fn inflict_on_the_way(self, place: &Place, length: Duration) {
-        let (_, relay) = place.alone();
-        match self {
-            Self::Cut => relay.cut(),
+        place.each_way(|relay| match self {
             Self::Swallowed => relay.swallow(),
             Self::Slow(by) => relay.delay(Duration::from_millis(by)),
-            _ => {}
-        }
+            _ => relay.cut(),
+        });
         sleep(length);
-        // What was held back leaves connections with a past of their own: they are broken off.
-        relay.cut();
-        relay.heal();
+        place.each_way(mend);
+        settle(place);
     }
 
     fn inflict_on_cluster(self, cluster: &RedisCluster, length: Duration) {
@@ -263,6 +268,11 @@ impl Fault {
                 let other = *cluster.masters().iter().find(|node| **node != master).expect("three masters");
                 cluster.kill(other);
                 cluster.serves();
+            }
+            Self::MasterOutOfReach => {
+                cluster.relay(master).swallow();
+                sleep(length);
+                mend(cluster.relay(master));
             }
             Self::ReplicaKilled => {
                 let replica = cluster.replica_of(master);
@@ -365,6 +375,12 @@ impl Fault {
     }
 }
 
+/// What was held back leaves connections with a past of their own: they are broken off.
+fn mend(relay: &Flaky) {
+    relay.cut();
+    relay.heal();
+}
+
 /// Waits until somebody serves everything.
 fn settle(place: &Place) {
     match place {
@@ -383,7 +399,7 @@ fn hold(place: &Place, worse: [&str; 2], well: [&str; 2], length: Duration) {
 
 /// Saves what is there and more, so that loading it takes seconds.
 fn load(place: &Place) {
-    let (redis, _) = place.alone();
+    let redis = place.alone();
     let fill = "for i = 1, 4000 do redis.call('SET', 'it:filler:' .. i, string.rep('x', 100), 'EX', 600) end";
     redis.cli(&["EVAL", fill, "0"]);
     redis.cli(&["SAVE"]);
@@ -412,7 +428,7 @@ fn leave_unsaved(place: &Place, length: Duration) {
 /// What the master takes for a while is lost with it.
 fn take_over(place: &Place, length: Duration) {
     let Place::Alone { redis: current, relay } = place else { panic!("there are several servers") };
-    let (master, heir) = (place.alone().0, redis());
+    let (master, heir) = (place.alone(), server());
     heir.follow(&master);
     heir.take_over(&master, false);
     sleep(length / 8);
@@ -422,7 +438,7 @@ fn take_over(place: &Place, length: Duration) {
 
 /// By a connection that is kept, to the master of the log.
 fn by_line(place: &Place, what: impl FnOnce(&mut Line) -> std::io::Result<()>) {
-    let mut line = place.with_master(|redis| redis.line());
+    let mut line = place.with_master(Redis::line);
     what(&mut line).expect("Redis does as it is told");
 }
 

@@ -20,11 +20,17 @@ const WARM: Duration = Duration::from_secs(1);
 /// What requests may cost more once the breaker is open.
 const LITTLE: Duration = Duration::from_millis(5);
 
+/// What a write may wait for what it invalidates to be logged.
+const LOGGED: Duration = Duration::from_secs(1);
+
 /// What a busy machine may add to any time.
 const BUSY: Duration = Duration::from_millis(400);
 
 /// Longest from repair to use.
 const BACK: Duration = Duration::from_secs(2);
+
+/// So long tokens may be spent that were lent.
+const LENT: Duration = Duration::from_secs(2);
 
 /// What doubles and two clocks that are held to one time may differ by, in requests.
 const ROUNDING: f64 = 0.01;
@@ -33,7 +39,9 @@ const ROUNDING: f64 = 0.01;
 pub struct Event {
     /// Which.
     pub fault: Fault,
-    /// When it began.
+    /// Whether limits may be forgotten by it.
+    pub forgets: bool,
+    /// When it began, by the service's time.
     pub from: Micros,
     /// Since when Redis is well again.
     pub healed: Micros,
@@ -41,8 +49,8 @@ pub struct Event {
     pub back: Duration,
 }
 
-/// Judges a run; what is wrong with it, and what is to be said of it.
-pub fn judge(notes: &Notes, events: &[Event]) -> (Vec<String>, String) {
+/// Judges a run that began at `start`; what is wrong with it, and what is to be said of it.
+pub fn judge(notes: &Notes, events: &[Event], start: Micros) -> (Vec<String>, String) {
     let (mut wrong, mut told) = (Vec::new(), String::new());
     let findings = check(&notes.history, BOUND.as_micros() as Micros);
     let _ = writeln!(told, "  {} requests, {} errors; {findings}", notes.seen.len(), notes.history.faults.len());
@@ -55,29 +63,38 @@ pub fn judge(notes: &Notes, events: &[Event]) -> (Vec<String>, String) {
     }
     limits(notes, events, &mut wrong, &mut told);
     let before = events.first().map_or(0, |event| event.from);
-    let calm = [true, false].map(|quick| p99(&notes.seen, quick, WARM.as_micros() as Micros, before));
+    let calm = CLASSES.map(|class| p99(&notes.seen, class, start + WARM.as_micros() as Micros, before));
     for event in events {
         times(notes, event, calm, &mut wrong, &mut told);
     }
     (wrong, told)
 }
 
-/// G3: a burst, and the rate; and a burst more for each time that Redis forgot.
+/// G3: a burst, and the rate; and a burst more for each time that Redis forgot. Each span is judged by what was forgotten in it.
 fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut String) {
-    let lost: usize = events.iter().map(|event| event.fault.bursts()).sum();
+    let lost: Vec<&Event> = events.iter().filter(|event| event.forgets).collect();
+    // Who was lent tokens before a loss has them for a while behind it.
+    let behind = |event: &&Event| event.healed + (event.back + LENT).as_micros() as Micros;
+    let begins: Vec<Micros> = std::iter::once(0).chain(lost.iter().map(behind)).collect();
+    let ends: Vec<Micros> = lost.iter().map(|event| event.from).chain([Micros::MAX / 1000]).collect();
     let mut most = [0.0_f64; 2];
     for (kind, admitted) in &notes.admitted {
-        // Where each pod has its part while Redis is away, there are two who admit: Redis, and all of them together.
-        let (who, times) = if matches!(kind, Kind::Local(_)) { (1, 2.0) } else { (0, 1.0) };
-        let found = worst(admitted, f64::from(RATE) * times);
-        most[who] = most[who].max(found.above);
-        let allowed = f64::from(BURST) * (times + lost as f64) + ROUNDING;
-        if found.above > allowed {
-            let [from, to] = [found.from, found.to].map(|at| at as f64 / 1e9);
-            wrong.push(format!(
-                "{kind:?}: {:.2} above its rate from {from:.3} to {to:.3} s, not {allowed}",
-                found.above
-            ));
+        // Where each pod has its part while Redis is away, there are two who have a burst: Redis, and all of them together.
+        let (who, bursts) = if matches!(kind, Kind::Local(_)) { (1, 2) } else { (0, 1) };
+        for (first, begin) in begins.iter().enumerate() {
+            for (last, end) in ends.iter().enumerate().skip(first) {
+                let inside = admitted.iter().filter(|one| one.from >= begin * 1000 && one.to <= end * 1000);
+                let found = worst(&inside.copied().collect::<Vec<_>>(), f64::from(RATE));
+                most[who] = most[who].max(found.above);
+                let allowed = f64::from(BURST) * (bursts + last - first) as f64 + ROUNDING;
+                if found.above > allowed {
+                    let [from, to] = [found.from, found.to].map(|at| at as f64 / 1e9);
+                    let above = found.above;
+                    wrong.push(format!(
+                        "{kind:?}: {above:.2} above its rate from {from:.3} to {to:.3} s, not {allowed}"
+                    ));
+                }
+            }
         }
     }
     let denied = notes.seen.iter().filter(|seen| seen.status == 429).count();
@@ -89,23 +106,27 @@ fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut S
 }
 
 /// No request waits for longer than the deadline at first, and hardly at all later on.
-fn times(notes: &Notes, event: &Event, calm: [Duration; 2], wrong: &mut Vec<String>, told: &mut String) {
-    let Event { fault, from, healed, back } = event;
+fn times(notes: &Notes, event: &Event, calm: [Duration; 3], wrong: &mut Vec<String>, told: &mut String) {
+    let Event { fault, from, healed, back, .. } = event;
     let [from_s, to_s] = [*from, *healed].map(|at| at as f64 / 1e6);
     let _ = writeln!(told, "  {fault:?} from {from_s:.2} to {to_s:.2} s, used again {back:?} later");
-    let opened = *healed.min(&(from + OPENED.as_micros() as Micros));
-    for (quick, calm) in [true, false].into_iter().zip(calm) {
-        let [first, later] = [(*from, opened), (opened, *healed)].map(|(from, to)| p99(&notes.seen, quick, from, to));
-        let name = if quick { "hits and limits" } else { "all" };
-        let _ = writeln!(told, "    p99 of {name}: {calm:?} before, {first:?} at first, {later:?} later");
-        let noise = if optimised() { LITTLE } else { BUSY };
-        // Who found nothing in Redis asks it for the right to fetch, which may take twice as long again.
-        let deadline = if quick { DEADLINE } else { DEADLINE * 3 };
-        for (what, time, most) in
-            [("at first", first, deadline), ("later", later, if fault.opens() { Duration::ZERO } else { deadline })]
-        {
+    let opened = from + OPENED.as_micros() as Micros;
+    let end = opened.max(healed + back.as_micros() as Micros);
+    let noise = if optimised() { LITTLE } else { BUSY };
+    for (class, calm) in CLASSES.into_iter().zip(calm) {
+        let [first, later] = [(*from, opened), (opened, end)].map(|(from, to)| p99(&notes.seen, class, from, to));
+        let _ = writeln!(told, "    p99 of {class:?}: {calm:?} before, {first:?} at first, {later:?} later");
+        let deadline = match class {
+            Class::Quick => DEADLINE,
+            // Who found nothing in Redis asks it for the right to fetch, which may take twice as long again.
+            Class::Misses => DEADLINE * 3,
+            Class::Writes => LOGGED,
+        };
+        let nobody_waits = fault.opens() && class != Class::Writes;
+        let afterwards = if nobody_waits { Duration::ZERO } else { deadline };
+        for (what, time, most) in [("at first", first, deadline), ("later", later, afterwards)] {
             if time > calm + most + noise {
-                wrong.push(format!("{fault:?}: the p99 of {name} was {time:?} {what}, and {calm:?} before"));
+                wrong.push(format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before"));
             }
         }
     }
@@ -114,11 +135,25 @@ fn times(notes: &Notes, event: &Event, calm: [Duration; 2], wrong: &mut Vec<Stri
     }
 }
 
-/// Of those that need no more than a look, or of all that clients send, due between the two.
-fn p99(seen: &[Seen], quick: bool, from: Micros, to: Micros) -> Duration {
+/// Requests that may wait alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// Hits, and what limits decide.
+    Quick,
+    /// What is fetched.
+    Misses,
+    /// What is not answered before it is logged, or has waited for that.
+    Writes,
+}
+
+const CLASSES: [Class; 3] = [Class::Quick, Class::Misses, Class::Writes];
+
+/// Of those due between the two.
+fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
     let counts = |kind: &Kind| match kind {
-        Kind::Hit(_) | Kind::Strict(_) | Kind::Local(_) => true,
-        Kind::Miss(_) | Kind::Write(_) => !quick,
+        Kind::Hit(_) | Kind::Strict(_) | Kind::Local(_) => class == Class::Quick,
+        Kind::Miss(_) => class == Class::Misses,
+        Kind::Write(_) => class == Class::Writes,
         Kind::Order(_) => false,
     };
     let due = seen.iter().filter(|seen| counts(&seen.kind) && seen.due >= from && seen.due < to);

@@ -33,12 +33,18 @@ pub enum Place {
     Sentinels(Sentinels),
 }
 
+/// One that takes its time to load what it had saved, and none to begin copying to another.
+pub fn server() -> Redis {
+    let (slowly, at_once) = (["--key-load-delay", "500"], ["--repl-diskless-sync-delay", "0"]);
+    redis_with(&[slowly, ["--loading-process-events-interval-bytes", "1024"], at_once].concat())
+}
+
 impl Place {
-    /// A new one. Servers that load what they had saved take their time for it.
+    /// A new one.
     pub fn new(topology: Topology) -> Self {
         match topology {
             Topology::Alone => {
-                let redis = redis_with(&["--key-load-delay", "500", "--loading-process-events-interval-bytes", "1024"]);
+                let redis = server();
                 let relay = flaky(redis.address());
                 Self::Alone { redis: Mutex::new(Arc::new(redis)), relay }
             }
@@ -79,10 +85,19 @@ impl Place {
         }
     }
 
-    /// The only server, and the way to it.
-    pub fn alone(&self) -> (Arc<Redis>, &Flaky) {
+    /// Does something to all ways to it.
+    pub fn each_way(&self, what: impl Fn(&Flaky)) {
         match self {
-            Self::Alone { redis, relay } => (Arc::clone(&redis.lock().expect("no panic while held")), relay),
+            Self::Alone { relay, .. } => what(relay),
+            Self::Cluster(cluster) => (0..cluster.len()).for_each(|node| what(cluster.relay(node))),
+            Self::Sentinels(_) => panic!("sentinels name servers, not the ways to them"),
+        }
+    }
+
+    /// The only server.
+    pub fn alone(&self) -> Arc<Redis> {
+        match self {
+            Self::Alone { redis, .. } => Arc::clone(&redis.lock().expect("no panic while held")),
             _ => panic!("there are several servers"),
         }
     }
