@@ -44,6 +44,8 @@ mod proxy_protocol;
 mod ranges;
 mod real;
 mod redis_faults;
+mod redis_sizes;
+mod redis_start;
 mod redis_ways;
 mod reports;
 mod restarts;
