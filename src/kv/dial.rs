@@ -141,8 +141,6 @@ impl Dialer {
             Resp::Resp2 => ProtocolVersion::RESP2,
             Resp::Resp3 => ProtocolVersion::RESP3,
         });
-        // A right that nothing else needs, and a line in the ACL's log for each connection of who has it not.
-        login = login.set_skip_set_lib_name();
         if let Some(user) = &entry.user {
             login = login.set_username(user);
         }

@@ -88,7 +88,8 @@ fn the_page_has_the_same_commands() {
     let mut rights: Vec<_> = line.iter().filter_map(|word| word.strip_prefix('+')).collect();
     let in_line = |command: &&Command| matches!(command.when, When::Always | When::InScripts | When::Database);
     let mut needed: Vec<_> = COMMANDS.iter().filter(in_line).map(|command| command.word).collect();
-    (rights.sort_unstable(), needed.sort_unstable());
+    rights.sort_unstable();
+    needed.sort_unstable();
     assert_eq!(rights, needed);
     for command in COMMANDS.iter().filter(|command| !in_line(command)) {
         assert!(below.contains(&format!("+{}", command.word)), "{}", command.word);
