@@ -325,8 +325,9 @@ impl Keeper {
     /// Asks where the log stands, and says that this pod is at `at`, unless it has something to give or to read first.
     async fn ask(&mut self, at: Option<Position>) -> Result<Proof, Unavailable> {
         let fleet = self.state.fleet.as_ref().expect("there is a fleet");
+        let knew = at;
         let at = at.filter(|_| self.owed.is_empty() && self.backfill.is_none());
-        let proof = self.log.prove(&fleet.pod, at, fleet.trust.lasts()).await?;
+        let proof = self.log.prove(&fleet.pod, at, knew, fleet.trust.lasts()).await?;
         self.told = at;
         Ok(proof)
     }

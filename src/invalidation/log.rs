@@ -237,13 +237,20 @@ impl Log {
         Ok((position(&reply)?, taken))
     }
 
-    /// Asks where the log stands, and says how far `pod` has followed it. The pod counts for so long.
-    pub async fn prove(&self, pod: &str, at: Option<Position>, counts_for: Duration) -> Result<Proof, Unavailable> {
+    /// Asks where the log stands, says how far `pod` has followed it, and which incarnation it `knew` last. The pod counts for
+    /// so long.
+    pub async fn prove(
+        &self,
+        pod: &str,
+        at: Option<Position>,
+        knew: Option<Position>,
+        counts_for: Duration,
+    ) -> Result<Proof, Unavailable> {
         let (candidate, lasts) = (candidate(), counts_for.as_millis().to_string());
         let (most, age) = (doors::ENTRIES.to_string(), RECORD_AGE.as_millis().to_string());
         let at = at.map(at_text).unwrap_or_default();
-        let records = RECORDS.to_string();
-        let args = [&candidate, pod, &lasts, &most, &age, &at, &self.bus, &records].map(|arg: &str| arg.as_bytes());
+        let (records, knew) = (RECORDS.to_string(), knew.map(|at| at.incarnation.to_string()).unwrap_or_default());
+        let args = [&candidate, pod, &lasts, &most, &age, &at, &self.bus, &records, &knew].map(|arg: &str| arg.as_bytes());
         let reply = self.run(&PROOF, 8, &args).await?;
         let number = |i: usize| reply.items().get(i).and_then(Reply::number).ok_or_else(malformed);
         let door = reply.items().get(4).map(doors::entries).unwrap_or_default();

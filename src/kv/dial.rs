@@ -97,7 +97,8 @@ impl fmt::Display for NoConnection {
             Self::NobodyListens => f.write_str("connection refused"),
             Self::Tls(error) => write!(f, "there is no TLS with it: {error}"),
             Self::Way(error) => write!(f, "it cannot be reached: {error}"),
-            Self::Answer(Fault::Refused(kind), _) => f.write_str(kind),
+            // The client library hides what forbids a database behind an error of its own.
+            Self::Answer(Fault::Refused(kind), _) if kind != "ERR" => f.write_str(kind),
             Self::Answer(_, said) => write!(f, "connections end as they open: {said}"),
             Self::Late => f.write_str("connections do not open in time"),
         }

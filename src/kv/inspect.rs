@@ -263,68 +263,88 @@ async fn latency(connection: &mut Dedicated, needs: &Needs) -> Result<Duration, 
 
 /// What the ACL forbids, found out by asking for everything in a form that changes nothing.
 async fn permissions(connection: &mut Dedicated, needs: &Needs) -> Result<Vec<Finding>, Unavailable> {
-    let (mut forbidden, mut unknown): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
-    let (mut keys, mut channels) = (Vec::new(), false);
-    let needed = || COMMANDS.iter().filter(|command| command.is_needed(needs));
+    let mut denied = Denied::default();
+    let needed = COMMANDS.iter().filter(|command| command.is_needed(needs));
     // Behind SUBSCRIBE nothing else may be asked.
-    let (subscribe, others): (Vec<&Command>, Vec<&Command>) = needed().partition(|command| command.word == SUBSCRIBE);
-    let probe = needs.keys.probe();
-    for command in others {
-        match ask_for(connection, command, needs).await? {
-            Said::NotThisCommand => forbidden.push(command.word),
-            Said::NotThisKey if !keys.contains(&probe) => keys.push(probe.clone()),
-            Said::NotThisChannel => channels = true,
-            Said::Unknown => unknown.push(command.word),
-            Said::NotThisKey | Said::Yes(_) => {}
-        }
+    let (last, first): (Vec<&Command>, Vec<&Command>) = needed.partition(|command| command.word == SUBSCRIBE);
+    for command in first {
+        denied.note(command, &ask_for(connection, command, needs).await?);
     }
-    if keys.is_empty() {
+    // A key that is denied to every command is told once.
+    if !denied.every_key {
         for key in needs.keys.one_of_each() {
             if matches!(ask(connection, &[b"EXISTS", &key]).await?, Said::NotThisKey) {
-                keys.push(key);
+                denied.keys.push(String::from_utf8_lossy(&key).into_owned());
             }
         }
     }
-    for command in subscribe {
-        match ask_for(connection, command, needs).await? {
-            Said::NotThisCommand => forbidden.push(command.word),
-            Said::NotThisChannel => channels = true,
-            _ => {}
+    for command in last {
+        denied.note(command, &ask_for(connection, command, needs).await?);
+    }
+    Ok(denied.missing_rights(needs.keys.namespace()).into_iter().chain(denied.missing_commands()).collect())
+}
+
+/// What a server does not let Weir do.
+#[derive(Debug, Default)]
+struct Denied {
+    /// By the ACL.
+    commands: Vec<&'static str>,
+    /// Because there are none such.
+    unknown: Vec<&'static str>,
+    /// Not even the key that never exists.
+    every_key: bool,
+    /// Kinds of keys, where some are allowed.
+    keys: Vec<String>,
+    channels: bool,
+}
+
+impl Denied {
+    fn note(&mut self, command: &Command, said: &Said) {
+        match said {
+            Said::NotThisCommand => self.commands.push(command.word),
+            Said::NotThisKey => self.every_key = true,
+            Said::NotThisChannel => self.channels = true,
+            Said::Unknown => self.unknown.push(command.word),
+            Said::Yes(_) => {}
         }
     }
-    let namespace = needs.keys.namespace();
-    let mut parts = Vec::new();
-    let mut words: Vec<String> = Vec::new();
-    if !forbidden.is_empty() {
-        parts.push(format!("the commands {}", forbidden.join(", ")));
-        words.extend(forbidden.iter().map(|word| format!("+{word}")));
+
+    fn missing_rights(&self, namespace: &str) -> Option<Finding> {
+        let mut what = Vec::new();
+        let mut words: Vec<String> = self.commands.iter().map(|word| format!("+{word}")).collect();
+        if !self.commands.is_empty() {
+            what.push(format!("the commands {}", self.commands.join(", ")));
+        }
+        if self.every_key || !self.keys.is_empty() {
+            what.push(if self.every_key {
+                "its keys".to_owned()
+            } else {
+                format!("the keys {}", self.keys.join(", "))
+            });
+            words.push(format!("~{namespace}:*"));
+        }
+        if self.channels {
+            what.push("its channels".to_owned());
+            words.push(format!("&{namespace}:*"));
+        }
+        (!what.is_empty()).then(|| Finding {
+            text: format!(
+                "Redis' ACL denies Weir {}: what needs them fails, or is done without Redis",
+                what.join(" and ")
+            ),
+            remedy: format!("ACL SETUSER the user of `redis.user` {} (docs/redis.md, Permissions)", words.join(" ")),
+        })
     }
-    if !keys.is_empty() {
-        let names: Vec<_> = keys.iter().map(|key| String::from_utf8_lossy(key)).collect();
-        let shown =
-            if keys.contains(&probe) { "its keys".to_owned() } else { format!("the keys {}", names.join(", ")) };
-        parts.push(shown);
-        words.push(format!("~{namespace}:*"));
+
+    fn missing_commands(&self) -> Option<Finding> {
+        (!self.unknown.is_empty()).then(|| Finding {
+            text: format!(
+                "this server does not know {}: what needs them fails, or is done without Redis",
+                self.unknown.join(", ")
+            ),
+            remedy: "run Redis 6.2 or newer, or Valkey, with no command renamed".to_owned(),
+        })
     }
-    if channels {
-        parts.push("its channels".to_owned());
-        words.push(format!("&{namespace}:*"));
-    }
-    let denied = (!parts.is_empty()).then(|| Finding {
-        text: format!(
-            "Redis' ACL denies Weir {}: what needs them fails, or is done without Redis",
-            parts.join(" and ")
-        ),
-        remedy: format!("ACL SETUSER the user of `redis.user` {} (docs/redis.md, Permissions)", words.join(" ")),
-    });
-    let missing = (!unknown.is_empty()).then(|| Finding {
-        text: format!(
-            "this server does not know {}: what needs them fails, or is done without Redis",
-            unknown.join(", ")
-        ),
-        remedy: "run Redis 6.2 or newer, or Valkey, with no command renamed".to_owned(),
-    });
-    Ok(denied.into_iter().chain(missing).collect())
 }
 
 /// What a server said to a question.

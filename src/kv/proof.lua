@@ -6,7 +6,7 @@
 --         intents: sorted set of ids by when they are overdue (ms), intended: hash { id = order }
 -- ARGV    2 pod  3 how long a pod counts after it was last heard of (ms)  4 most door entries  5 oldest record (ms)
 --         6 how far the pod has followed the log, "<incarnation> <seq>", '' if it follows none
---         7 bus channel  8 most records
+--         7 bus channel  8 most records  9 the incarnation that the pod followed last, '' if none
 -- Reply   { incarnation, seq, Redis' time (ms), pods, door entries, parent incarnation ('' if there is none),
 --           up to which record the parent's are the same, time since this incarnation began (ms),
 --           pods that do not follow it yet, when Redis was found to have lost its data (ms, 0 if it was not) }
@@ -68,7 +68,7 @@ end
 local line = redis.call('HMGET', KEYS[1], 'parent', 'base', 'began', 'lost')
 local lost = tonumber(line[4] or '0')
 -- Who followed a log that this one does not continue has seen a loss; a Redis that is new to all has lost nothing.
-if lost == 0 and (line[1] or '') == '' and ARGV[6] ~= '' and string.match(ARGV[6], '^%S*') ~= incarnation then
+if lost == 0 and (line[1] or '') == '' and ARGV[9] ~= '' and ARGV[9] ~= incarnation then
   lost = tonumber(line[3] or '0')
   redis.pcall('HSET', KEYS[1], 'lost', integer(lost))
 end

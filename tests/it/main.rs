@@ -45,6 +45,8 @@ mod ranges;
 mod real;
 mod redis_faults;
 mod redis_harness;
+mod redis_sizes;
+mod redis_start;
 mod redis_ways;
 mod reports;
 mod restarts;

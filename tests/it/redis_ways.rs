@@ -13,10 +13,11 @@ use crate::harness::{
 
 const ROUTE: &str = "[[route]]\nname = 'all'\npath = '/{*path}'\ncache.ttl = '60s'\n";
 
-const SECRET: &str = "s3cret";
+/// The password of every user here.
+pub const SECRET: &str = "s3cret";
 
 /// A user whose password is [`SECRET`], with the permissions that the documentation names.
-fn add_user(redis: &Redis, name: &str) {
+pub fn add_user(redis: &Redis, name: &str) {
     let page = include_str!("../../docs/redis.md");
     let line = page.split("ACL SETUSER weir on >password ").nth(1).expect("the page has the line");
     let line = line.split("```").next().expect("the block ends").replace("shop-prod", "it");

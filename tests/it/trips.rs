@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
 use crate::harness::{Gate, PATIENCE, Redis, eventually, redis, reply, upstream, weir};
+use crate::redis_start::LOOKED_AT;
 
 const ROUTES: &str = r#"
 [[route]]
@@ -56,6 +57,10 @@ async fn a_hit_costs_redis_one_round_trip_and_a_miss_two_before_the_upstream_is_
     let (up, redis, gate) = (upstream(), &redis(), Gate::new());
     up.route("/a", reply("an answer").gate(&gate));
     let weirs = weir(ROUTES).to(up.url()).redis(redis).set("redis.deadline", "1s").fleet(2).await;
+    // At start a pod asks whether it may read keys of each kind.
+    for weir in &weirs {
+        eventually("Redis is looked at", || weir.output().iter().any(|line| line.contains(LOOKED_AT))).await;
+    }
     // Redis is told its scripts when they are first run.
     up.route("/warm", reply("an answer"));
     assert_eq!(weirs[0].get("/warm").await.status, 200);

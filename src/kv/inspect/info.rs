@@ -60,7 +60,7 @@ pub struct Version {
     pub server: &'static str,
     /// As it says it.
     pub text: String,
-    /// Whether it is older than [`OLDEST`].
+    /// Whether it is older than what Weir is made for.
     pub is_old: bool,
 }
 

@@ -161,3 +161,11 @@ async fn keys_and_channels_that_patterns_leave_out_are_named() {
     assert!(!text.contains("shop-prod:e:"), "{text}");
     assert!(remedy.contains(" ~shop-prod:* &shop-prod:* "), "{remedy}");
 }
+
+/// As providers do who take commands away.
+#[test]
+fn commands_that_a_server_does_not_have_are_named() {
+    let denied = Denied { unknown: vec!["info", "xread"], ..Denied::default() };
+    assert!(denied.missing_commands().unwrap().text.contains("does not know info, xread"));
+    assert_eq!((denied.missing_rights("it"), Denied::default().missing_commands()), (None, None));
+}
