@@ -278,7 +278,7 @@ impl Redis {
                 _ => return answer,
             };
             asking = matches!(answer, Err(Fault::Ask(_)));
-            way = self.way(&topology.node(&to));
+            way = self.way(&topology.named(&to));
         }
         Err(Fault::Refused("MOVED".to_owned()))
     }
