@@ -345,8 +345,8 @@ impl Redis {
                 false => link.wire.connection.send_packed_command(command).await,
                 true => ask(&mut link.wire.connection, command).await,
             };
-            match answer {
-                Ok(Value::ServerError(error)) => Err(Fault::Refused(error.code().to_owned())),
+            // What the server refuses is an answer to the library.
+            match answer.and_then(Value::extract_error) {
                 Ok(value) => {
                     slot.answered();
                     Ok(Reply::from(value))
@@ -411,7 +411,7 @@ impl Redis {
 async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, RedisError> {
     let mut both = Pipeline::with_capacity(2);
     both.cmd("ASKING").add_command(command.clone());
-    connection.send_packed_commands(&both, 1, 1).await?.pop().unwrap_or(Value::Nil).extract_error()
+    Ok(connection.send_packed_commands(&both, 1, 1).await?.pop().unwrap_or(Value::Nil))
 }
 
 fn invocation(verb: &str, script: &str, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {

@@ -58,8 +58,9 @@ impl Dedicated {
         for part in parts {
             command.arg(*part);
         }
-        match tokio::time::timeout(wait, self.0.connection.send_packed_command(&command)).await {
-            Ok(Ok(Value::ServerError(error))) => Err(Unavailable::Refused(error.code().to_owned())),
+        let answer = tokio::time::timeout(wait, self.0.connection.send_packed_command(&command)).await;
+        // What the server refuses is an answer to the library.
+        match answer.map(|answer| answer.and_then(Value::extract_error)) {
             Ok(Ok(value)) => Ok(value.into()),
             Ok(Err(error)) => Err(Fault::from(error).into()),
             Err(_) => Err(Unavailable::Timeout),
