@@ -23,11 +23,12 @@ pub fn sentinels() -> Sentinels {
     sentinels_with(None, None)
 }
 
-/// The same, where all speak TLS only, with this certificate, and the sentinels ask everybody for this password.
-pub fn sentinels_with(identity: Option<&Identity>, password: Option<&str>) -> Sentinels {
+/// The same, where all speak TLS only, by these certificates of servers and sentinels, and the sentinels ask everybody for this
+/// password.
+pub fn sentinels_with(identities: Option<[&Identity; 2]>, password: Option<&str>) -> Sentinels {
     let of_file = |lines: &str, is_sentinel| {
         let redis = redis_of_file(lines, is_sentinel);
-        let redis = match identity {
+        let redis = match identities.map(|both| both[usize::from(is_sentinel)]) {
             Some(identity) => redis.over_tls(identity),
             None => redis,
         };
