@@ -310,7 +310,7 @@ impl Redis {
                 _ => return answer,
             };
             asking = matches!(answer, Err(Fault::Ask(_)));
-            way = self.way(&topology.node(&to));
+            way = self.way(&topology.named(&to));
         }
         Err(Fault::Refused("MOVED".to_owned()))
     }
@@ -435,7 +435,7 @@ impl Redis {
 async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, RedisError> {
     let mut both = Pipeline::with_capacity(2);
     both.cmd("ASKING").add_command(command.clone());
-    connection.send_packed_commands(&both, 1, 1).await?.pop().unwrap_or(Value::Nil).extract_error()
+    Ok(connection.send_packed_commands(&both, 1, 1).await?.pop().unwrap_or(Value::Nil))
 }
 
 fn invocation(verb: &str, script: &str, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {

@@ -41,8 +41,8 @@ impl Dedicated {
     }
 
     /// Opens one to whoever listens at `address`, of whom nothing more is known.
-    pub(super) async fn call(dialer: &Dialer, address: &Address) -> Result<Self, Unavailable> {
-        Self::connect(dialer, address, None).await.map_err(|none| Fault::from(none).into())
+    pub(super) async fn call(dialer: &Dialer, address: &Address) -> Result<Self, NoConnection> {
+        Self::connect(dialer, address, None).await
     }
 
     /// Sends `parts` as one command and waits up to `wait` for its answer. After [`Unavailable::Timeout`] the connection

@@ -1,5 +1,6 @@
 //! What a Cluster's servers say of it: CLUSTER NODES.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::follow::{Asked, address};
@@ -18,8 +19,8 @@ const ASKED: usize = 4;
 pub(super) async fn find(shared: &Arc<Shared>, seeds: &[Address], asked: &mut Asked) -> Result<Found, String> {
     let whom = chosen(shared, seeds);
     let command = [b"CLUSTER".to_vec(), b"NODES".to_vec()].to_vec();
-    let answers = asked.ask(&shared.dialer, whom, &[command]).await;
-    let mut cause = "none of them answered".to_owned();
+    let answers = asked.ask(shared, &shared.dialer, whom, &[command]).await;
+    let mut causes = Vec::new();
     let mut views = Vec::new();
     for (from, answer) in answers {
         match answer {
@@ -27,11 +28,16 @@ pub(super) async fn find(shared: &Arc<Shared>, seeds: &[Address], asked: &mut As
                 let text = replies[0].bytes().and_then(|text| std::str::from_utf8(text).ok());
                 views.extend(text.map(|text| View::read(text, &from, shared.is_encrypted)));
             }
-            Err(error) => cause = format!("{from}: {error}"),
+            Err(error) => causes.push(format!("{from}: {error}")),
         }
     }
     let found = merged(&views, shared.read_from == ReadFrom::Replica);
-    if found.masters.is_empty() { Err(cause) } else { Ok(found) }
+    match (found.masters.is_empty(), causes.is_empty()) {
+        (false, _) => Ok(found),
+        (true, false) => Err(causes.join("; ")),
+        (true, true) if views.is_empty() => Err("none of them answered".to_owned()),
+        (true, true) => Err("no server of the Cluster has a slot".to_owned()),
+    }
 }
 
 /// Masters whose breaker is closed first; then whoever else is known.
@@ -62,6 +68,8 @@ struct View {
     masters: Vec<Claim>,
     /// Replicas that are up, each with its master's id.
     replicas: Vec<(String, Address)>,
+    /// See [`Found::names`].
+    names: HashMap<Address, Address>,
 }
 
 /// A master, and what it has.
@@ -76,13 +84,19 @@ struct Claim {
 
 impl View {
     /// A line for each server: `id ip:port@busport[,hostname] flags master ping pong epoch link slot slot-slot ...`.
+    /// With `prefers_names` servers are called by their names, of which certificates speak.
     fn read(text: &str, from: &Address, prefers_names: bool) -> Self {
         let mut view = Self::default();
         for line in text.lines() {
             let fields: Vec<&str> = line.split(' ').collect();
             let [id, place, flags, master, _, _, epoch, _, slots @ ..] = &fields[..] else { continue };
             let flags: Vec<&str> = flags.split(',').collect();
-            let place = place_of(place, from, prefers_names);
+            let (by_number, by_name) = places_of(place, from);
+            let (place, other) = match by_name {
+                Some(name) if prefers_names => (name, Some(by_number)),
+                name => (by_number, name),
+            };
+            view.names.extend(other.map(|other| (other, place.clone())));
             if flags.contains(&"master") {
                 let slots = slots.iter().filter_map(|range| range_of(range)).collect();
                 let claim = Claim { id: (*id).to_owned(), address: place, epoch: epoch.parse().unwrap_or(0), slots };
@@ -97,15 +111,16 @@ impl View {
     }
 }
 
-/// `ip:port@busport,hostname,...`; certificates speak of names, where there are any.
-fn place_of(text: &str, from: &Address, prefers_names: bool) -> Address {
+/// `ip:port@busport,hostname,...`: by IP address, and by name if there is one.
+fn places_of(text: &str, from: &Address) -> (Address, Option<Address>) {
     let (place, rest) = text.split_once(',').unwrap_or((text, ""));
     let place = address(place.split('@').next().unwrap_or(place), from);
-    let name = rest.split(',').next().filter(|name| prefers_names && !name.is_empty() && !name.contains('='));
-    match (place, name) {
-        (Address::Tcp { port, .. }, Some(name)) => Address::Tcp { host: name.to_owned(), port },
-        (place, _) => place,
-    }
+    let name = rest.split(',').next().filter(|name| !name.is_empty() && !name.contains('='));
+    let named = match (&place, name) {
+        (Address::Tcp { port, .. }, Some(name)) => Some(Address::Tcp { host: name.to_owned(), port: *port }),
+        _ => None,
+    };
+    (place, named)
 }
 
 /// `7` or `0-5460`; what stands in brackets is on its way elsewhere.
@@ -142,7 +157,8 @@ fn merged(views: &[View], with_replicas: bool) -> Found {
         copies.dedup();
         (master.address.clone(), copies)
     });
-    Found { masters: masters.collect(), slots }
+    let names = views.iter().flat_map(|view| view.names.clone()).collect();
+    Found { masters: masters.collect(), slots, names }
 }
 
 #[cfg(test)]
@@ -175,6 +191,10 @@ e7d1 :30001@31001,hostname1 myself,master - 0 0 1 connected 0-5459 5460 [5461->-
         assert_eq!([0, 5460, 5461, 16383].map(|slot| found.slots[slot]), [Some(0), Some(0), Some(1), Some(2)]);
         let named = merged(&[View::read(NODES, &seed, true)], false);
         assert_eq!(named.masters[1], (at("hostname2", 30002), vec![]));
+        // Redirections may say either.
+        assert_eq!(named.names[&at("127.0.0.1", 30002)], at("hostname2", 30002));
+        assert_eq!(found.names[&at("hostname2", 30002)], at("127.0.0.1", 30002));
+        assert_eq!(found.names.get(&at("127.0.0.1", 30005)), None);
     }
 
     #[test]

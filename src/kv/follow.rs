@@ -27,32 +27,36 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// How long others are waited for once one has answered.
 const OTHERS: Duration = Duration::from_millis(50);
 
+/// Least time between two lines that say why no server is found, while the cause changes.
+const SAID_AGAIN: Duration = Duration::from_secs(10);
+
 /// Keeps the map of servers right. Runs for ever, unless there is one server only, of which all is known.
 pub async fn follow(shared: Arc<Shared>) {
     let mut asked = Asked::default();
-    let mut epoch = 0;
-    let mut is_lost = false;
+    let mut heard = sentinel::Latest::default();
+    // Why no server is found, and when that was said.
+    let mut lost: Option<(String, Instant)> = None;
     loop {
         let found = match &shared.topology.servers {
             Servers::Standalone(_) => return,
             Servers::Cluster { seeds } => cluster::find(&shared, seeds, &mut asked).await,
             Servers::Sentinel { sentinels, master } => {
-                sentinel::find(&shared, sentinels, master, &mut epoch, &mut asked).await
+                sentinel::find(&shared, sentinels, master, &mut heard, &mut asked).await
             }
         };
         match found {
             Ok(found) => {
                 shared.topology.adopt(&found);
-                is_lost = false;
+                lost = None;
             }
             Err(cause) => {
-                if !is_lost {
+                if lost.as_ref().is_none_or(|(said, at)| *said != cause && at.elapsed() >= SAID_AGAIN) {
                     tracing::warn!(cause, "Redis' servers cannot be found: what is known of them counts on");
+                    lost = Some((cause, Instant::now()));
                 }
-                is_lost = true;
             }
         }
-        let is_calm = !is_lost && !shared.topology.is_troubled();
+        let is_calm = lost.is_none() && !shared.topology.is_troubled();
         let next = Instant::now() + jittered(if is_calm { EVERY } else { IN_TROUBLE });
         sleep(jittered(LEAST)).await;
         tokio::select! {
@@ -80,20 +84,23 @@ pub(super) type Parts = Vec<Vec<u8>>;
 pub(super) struct Asked(HashMap<Address, Dedicated>);
 
 impl Asked {
-    /// What each of `whom` answers to `commands`, as far as they answer within a moment of the first.
+    /// What each of `whom` answers to `commands`, or why it does not, as far as they answer within a moment of the first; by
+    /// address.
     pub(super) async fn ask(
         &mut self,
+        shared: &Arc<Shared>,
         dialer: &Dialer,
         whom: Vec<Address>,
         commands: &[Parts],
-    ) -> Vec<(Address, Result<Vec<Reply>, Unavailable>)> {
+    ) -> Vec<(Address, Result<Vec<Reply>, String>)> {
         self.0.retain(|address, _| whom.contains(address));
         let mut questions = JoinSet::new();
         for address in whom {
-            let (dialer, commands, open) = (dialer.clone(), commands.to_vec(), self.0.remove(&address));
+            let (shared, dialer, commands) = (Arc::clone(shared), dialer.clone(), commands.to_vec());
+            let open = self.0.remove(&address);
             questions.spawn(async move {
-                let answer = timeout(ANSWER, question(&dialer, &address, open, &commands)).await;
-                (address, answer.unwrap_or(Err(Unavailable::Timeout)))
+                let answer = timeout(ANSWER, question(&shared, &dialer, &address, open, &commands)).await;
+                (address, answer.unwrap_or_else(|_| Err(Unavailable::Timeout.to_string())))
             });
         }
         let mut answers = Vec::new();
@@ -107,26 +114,44 @@ impl Asked {
             });
             answers.push((address, answer));
         }
+        answers.sort_by(|(one, _), (other, _)| one.cmp(other));
         answers
     }
 }
 
 async fn question(
+    shared: &Shared,
     dialer: &Dialer,
     address: &Address,
     open: Option<Dedicated>,
     commands: &[Parts],
-) -> Result<(Dedicated, Vec<Reply>), Unavailable> {
+) -> Result<(Dedicated, Vec<Reply>), String> {
     let mut open = match open {
         Some(open) => open,
-        None => Dedicated::call(dialer, address).await?,
+        None => call(shared, dialer, address).await?,
     };
     let mut replies = Vec::new();
     for command in commands {
-        let parts: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
-        replies.push(open.command(&parts, ANSWER).await?);
+        replies.push(said(&mut open, command).await?);
     }
     Ok((open, replies))
+}
+
+/// A connection to one who is asked; or why there is none.
+pub(super) async fn call(shared: &Shared, dialer: &Dialer, address: &Address) -> Result<Dedicated, String> {
+    Dedicated::call(dialer, address).await.map_err(|none| {
+        shared.metrics.redis_failed(none.kind());
+        none.to_string()
+    })
+}
+
+/// What it answers; or why it does not.
+pub(super) async fn said(open: &mut Dedicated, command: &Parts) -> Result<Reply, String> {
+    let parts: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
+    open.command(&parts, ANSWER).await.map_err(|error| match error {
+        Unavailable::Refused(kind) => format!("{kind} to {}", String::from_utf8_lossy(&command.join(&b' '))),
+        error => error.to_string(),
+    })
 }
 
 #[cfg(test)]

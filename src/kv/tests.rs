@@ -35,7 +35,9 @@ impl Server {
 
     /// Starts it, empty.
     pub(crate) async fn start(&mut self) {
-        let child = Command::new("redis-server")
+        // Another version of it, where one is named (`make redis-versions`).
+        let program = std::env::var_os("WEIR_REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
+        let child = Command::new(program)
             .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"])
             .arg(self.socket())
             .arg("--dir")

@@ -35,6 +35,7 @@ pub(super) struct Map {
     masters: Vec<Master>,
     /// Positions in `masters`, by slot; none: the first has all.
     slots: Option<Box<[u16; SLOTS]>>,
+    names: HashMap<Address, Address>,
 }
 
 /// A master, and what copies it.
@@ -74,6 +75,8 @@ pub(super) struct Found {
     pub(super) masters: Vec<(Address, Vec<Address>)>,
     /// By slot the position in `masters`; empty: the first has all.
     pub(super) slots: Vec<Option<usize>>,
+    /// Where servers are called, by what else redirections may call them.
+    pub(super) names: HashMap<Address, Address>,
 }
 
 /// The servers of one Redis, kept up to date by [`super::follow`].
@@ -107,7 +110,7 @@ impl Topology {
             servers,
         };
         if let Servers::Standalone(server) = &topology.servers {
-            topology.adopt(&Found { masters: vec![(server.clone(), Vec::new())], slots: Vec::new() });
+            topology.adopt(&Found { masters: vec![(server.clone(), Vec::new())], ..Found::default() });
         }
         topology.show();
         topology
@@ -116,6 +119,11 @@ impl Topology {
     /// Who has what.
     pub(super) fn map(&self) -> Guard<Arc<Map>> {
         self.map.load()
+    }
+
+    /// The server that a redirection calls `address`: by IP address mostly, of which its certificate need know nothing.
+    pub(super) fn named(&self, address: &Address) -> Arc<Node> {
+        self.node(self.map().names.get(address).unwrap_or(address))
     }
 
     /// The server at `address`.
@@ -153,7 +161,7 @@ impl Topology {
             }
             slots
         });
-        let map = Arc::new(Map { masters, slots });
+        let map = Arc::new(Map { masters, slots, names: found.names.clone() });
         map.keep(&mut self.nodes.lock().expect("no panic while held"));
         if before.masters.iter().map(|one| one.node.id).ne(map.masters.iter().map(|one| one.node.id))
             || before.uncovered() != map.uncovered()
@@ -232,5 +240,6 @@ impl Map {
                 master.node.address == *address && master.replicas.iter().map(|replica| &replica.address).eq(replicas)
             })
             && slots.eq(found.slots.iter().copied())
+            && self.names == found.names
     }
 }

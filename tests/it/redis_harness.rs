@@ -1,6 +1,6 @@
 //! The harness' clusters and sentinels do what tests take for granted.
 
-use crate::harness::{redis_cluster, sentinels};
+use crate::harness::{is_before_7, redis_cluster, sentinels};
 
 #[test]
 fn a_cluster_moves_slots_and_fails_over() {
@@ -15,7 +15,9 @@ fn a_cluster_moves_slots_and_fails_over() {
     cluster.move_key(half, "{a}");
     let said = |node: usize, words: &[&str]| cluster.node(node).try_cli(words).unwrap_err().to_string();
     assert!(said(owner, &["GET", "{a}"]).contains("ASK"));
-    assert!(said(owner, &["MGET", "{a}", "{a}1"]).contains("TRYAGAIN"));
+    // Before Redis 7 only the new server says so.
+    let split = if is_before_7() { "ASK" } else { "TRYAGAIN" };
+    assert!(said(owner, &["MGET", "{a}", "{a}1"]).contains(split));
     assert_eq!(cluster.left(half).len(), 2);
     cluster.finish_move(half);
     assert!(said(owner, &["GET", "{a}"]).contains(&format!("MOVED {slot} {}", cluster.addresses()[other])));

@@ -16,10 +16,20 @@ const ROUTE: &str = "[[route]]\nname = 'all'\npath = '/{*path}'\ncache.ttl = '60
 /// The password of every user here.
 pub const SECRET: &str = "s3cret";
 
+const PAGE: &str = include_str!("../../docs/redis.md");
+
 /// A user whose password is [`SECRET`], with the permissions that the documentation names.
 pub fn add_user(redis: &Redis, name: &str) {
-    let page = include_str!("../../docs/redis.md");
-    let line = page.split("ACL SETUSER weir on >password ").nth(1).expect("the page has the line");
+    add_user_by_line(redis, name, 0);
+}
+
+/// The same at a Sentinel.
+pub fn add_user_of_sentinel(sentinel: &Redis, name: &str) {
+    add_user_by_line(sentinel, name, 1);
+}
+
+fn add_user_by_line(redis: &Redis, name: &str, line: usize) {
+    let line = PAGE.split("ACL SETUSER weir on >password ").nth(1 + line).expect("the page has the line");
     let line = line.split("```").next().expect("the block ends").replace("shop-prod", "it");
     let password = format!(">{SECRET}");
     let mut words = vec!["ACL", "SETUSER", name, "on", &password];
@@ -27,14 +37,29 @@ pub fn add_user(redis: &Redis, name: &str) {
     redis.cli(&words);
 }
 
-fn service() -> Upstream {
+/// What the page allows in addition, behind these words: `a Cluster`.
+pub fn more_rights(of: &str) -> Vec<&'static str> {
+    let words = PAGE.split(&format!("{of} `+")).nth(1).and_then(|rest| rest.split('`').next());
+    let words = words.unwrap_or_else(|| panic!("the page has more rights for {of}"));
+    words.split(" +").collect()
+}
+
+/// Allows a user more.
+pub fn allow(redis: &Redis, name: &str, rights: &[&str]) {
+    for right in rights {
+        redis.cli(&["ACL", "SETUSER", name, &format!("+{right}")]);
+    }
+}
+
+/// Answers with what was asked for.
+pub fn service() -> Upstream {
     let up = upstream();
     up.on("*", |request| reply(request.target().to_owned()));
     up
 }
 
 /// Two pods are one cache: what one has fetched, the other has from Redis, as soon as both are there.
-async fn are_one(one: &Weir, other: &Weir, up: &Upstream) {
+pub async fn are_one(one: &Weir, other: &Weir, up: &Upstream) {
     let turn = AtomicUsize::new(up.total());
     within_async(PATIENCE, "they are one cache", async || {
         let path = format!("/{}", turn.fetch_add(1, Ordering::Relaxed));
@@ -54,7 +79,8 @@ async fn are_one(one: &Weir, other: &Weir, up: &Upstream) {
     .await;
 }
 
-async fn two(setup: &Setup, up: &Upstream) -> (Weir, Weir) {
+/// Two pods that are one cache.
+pub async fn two(setup: &Setup, up: &Upstream) -> (Weir, Weir) {
     let (one, other) = (setup.start().await, setup.start().await);
     are_one(&one, &other, up).await;
     (one, other)
@@ -173,45 +199,62 @@ async fn a_name_that_the_certificate_has_may_be_said() {
     two(&secured.client(&up, "127.0.0.1").set("redis.tls.server_name", "redis.example"), &up).await;
 }
 
-/// Whoever listens where Redis is meant to be hears nothing but the beginning of a handshake.
+/// Whoever listens where Redis is meant to be, speaks no TLS, and notes what it hears.
+pub struct Eavesdropper {
+    /// Where it listens.
+    pub at: SocketAddr,
+    heard: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Eavesdropper {
+    /// A new one.
+    pub fn new() -> Self {
+        let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at: SocketAddr = listener.local_addr().unwrap();
+        let notes = Arc::clone(&heard);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let notes = Arc::clone(&notes);
+                std::thread::spawn(move || {
+                    let _ = std::io::Write::write_all(&mut &stream, b"-ERR this is no TLS\r\n");
+                    let mut all = Vec::new();
+                    let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
+                    let _ = (&stream).read_to_end(&mut all);
+                    notes.lock().unwrap().push(all);
+                });
+            }
+        });
+        Self { at, heard }
+    }
+
+    /// Waits until it was called several times, and sees that nothing but the beginning of a handshake was heard.
+    pub async fn heard_nothing(&self) {
+        within_async(PATIENCE, "it tries again and again", async || self.heard.lock().unwrap().len() >= 3).await;
+        for said in self.heard.lock().unwrap().iter() {
+            // A record of TLS that says hello (RFC 8446 section 5.1), and in it no word of Redis'.
+            assert_eq!(said.first(), Some(&0x16));
+            let text = String::from_utf8_lossy(said);
+            let words = ["AUTH", "HELLO", "PING", "CLUSTER", "SENTINEL", SECRET];
+            assert!(words.iter().all(|word| !text.contains(word)));
+        }
+    }
+}
+
 #[tokio::test]
 async fn nothing_is_said_in_plain_text_to_whom_speaks_no_tls() {
-    let up = service();
-    let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let at: SocketAddr = listener.local_addr().unwrap();
-    let notes = Arc::clone(&heard);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            let notes = Arc::clone(&notes);
-            std::thread::spawn(move || {
-                let _ = std::io::Write::write_all(&mut &stream, b"-ERR this is no TLS\r\n");
-                let mut all = Vec::new();
-                let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
-                let _ = (&stream).read_to_end(&mut all);
-                notes.lock().unwrap().push(all);
-            });
-        }
-    });
-    let authority = Authority::new();
-    let scratch = Scratch::new();
+    let (up, ear, authority, scratch) = (service(), Eavesdropper::new(), Authority::new(), Scratch::new());
     let weir = weir(ROUTE)
         .to(up.url())
-        .set("redis.url", format!("rediss://user:{SECRET}@{at}/0"))
+        .set("redis.url", format!("rediss://user:{SECRET}@{}/0", ear.at))
         .set("redis.namespace", "it")
         .set("redis.startup_wait", "50ms")
         .set("redis.tls.ca_file", authority.put(&scratch))
         .start()
         .await;
-    within_async(PATIENCE, "it tries again and again", async || heard.lock().unwrap().len() >= 3).await;
+    ear.heard_nothing().await;
     assert_eq!(weir.get("/a").await.status, 200);
     assert!(weir.output().iter().any(|line| line.contains("there is no TLS with it")), "{:?}", weir.output());
-    for said in heard.lock().unwrap().iter() {
-        // A record of TLS that says hello (RFC 8446 section 5.1), and in it no word of Redis'.
-        assert_eq!(said.first(), Some(&0x16));
-        let text = String::from_utf8_lossy(said);
-        assert!(["AUTH", "HELLO", "PING", SECRET].iter().all(|word| !text.contains(word)));
-    }
 }
 
 #[tokio::test]

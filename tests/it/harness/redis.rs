@@ -1,11 +1,13 @@
 //! A real redis-server of one test's own.
 
-use std::io::{BufRead, BufReader, Write};
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,10 +16,31 @@ use tokio::time::Instant;
 use super::{Clock, PATIENCE, Scratch};
 
 /// Ports are taken from below the range that outgoing connections use, so that a server can come back to its own.
-const PORTS: std::ops::Range<u16> = 12_000..32_000;
+const PORTS: std::ops::Range<u16> = 12_000..22_000;
+
+/// Those of a cluster's servers of which the port for each other cannot be chosen: it is [`BUS`] further up.
+const PORTS_WITH_BUS: std::ops::Range<u16> = 22_000..22_768;
+
+/// See [`PORTS_WITH_BUS`].
+pub(super) const BUS: u16 = 10_000;
 
 /// Longest that a frozen or dead server is waited for by the harness' own commands.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// The program: `redis-server`, or another version of it (`make redis-versions`).
+fn program() -> OsString {
+    std::env::var_os("WEIR_REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
+/// Whether it is older than Redis 7.
+pub fn is_before_7() -> bool {
+    static SAID: OnceLock<String> = OnceLock::new();
+    let said = SAID.get_or_init(|| {
+        let told = Command::new(program()).arg("--version").output().expect("redis-server is installed");
+        String::from_utf8_lossy(&told.stdout).into_owned()
+    });
+    said.contains("v=6.")
+}
 
 /// A running server.
 pub fn redis() -> Redis {
@@ -28,8 +51,15 @@ pub fn redis() -> Redis {
 
 /// A server that is to be started later; until then its port refuses.
 pub fn redis_not_started() -> Redis {
+    redis_on(free_port())
+}
+
+/// The same, on this port.
+pub(super) fn redis_on(port: u16) -> Redis {
     Redis {
-        port: free_port(),
+        port,
+        socket: None,
+        password: None,
         env: Vec::new(),
         more: Vec::new(),
         file: None,
@@ -53,14 +83,13 @@ pub fn redis_by(clock: &Clock) -> Redis {
     redis
 }
 
-/// A running server that keeps its settings, and what it is told to be, in a file; `more` are lines of it.
+/// A server that keeps its settings, and what it is told to be, in a file; `more` are lines of it.
 pub(super) fn redis_of_file(more: &str, is_sentinel: bool) -> Redis {
     let mut redis = redis_not_started();
     let directory = redis.scratch.path().display();
     let lines = format!("port {}\nbind 127.0.0.1\ndir {directory}\n{more}\n", redis.port);
     redis.file = Some(redis.scratch.write("redis.conf", &lines));
     redis.more = if is_sentinel { vec!["--sentinel".to_owned()] } else { Vec::new() };
-    redis.start();
     redis
 }
 
@@ -73,9 +102,35 @@ pub(super) fn poll(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// What a server shows of itself, and whose certificates it believes; files.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Its certificate.
+    pub cert: String,
+    /// The key.
+    pub key: String,
+    /// Who signs what others show.
+    pub authority: String,
+}
+
+impl Identity {
+    /// In the words of Redis' configuration.
+    fn settings(&self) -> [(&str, &str); 4] {
+        [
+            ("tls-cert-file", &self.cert),
+            ("tls-key-file", &self.key),
+            ("tls-ca-cert-file", &self.authority),
+            ("tls-auth-clients", "yes"),
+        ]
+    }
+}
+
 /// A redis-server, ended when dropped.
 pub struct Redis {
     port: u16,
+    /// Where the harness speaks to it, if not where everybody does.
+    socket: Option<PathBuf>,
+    password: Option<String>,
     env: Vec<(String, String)>,
     more: Vec<String>,
     file: Option<PathBuf>,
@@ -90,6 +145,34 @@ impl Redis {
         self
     }
 
+    /// Speaking TLS only, with this certificate, wanting one of its clients; but to the harness.
+    pub(super) fn over_tls(mut self, identity: &Identity) -> Self {
+        let socket = self.scratch.path().join("redis.sock");
+        let port = self.port.to_string();
+        let socket_text = socket.display().to_string();
+        let this = [("port", "0"), ("tls-port", &port), ("unixsocket", &socket_text), ("tls-replication", "yes")];
+        let settings = this.into_iter().chain(identity.settings()).map(|(name, value)| format!("{name} {value}"));
+        match &self.file {
+            Some(file) => {
+                let lines = std::fs::read_to_string(file).expect("its file");
+                let lines = settings.fold(lines, |lines, line| lines + &line + "\n");
+                std::fs::write(file, lines).expect("its file");
+            }
+            None => self.more.extend(settings.flat_map(|line| {
+                let (name, value) = line.split_once(' ').expect("a name and a value");
+                [format!("--{name}"), value.to_owned()]
+            })),
+        }
+        self.socket = Some(socket);
+        self
+    }
+
+    /// Known to ask everybody for this password.
+    pub(super) fn with_password(mut self, password: &str) -> Self {
+        self.password = Some(password.to_owned());
+        self
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))
@@ -99,7 +182,7 @@ impl Redis {
     pub fn start(&self) {
         let began = Instant::now();
         loop {
-            let mut command = Command::new("redis-server");
+            let mut command = Command::new(program());
             match &self.file {
                 Some(file) => command.arg(file),
                 None => command
@@ -196,7 +279,7 @@ impl Redis {
     ///
     /// # Errors
     /// It does not answer, or by an error.
-    pub fn try_cli(&self, words: &[&str]) -> std::io::Result<String> {
+    pub fn try_cli(&self, words: &[&str]) -> io::Result<String> {
         self.call(words, ANSWER)
     }
 
@@ -205,26 +288,57 @@ impl Redis {
         self.connect(ANSWER).expect("it accepts")
     }
 
-    fn call(&self, words: &[&str], longest: Duration) -> std::io::Result<String> {
+    fn call(&self, words: &[&str], longest: Duration) -> io::Result<String> {
         self.connect(longest)?.say(words)
     }
 
-    fn connect(&self, longest: Duration) -> std::io::Result<Line> {
-        let stream = TcpStream::connect_timeout(&self.address(), longest)?;
-        stream.set_read_timeout(Some(longest))?;
-        Ok(Line(BufReader::new(stream)))
+    fn connect(&self, longest: Duration) -> io::Result<Line> {
+        let mut line = match &self.socket {
+            Some(socket) => Line::to_socket(socket, longest)?,
+            None => Line::to(self.address(), longest)?,
+        };
+        if let Some(password) = &self.password {
+            line.say(&["AUTH", password])?;
+        }
+        Ok(line)
     }
 }
 
 /// A connection to a Redis.
-pub struct Line(BufReader<TcpStream>);
+pub struct Line(BufReader<Stream>);
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Read for Stream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(into),
+            Self::Unix(stream) => stream.read(into),
+        }
+    }
+}
 
 impl Line {
+    fn to(address: SocketAddr, longest: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, longest)?;
+        stream.set_read_timeout(Some(longest))?;
+        Ok(Self(BufReader::new(Stream::Tcp(stream))))
+    }
+
+    fn to_socket(path: &Path, longest: Duration) -> io::Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(longest))?;
+        Ok(Self(BufReader::new(Stream::Unix(stream))))
+    }
+
     /// A command, and what it answers.
     ///
     /// # Errors
     /// It does not answer, or by an error.
-    pub fn say(&mut self, words: &[&str]) -> std::io::Result<String> {
+    pub fn say(&mut self, words: &[&str]) -> io::Result<String> {
         self.begin(words)?;
         self.answer()
     }
@@ -233,7 +347,7 @@ impl Line {
     ///
     /// # Errors
     /// It does not answer, or by an error.
-    pub fn answer(&mut self) -> std::io::Result<String> {
+    pub fn answer(&mut self) -> io::Result<String> {
         read_reply(&mut self.0)
     }
 
@@ -241,22 +355,28 @@ impl Line {
     ///
     /// # Errors
     /// It is not let in.
-    pub fn another(&self) -> std::io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&self.0.get_ref().peer_addr()?, ANSWER)?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        Ok(Self(BufReader::new(stream)))
+    pub fn another(&self) -> io::Result<Self> {
+        match self.0.get_ref() {
+            Stream::Tcp(stream) => Self::to(stream.peer_addr()?, ANSWER),
+            Stream::Unix(stream) => {
+                Self::to_socket(stream.peer_addr()?.as_pathname().expect("a server has a path"), ANSWER)
+            }
+        }
     }
 
     /// A command that is not answered soon.
     ///
     /// # Errors
     /// It cannot be sent.
-    pub fn begin(&mut self, words: &[&str]) -> std::io::Result<()> {
+    pub fn begin(&mut self, words: &[&str]) -> io::Result<()> {
         let mut command = format!("*{}\r\n", words.len());
         for word in words {
             command += &format!("${}\r\n{word}\r\n", word.len());
         }
-        self.0.get_ref().write_all(command.as_bytes())
+        match self.0.get_mut() {
+            Stream::Tcp(stream) => stream.write_all(command.as_bytes()),
+            Stream::Unix(stream) => stream.write_all(command.as_bytes()),
+        }
     }
 }
 
@@ -266,7 +386,7 @@ impl Drop for Redis {
     }
 }
 
-fn read_reply(from: &mut impl BufRead) -> std::io::Result<String> {
+fn read_reply(from: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
     from.read_line(&mut line)?;
     let line = line.trim_end();
@@ -280,23 +400,37 @@ fn read_reply(from: &mut impl BufRead) -> std::io::Result<String> {
             Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
         }
         Some(("*", count)) => {
-            let items: std::io::Result<Vec<_>> = (0..size(count).unwrap_or(0)).map(|_| read_reply(from)).collect();
+            let items: io::Result<Vec<_>> = (0..size(count).unwrap_or(0)).map(|_| read_reply(from)).collect();
             Ok(items?.join("\n"))
         }
-        _ => Err(std::io::Error::other(format!("Redis says: {line}"))),
+        _ => Err(io::Error::other(format!("Redis says: {line}"))),
     }
 }
 
 /// A port that nothing listens on and no outgoing connection takes.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
+    free_one(PORTS, &NEXT, is_free)
+}
+
+/// One [`BUS`] above which is another.
+pub(super) fn free_port_with_bus() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    free_one(PORTS_WITH_BUS, &NEXT, |port| is_free(port) && is_free(port + BUS))
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind(("127.0.0.1", port)).is_ok()
+}
+
+fn free_one(ports: std::ops::Range<u16>, next: &AtomicU16, is_free: impl Fn(u16) -> bool) -> u16 {
     let spread = u16::try_from(std::process::id() % 997).expect("below 997");
-    for _ in 0..PORTS.len() {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = PORTS.start + spread.wrapping_mul(19).wrapping_add(step) % (PORTS.end - PORTS.start);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+    for _ in 0..ports.len() {
+        let step = next.fetch_add(1, Ordering::Relaxed);
+        let port = ports.start + spread.wrapping_mul(19).wrapping_add(step) % (ports.end - ports.start);
+        if is_free(port) {
             return port;
         }
     }
-    panic!("no free port in {PORTS:?}");
+    panic!("no free port in {ports:?}");
 }

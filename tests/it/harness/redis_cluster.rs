@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
-use super::redis::{poll, redis_not_started};
-use super::{Flaky, Redis, flaky, free_port};
+use super::redis::{BUS, free_port_with_bus, is_before_7, poll, redis_not_started, redis_on};
+use super::{Flaky, Identity, Redis, flaky, free_port};
 
 /// Slots of every cluster.
 const SLOTS: usize = 16_384;
@@ -22,6 +22,11 @@ const MOVE_MS: &str = "2000";
 /// A cluster of three masters with a replica each.
 pub fn redis_cluster() -> RedisCluster {
     RedisCluster::of(3, 1)
+}
+
+/// A cluster of two masters that speak TLS only, with this certificate, and are called by this name if there is one.
+pub fn redis_cluster_over_tls(identity: &Identity, hostname: Option<&str>) -> RedisCluster {
+    RedisCluster::made(2, 0, Some((identity, hostname)))
 }
 
 /// Servers that are one cluster. The masters came first; who is one now, the cluster says.
@@ -56,13 +61,19 @@ pub struct Move {
 impl RedisCluster {
     /// So many masters, each with so many replicas; all know one another, and every slot is served.
     pub fn of(masters: usize, replicas: usize) -> Self {
-        let (nodes, relays) = (0..masters * (1 + replicas)).map(|_| start()).unzip();
+        Self::made(masters, replicas, None)
+    }
+
+    fn made(masters: usize, replicas: usize, secured: Option<(&Identity, Option<&str>)>) -> Self {
+        let (nodes, relays) = (0..masters * (1 + replicas)).map(|_| start(secured)).unzip();
         let cluster = Self { nodes, relays, away: Mutex::default() };
         for (i, node) in cluster.nodes.iter().enumerate() {
             node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(i + 1).to_string()]);
             if i < masters {
-                let (first, last) = (SLOTS * i / masters, SLOTS * (i + 1) / masters - 1);
-                node.cli(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]);
+                let slots = SLOTS * i / masters..SLOTS * (i + 1) / masters;
+                let slots: Vec<String> = slots.map(|slot| slot.to_string()).collect();
+                let words = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(String::as_str));
+                node.cli(&words.collect::<Vec<_>>());
             }
         }
         cluster.meet();
@@ -81,7 +92,7 @@ impl RedisCluster {
     fn meet(&self) {
         for (i, one) in self.nodes.iter().enumerate() {
             for other in &self.nodes[i + 1..] {
-                let bus = other.cli(&["CONFIG", "GET", "cluster-port"]);
+                let bus = other.cli(&["CONFIG", "GET", "cluster-announce-bus-port"]);
                 let bus = bus.lines().nth(1).expect("a port");
                 one.cli(&["CLUSTER", "MEET", "127.0.0.1", &other.address().port().to_string(), bus]);
             }
@@ -336,20 +347,26 @@ impl RedisCluster {
 }
 
 /// A node that knows nobody, and the way to it.
-fn start() -> (Redis, Flaky) {
-    let node = redis_not_started();
-    let (relay, bus) = (flaky(node.address()), free_port().to_string());
-    let node = node.with(&[
+fn start(secured: Option<(&Identity, Option<&str>)>) -> (Redis, Flaky) {
+    let (node, bus) = match is_before_7() {
+        true => {
+            let port = free_port_with_bus();
+            (redis_on(port), (port + BUS).to_string())
+        }
+        false => {
+            let bus = free_port().to_string();
+            (redis_not_started().with(&["--cluster-port", &bus]), bus)
+        }
+    };
+    let relay = flaky(node.address());
+    let announced = relay.address().port().to_string();
+    let mut node = node.with(&[
         "--cluster-enabled",
         "yes",
-        "--cluster-port",
-        &bus,
         "--cluster-node-timeout",
         NODE_TIMEOUT_MS,
         "--cluster-announce-ip",
         "127.0.0.1",
-        "--cluster-announce-port",
-        &relay.address().port().to_string(),
         "--cluster-announce-bus-port",
         &bus,
         // However long it has not heard of its master, it takes over.
@@ -360,6 +377,14 @@ fn start() -> (Redis, Flaky) {
         "--repl-ping-replica-period",
         "1",
     ]);
+    node = match secured {
+        None => node.with(&["--cluster-announce-port", &announced]),
+        Some((identity, hostname)) => {
+            let node =
+                node.over_tls(identity).with(&["--tls-cluster", "yes", "--cluster-announce-tls-port", &announced]);
+            hostname.iter().fold(node, |node, name| node.with(&["--cluster-announce-hostname", name]))
+        }
+    };
     node.start();
     (node, relay)
 }

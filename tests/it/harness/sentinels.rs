@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::Redis;
-use super::redis::{poll, redis_of_file};
+use super::redis::{is_before_7, poll, redis_of_file};
+use super::{Identity, Redis};
 
 /// Sentinels, of which two must agree.
 const SENTINELS: usize = 3;
@@ -20,19 +20,40 @@ const SERVER: &str = "save \"\"\nappendonly no\nrepl-diskless-sync-delay 0\nrepl
 
 /// A master, two replicas and three sentinels, all of whom know one another.
 pub fn sentinels() -> Sentinels {
-    let first = redis_of_file(SERVER, false);
+    sentinels_with(None, None)
+}
+
+/// The same, where all speak TLS only, by these certificates of servers and sentinels, and the sentinels ask everybody for this
+/// password.
+pub fn sentinels_with(identities: Option<[&Identity; 2]>, password: Option<&str>) -> Sentinels {
+    let of_file = |lines: &str, is_sentinel| {
+        let redis = redis_of_file(lines, is_sentinel);
+        let redis = match identities.map(|both| both[usize::from(is_sentinel)]) {
+            Some(identity) => redis.over_tls(identity),
+            None => redis,
+        };
+        let redis = match password.filter(|_| is_sentinel) {
+            Some(password) => redis.with_password(password),
+            None => redis,
+        };
+        redis.start();
+        redis
+    };
+    let first = of_file(SERVER, false);
     let port = first.address().port();
     let mut servers = vec![first];
-    servers.extend((1..SERVERS).map(|_| redis_of_file(&format!("{SERVER}replicaof 127.0.0.1 {port}\n"), false)));
+    servers.extend((1..SERVERS).map(|_| of_file(&format!("{SERVER}replicaof 127.0.0.1 {port}\n"), false)));
     let linked = |redis: &Redis| redis.cli(&["INFO", "replication"]).contains("master_link_status:up");
     poll("the replicas have everything", || servers[1..].iter().all(linked));
     let settings = format!(
         "sentinel monitor {NAME} 127.0.0.1 {port} 2\n\
          sentinel down-after-milliseconds {NAME} 1000\n\
          sentinel failover-timeout {NAME} 4000\n\
-         sentinel parallel-syncs {NAME} 2\n"
+         sentinel parallel-syncs {NAME} 2\n\
+         {}\n",
+        password.map_or_else(String::new, |password| format!("requirepass {password}"))
     );
-    let sentinels: Vec<Redis> = (0..SENTINELS).map(|_| redis_of_file(&settings, true)).collect();
+    let sentinels: Vec<Redis> = (0..SENTINELS).map(|_| of_file(&settings, true)).collect();
     sentinels.iter().for_each(hasten);
     let here = [(); SERVERS + SENTINELS].map(|()| AtomicBool::new(true));
     let all = Sentinels { servers, sentinels, here };
@@ -43,7 +64,9 @@ pub fn sentinels() -> Sentinels {
 /// It looks at servers, and speaks to its like, several times a second, and not every ten and every two.
 fn hasten(sentinel: &Redis) {
     for (period, ms) in [("info-period", "500"), ("publish-period", "250"), ("ping-period", "200")] {
-        sentinel.cli(&["SENTINEL", "DEBUG", period, ms]);
+        // Before Redis 7 there is no such command, and all takes longer.
+        let said = sentinel.try_cli(&["SENTINEL", "DEBUG", period, ms]);
+        assert!(said.is_ok() || is_before_7(), "{said:?}");
     }
 }
 
@@ -81,6 +104,11 @@ impl Sentinels {
         let here = (0..SERVERS).filter(|server| *server != master && self.is_here(*server));
         let here: Vec<_> = here.collect();
         poll("all follow the master", || here.iter().all(follows));
+    }
+
+    /// A sentinel.
+    pub fn sentinel(&self, sentinel: usize) -> &Redis {
+        &self.sentinels[sentinel]
     }
 
     /// A server.
