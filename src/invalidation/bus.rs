@@ -92,6 +92,7 @@ impl Keeper {
         let state = Arc::clone(&self.state);
         let fleet = state.fleet.as_ref().expect("there is a fleet");
         let mut leaving = fleet.leaving.subscribe();
+        self.shared.found().await;
         loop {
             let kicked = fleet.kick.notified();
             tokio::select! {

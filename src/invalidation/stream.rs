@@ -22,6 +22,7 @@ const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// for ever.
 pub(super) async fn listen(state: &Invalidation, log: &Log, shared: &Shared) {
     let mut connection = None;
+    shared.found().await;
     loop {
         let outcome = wait_once(state, log, shared, &mut connection).await.map_err(|error| error.to_string());
         let is_well = outcome.is_ok();

@@ -13,6 +13,9 @@ use crate::clock::Clock;
 use crate::config::{self, ReadFrom};
 use crate::metrics::Metrics;
 
+/// Longest that servers are looked for at start before it is said that there are none.
+const FOUND: Duration = Duration::from_secs(1);
+
 /// What the process has once.
 pub struct Shared {
     /// Names of keys and channels.
@@ -136,6 +139,13 @@ impl Shared {
     pub(super) fn home(&self) -> Option<Arc<Node>> {
         let map = self.topology.map();
         map.owner(&self.keys.door_stream()).map(|master| Arc::clone(&master.node))
+    }
+
+    /// Completes when it is known which server has the log, or after a moment: before that there is nothing to complain of.
+    pub async fn found(&self) {
+        let mut changes = self.topology.changes();
+        let known = async { while self.home().is_none() && changes.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(FOUND, known).await;
     }
 
     /// A connection could not be opened: counted, and a reason to look who is there.
