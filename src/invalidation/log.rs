@@ -250,7 +250,8 @@ impl Log {
         let (most, age) = (doors::ENTRIES.to_string(), RECORD_AGE.as_millis().to_string());
         let at = at.map(at_text).unwrap_or_default();
         let (records, knew) = (RECORDS.to_string(), knew.map(|at| at.incarnation.to_string()).unwrap_or_default());
-        let args = [&candidate, pod, &lasts, &most, &age, &at, &self.bus, &records, &knew].map(|arg: &str| arg.as_bytes());
+        let args =
+            [&candidate, pod, &lasts, &most, &age, &at, &self.bus, &records, &knew].map(|arg: &str| arg.as_bytes());
         let reply = self.run(&PROOF, 8, &args).await?;
         let number = |i: usize| reply.items().get(i).and_then(Reply::number).ok_or_else(malformed);
         let door = reply.items().get(4).map(doors::entries).unwrap_or_default();
