@@ -30,7 +30,7 @@ const KEYS: usize = 60;
 const NAMED: usize = 10;
 
 /// What a pod says when it trusts again what was fetched before.
-const TRUSTED: &str = "answers from before are used again";
+pub const TRUSTED: &str = "answers from before are used again";
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -101,7 +101,8 @@ async fn follows_another(weirs: &[Weir], before: &str) {
     }
 }
 
-async fn incarnation(weir: &Weir) -> String {
+/// Of the log that a pod follows.
+pub async fn incarnation(weir: &Weir) -> String {
     let answer = weir.post("/invalidate", r#"{"tags":["nobody"]}"#).await;
     let value: serde_json::Value = serde_json::from_slice(answer.body.as_ref()).expect("JSON");
     value["incarnation"].as_str().expect("an incarnation").to_owned()

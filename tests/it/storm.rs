@@ -6,7 +6,7 @@
 
 mod faults;
 mod judge;
-mod place;
+pub mod place;
 mod traffic;
 
 use std::sync::Arc;
