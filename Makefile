@@ -183,6 +183,11 @@ compare-limits: redis ## What a limit costs a hit: none, in memory, lent, asked 
 	cargo build --release --locked --bin weir --example bare
 	python3 benches/compare/limits.py $(ARGS)
 
+.PHONY: compare-redis
+compare-redis: redis ## What Redis costs: hits beside those from memory, commands and bytes by kind, its own time (ARGS='--weir old=PATH --weir new=PATH')
+	cargo build --release --locked --bin weir --example bare
+	python3 benches/compare/redis.py $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## Every parser of foreign bytes, FUZZ_SECONDS each (60)
 	fuzz/run.sh

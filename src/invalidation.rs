@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::clock::{Clock, SteadyMs};
+use crate::clock::{Clock, SteadyMs, Stopwatch};
 use crate::kv;
 use crate::metrics::{Door, Metrics};
 use crate::syntax::SyntaxError;
@@ -271,10 +271,11 @@ impl Invalidation {
     /// # Errors
     /// The order cannot be read. A Redis that cannot take it is no error here: see [`Receipt::logged`].
     pub async fn submit(&self, order: &Order, door: Door) -> Result<Receipt, SyntaxError> {
-        self.submit_announced(order, door, None).await
+        self.submit_announced(order, door, None, SUBMIT_WAIT).await
     }
 
-    /// [`submit`](Self::submit) for an order that `intent` announced, which is settled as soon as it is logged.
+    /// [`submit`](Self::submit) for an order that `intent` announced, which is settled as soon as it is logged; that is waited
+    /// for no longer than `patience`.
     ///
     /// # Errors
     /// As there.
@@ -283,7 +284,9 @@ impl Invalidation {
         order: &Order,
         door: Door,
         intent: Option<&Intent>,
+        patience: Duration,
     ) -> Result<Receipt, SyntaxError> {
+        let watch = Stopwatch::start();
         let selectors: Arc<[Selector]> = order.selectors()?.into();
         self.count(&selectors, door);
         let Some(fleet) = &self.fleet else {
@@ -291,7 +294,7 @@ impl Invalidation {
         };
         let fate = Arc::new(Fate::default());
         // While others wait for Redis to take theirs, this one joins them; whoever sent it does not.
-        let waits = fleet.queued.load(Ordering::Relaxed) == 0;
+        let waits = fleet.queued.load(Ordering::Relaxed) == 0 && !patience.is_zero();
         let here = (!waits).then(|| self.apply_here(&fate, &selectors, order.soft));
         let (answer, logged) = oneshot::channel();
         let submission = Submission {
@@ -313,11 +316,12 @@ impl Invalidation {
         if let Some(receipt) = here {
             return Ok(receipt);
         }
-        match tokio::time::timeout(SUBMIT_WAIT, logged).await {
+        match tokio::time::timeout(patience, logged).await {
             Ok(Ok(receipt)) => {
                 if receipt.logged {
                     // Fills get the log's positions again once this process is level with it.
-                    if tokio::time::timeout(LEVEL_WAIT, self.reached(receipt.position)).await.is_err() {
+                    let left = LEVEL_WAIT.min(patience.saturating_sub(watch.elapsed()));
+                    if tokio::time::timeout(left, self.reached(receipt.position)).await.is_err() {
                         // What is missing before it should have come over the bus.
                         self.kick();
                     }

@@ -47,16 +47,31 @@ const NOSCRIPT: &str = "NOSCRIPT";
 /// Servers to which one command is sent in turn, each having named the next.
 const REDIRECTS: usize = 4;
 
+/// A request may need two trips: a server that takes longer than this share of the deadline for one is of no use to it.
+const TRIPS: u32 = 2;
+
+/// Less than this share of the deadline is too little to judge a server by, if others had the rest.
+const FAIR: u32 = 4;
+
 /// What one request may still wait for Redis, all in all.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     left: Duration,
+    spent_on: Spent,
+}
+
+/// Which servers a budget was spent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spent {
+    Nobody,
+    One(u64),
+    Several,
 }
 
 impl Budget {
     /// A request's whole allowance.
     pub fn new(left: Duration) -> Self {
-        Self { left }
+        Self { left, spent_on: Spent::Nobody }
     }
 
     /// What is left of it.
@@ -67,6 +82,16 @@ impl Budget {
     /// Takes `spent` off.
     pub fn spend(&mut self, spent: Duration) {
         self.left = self.left.saturating_sub(spent);
+    }
+
+    fn spend_on(&mut self, node: u64, spent: Duration) {
+        self.spend(spent);
+        self.spent_on = if self.is_only(node) { Spent::One(node) } else { Spent::Several };
+    }
+
+    /// Whether nothing of it went to other servers than this.
+    fn is_only(&self, node: u64) -> bool {
+        [Spent::Nobody, Spent::One(node)].contains(&self.spent_on)
     }
 }
 
@@ -180,7 +205,14 @@ impl Redis {
             ReadFrom::Replica => self.replica_of(key),
         };
         let mut answer = match copied {
-            Some(replica) => self.follow(replica, Lane::Bodies, &command, &self.0.get, budget).await,
+            Some(replica) => {
+                // No more than leaves the master time enough to answer instead.
+                let share = budget.left / TRIPS;
+                let mut own = Budget { left: share, ..*budget };
+                let answer = self.follow(replica, Lane::Bodies, &command, &self.0.get, &mut own).await;
+                *budget = Budget { left: budget.left.saturating_sub(share - own.left), ..own };
+                answer
+            }
             None => Err(Fault::NotSent),
         };
         // What a copy cannot say the master may.
@@ -296,6 +328,7 @@ impl Redis {
             known.metrics.ended(RedisResult::Unavailable, Duration::ZERO);
             return Err(Fault::NotSent);
         }
+        let is_judged = budget.is_only(way.node.id) || budget.left() >= self.0.shared.deadline / FAIR;
         let started = Instant::now();
         let answer = if budget.left().is_zero() {
             // Earlier answers were so slow that nothing is left for this one: that is trouble too.
@@ -304,11 +337,11 @@ impl Redis {
             self.attempt(way, lane, command, started + budget.left()).await
         };
         let took = started.elapsed();
-        budget.spend(took);
+        budget.spend_on(way.node.id, took);
         let (result, trouble) = match &answer {
             Ok(_) => (RedisResult::Ok, None),
             Err(Fault::NotSent) => (RedisResult::Unavailable, None),
-            Err(Fault::Timeout) => (RedisResult::Timeout, Some("answers are late")),
+            Err(Fault::Timeout) => (RedisResult::Timeout, is_judged.then_some("answers are late")),
             Err(Fault::Dropped) => (RedisResult::Timeout, Some("a connection ended")),
             Err(Fault::Moved(_) | Fault::Ask(_)) => (RedisResult::Redirected, None),
             Err(fault @ Fault::Refused(kind)) => (RedisResult::Error, fault.is_trouble().then_some(kind.as_str())),
@@ -321,7 +354,7 @@ impl Redis {
         if !self.0.control {
             match trouble {
                 Some(cause) => breaker.failed(cause),
-                None if result != RedisResult::Unavailable => breaker.succeeded(),
+                None if !matches!(result, RedisResult::Unavailable | RedisResult::Timeout) => breaker.succeeded(),
                 None => {}
             }
         }
@@ -345,21 +378,12 @@ impl Redis {
                 false => link.wire.connection.send_packed_command(command).await,
                 true => ask(&mut link.wire.connection, command).await,
             };
-            // What the server refuses is an answer to the library.
-            match answer.and_then(Value::extract_error) {
-                Ok(value) => {
-                    slot.answered();
-                    Ok(Reply::from(value))
-                }
-                Err(error) => {
-                    let fault = Fault::from(error);
-                    match fault {
-                        Fault::Dropped => slot.discard(link.id),
-                        _ => slot.answered(),
-                    }
-                    Err(fault)
-                }
+            let answer = reply::read(answer);
+            match answer {
+                Err(Fault::Dropped) => slot.discard(link.id),
+                _ => slot.answered(),
             }
+            answer
         };
         timeout_at(until, whole).await.unwrap_or_else(|_| {
             slot.missed();
@@ -436,6 +460,12 @@ pub fn random() -> u64 {
 pub fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.75 + (random() % 1000) as f64 / 2000.0)
 }
+
+#[cfg(test)]
+mod fake;
+
+#[cfg(test)]
+mod several_tests;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -6,8 +6,8 @@ import subprocess
 
 from harness import fail, free_port
 
-Running = collections.namedtuple("Running", "port pids log", defaults=[None])
-"""A contestant that answers on `port`; `log` is its access log, where it has one."""
+Running = collections.namedtuple("Running", "port pids log admin", defaults=[None, None])
+"""A contestant that answers on `port`; `log` is its access log, and `admin` its other port, where it has one."""
 
 KEYS = 1000
 
@@ -38,7 +38,7 @@ url = "http://127.0.0.1:{upstream}"
 {"" if route.startswith("[[route]]") else ALL}{route}
 """)
     pid = bench.start(bench.proxy_core, f"weir-{port}", port, binary or bench.bin / "weir", "run", "--config", config)
-    return Running(port, [pid], bench.dir / f"weir-{port}.log")
+    return Running(port, [pid], bench.dir / f"weir-{port}.log", admin)
 
 
 def bare(bench, role, *args):
@@ -145,8 +145,8 @@ class Redis:
 
     def __init__(self, bench):
         self.port = free_port()
-        bench.start(bench.load_core, f"redis-{self.port}", self.port, "redis-server", "--port", self.port, "--bind", "127.0.0.1",
-                    "--save", "", "--dir", bench.dir)
+        self.pid = bench.start(bench.load_core, f"redis-{self.port}", self.port, "redis-server", "--port", self.port, "--bind", "127.0.0.1",
+                               "--save", "", "--dir", bench.dir)
         pages = "".join(f"SET page:/key/{key} {'x' * 1024}\r\n" for key in range(1, KEYS + 1))
         subprocess.run(["redis-cli", "-p", str(self.port), "--pipe"], input=pages, text=True, check=True, capture_output=True)
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::to_json;
-use crate::kv::{Redis, Script, Unavailable, random};
+use crate::kv::{Budget, Redis, Script, Unavailable, random};
 use crate::syntax::selector::Order;
 
 /// How long one lasts at least: a write that takes longer renews it.
@@ -29,15 +29,15 @@ pub struct Intent {
 
 impl Intent {
     /// Notes that a write is about to make `order` true, and will be answered within `patience`; nothing where Redis does
-    /// not take it.
-    pub async fn note(redis: &Redis, order: &Order, patience: Duration) -> Option<Self> {
+    /// not take it within the budget.
+    pub async fn note(redis: &Redis, order: &Order, patience: Duration, budget: &mut Budget) -> Option<Self> {
         let intent = Self {
             redis: redis.clone(),
             id: format!("{:016x}", random()).into(),
             order: to_json(order).into(),
             lasts: patience.max(SHORTEST),
         };
-        match intent.put("note").await {
+        match intent.put("note", budget).await {
             Ok(true) => Some(intent),
             Ok(false) | Err(Unavailable::NotSent | Unavailable::Refused(_)) => None,
             Err(Unavailable::Timeout) => {
@@ -54,7 +54,7 @@ impl Intent {
         let renewing = async {
             loop {
                 tokio::time::sleep(self.lasts / RENEWED_AT).await;
-                let _ = self.put("renew").await;
+                let _ = self.put("renew", &mut self.redis.budget()).await;
             }
         };
         tokio::select! {
@@ -76,11 +76,11 @@ impl Intent {
         let _ = self.redis.run(&super::log::LEAVE, &keys, &[self.id.as_bytes()], &mut self.redis.budget()).await;
     }
 
-    async fn put(&self, how: &str) -> Result<bool, Unavailable> {
+    async fn put(&self, how: &str, budget: &mut Budget) -> Result<bool, Unavailable> {
         let (keys, lasts_ms) = (self.keys(), self.lasts.as_millis().to_string());
         let keys = [&keys[0][..], &keys[1]];
         let args = [&*self.id, &lasts_ms, &*self.order, how].map(|arg: &str| arg.as_bytes());
-        let noted = self.redis.run(&INTEND, &keys, &args, &mut self.redis.budget()).await;
+        let noted = self.redis.run(&INTEND, &keys, &args, budget).await;
         noted.map(|reply| reply.number() == Some(1))
     }
 

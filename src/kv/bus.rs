@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::dial::{Dialer, NoConnection, OPENING, Wire};
-use super::reply::{Fault, Reply};
+use super::reply::{self, Fault, Reply, UNSERVED};
 use super::topology::Node;
-use super::{Shared, Unavailable, jittered};
+use super::{Shared, TRIPS, Unavailable, jittered};
 use crate::clock::Stopwatch;
 use crate::config::{Address, Resp};
 
@@ -26,9 +26,6 @@ const PROBE_EVERY: Duration = Duration::from_millis(250);
 
 /// Longest that one probe waits.
 const PROBE_WAIT: Duration = Duration::from_millis(500);
-
-/// A request may need two trips: a Redis that takes longer than this share of the deadline for one is of no use to it.
-const TRIPS: u32 = 2;
 
 /// A connection of its own, on the runtime that opened it.
 pub struct Dedicated(pub(super) Wire);
@@ -58,11 +55,8 @@ impl Dedicated {
         for part in parts {
             command.arg(*part);
         }
-        let answer = tokio::time::timeout(wait, self.0.connection.send_packed_command(&command)).await;
-        // What the server refuses is an answer to the library.
-        match answer.map(|answer| answer.and_then(Value::extract_error)) {
-            Ok(Ok(value)) => Ok(value.into()),
-            Ok(Err(error)) => Err(Fault::from(error).into()),
+        match tokio::time::timeout(wait, self.0.connection.send_packed_command(&command)).await {
+            Ok(answer) => Ok(reply::read(answer)?),
             Err(_) => Err(Unavailable::Timeout),
         }
     }
@@ -242,10 +236,10 @@ async fn probe_one(shared: Arc<Shared>, node: Arc<Node>) {
         let watch = Stopwatch::start();
         // GET, not PING: a Redis that is loading, busy or without its master answers some commands, but not this.
         let answer = probing.command(&[b"GET", &shared.keys.probe()], PROBE_WAIT).await;
-        // In a Cluster another server may have that key: who knows it would answer for his own.
+        // In a Cluster another server may have that key, or none: who knows it would answer for his own.
         let is_well = match &answer {
             Ok(_) => true,
-            Err(Unavailable::Refused(kind)) => kind == "MOVED" || kind == "ASK",
+            Err(Unavailable::Refused(kind)) => ["MOVED", "ASK", UNSERVED].contains(&kind.as_str()),
             Err(_) => false,
         };
         if is_well {

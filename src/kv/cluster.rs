@@ -12,7 +12,7 @@ use crate::config::{Address, ReadFrom};
 /// Servers that are asked at once. One that lags is outvoted by whoever knows a later epoch.
 const ASKED: usize = 4;
 
-/// Asks some of the servers that are known, and one of the seeds.
+/// Asks some of the servers that are known, and one of the seeds; where none is of use, all of those.
 ///
 /// # Errors
 /// None of them says who has what; the cause.
@@ -48,8 +48,9 @@ fn chosen(shared: &Shared, seeds: &[Address]) -> Vec<Address> {
     let seed = &seeds[random() as usize % seeds.len()];
     let mut chosen: Vec<_> =
         known.iter().map(|(_, _, address)| *address).take(ASKED - 1).chain([seed]).cloned().collect();
-    if known.is_empty() {
-        chosen.extend(seeds.iter().take(ASKED).cloned());
+    // One of them may be the only one that is there.
+    if known.iter().all(|(is_open, ..)| *is_open) {
+        chosen.extend_from_slice(seeds);
     }
     let mut seen = Vec::new();
     chosen.retain(|address| {

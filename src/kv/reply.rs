@@ -68,6 +68,15 @@ impl From<Value> for Reply {
     }
 }
 
+/// What the client library says of one command: it hands out a server's error as a value like any other.
+pub(super) fn read(answer: Result<Value, RedisError>) -> Result<Reply, Fault> {
+    match answer {
+        Ok(Value::ServerError(error)) => Err(RedisError::from(error).into()),
+        Ok(value) => Ok(value.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Why there is no reply, in the detail that connections and breaker need.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -102,6 +111,9 @@ const KINDS: &[&str] = &[
     "MAXCLIENTS",
 ];
 
+/// The kind of error that answers in a Cluster for a slot that no server has, as opposed to one that is down as a whole.
+pub(super) const UNSERVED: &str = "UNSERVED";
+
 /// Those with which Redis as a whole is of no use: not even reading works.
 const USELESS: &[&str] = &["MASTERDOWN", "LOADING", "BUSY", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "MAXCLIENTS"];
 
@@ -130,7 +142,7 @@ impl Fault {
                 "MISCONF" => RedisFault::Misconf,
                 "NOREPLICAS" => RedisFault::NoReplicas,
                 "BUSY" => RedisFault::Busy,
-                "CLUSTERDOWN" => RedisFault::ClusterDown,
+                "CLUSTERDOWN" | UNSERVED => RedisFault::ClusterDown,
                 "TRYAGAIN" => RedisFault::TryAgain,
                 "NOAUTH" | "WRONGPASS" => RedisFault::Auth,
                 "NOPERM" => RedisFault::NoPerm,
@@ -145,7 +157,7 @@ impl Fault {
         match self {
             Self::NotSent | Self::Timeout | Self::Ask(_) => false,
             Self::Dropped | Self::Moved(_) => true,
-            Self::Refused(kind) => kind == "READONLY" || self.is_trouble(),
+            Self::Refused(kind) => ["READONLY", UNSERVED].contains(&kind.as_str()) || self.is_trouble(),
         }
     }
 }
@@ -165,6 +177,9 @@ impl From<RedisError> for Fault {
         if let Some(code) = error.code() {
             if detail.contains("max number of clients") {
                 return Self::Refused("MAXCLIENTS".to_owned());
+            }
+            if code == "CLUSTERDOWN" && detail.contains("slot not served") {
+                return Self::Refused(UNSERVED.to_owned());
             }
             // Before Redis 7 a script's error carries its cause behind `ERR Error running script`.
             let inner = || KINDS.iter().find(|kind| detail.contains(&format!("-{kind} "))).copied();
@@ -201,8 +216,8 @@ mod tests {
     use super::*;
 
     fn fault(line: &str) -> Fault {
-        match parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap().extract_error() {
-            Err(error) => Fault::from(error),
+        match read(parse_redis_value(format!("-{line}\r\n").as_bytes())) {
+            Err(fault) => fault,
             Ok(_) => panic!("no error: {line}"),
         }
     }
@@ -223,6 +238,8 @@ mod tests {
             ("NOPERM this user has no permissions", "NOPERM", false),
             ("ERR max number of clients reached", "MAXCLIENTS", true),
             ("ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed", "OOM", false),
+            ("CLUSTERDOWN The cluster is down", "CLUSTERDOWN", true),
+            ("CLUSTERDOWN Hash slot not served", UNSERVED, false),
             ("ERR wrong number of arguments", "ERR", false),
             ("TRYAGAIN Multiple keys request during rehashing of slot", "TRYAGAIN", false),
         ] {

@@ -122,6 +122,11 @@ impl Shared {
         self.topology.is_away()
     }
 
+    /// Whether requests do without the server that has the log.
+    pub fn is_log_away(&self) -> bool {
+        self.home().is_none_or(|home| home.breaker.is_open())
+    }
+
     /// Who waits for a key in this process.
     pub fn bells(&self) -> &Doorbells {
         &self.bells

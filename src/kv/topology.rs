@@ -13,6 +13,9 @@ use super::keys::{SLOTS, slot};
 use crate::clock::Clock;
 use crate::config::{Address, Servers};
 
+/// Servers that are known at once; more than any Cluster has. Those that only redirections have named go first.
+const NODES: usize = 2048;
+
 /// The owner of a slot that nobody has.
 const NOBODY: u16 = u16::MAX;
 
@@ -126,6 +129,9 @@ impl Topology {
     /// The server at `address`.
     pub(super) fn node(&self, address: &Address) -> Arc<Node> {
         let mut nodes = self.nodes.lock().expect("no panic while held");
+        if nodes.len() >= NODES && !nodes.contains_key(address) {
+            self.map().keep(&mut nodes);
+        }
         let make = || {
             Arc::new(Node {
                 id: self.ids.fetch_add(1, Ordering::Relaxed),
@@ -156,7 +162,7 @@ impl Topology {
             slots
         });
         let map = Arc::new(Map { masters, slots, names: found.names.clone() });
-        self.nodes.lock().expect("no panic while held").retain(|_, node| map.nodes().any(|known| known.id == node.id));
+        map.keep(&mut self.nodes.lock().expect("no panic while held"));
         if before.masters.iter().map(|one| one.node.id).ne(map.masters.iter().map(|one| one.node.id))
             || before.uncovered() != map.uncovered()
         {
@@ -221,6 +227,11 @@ impl Topology {
 }
 
 impl Map {
+    /// Takes out all that are not in it.
+    fn keep(&self, nodes: &mut HashMap<Address, Arc<Node>>) {
+        nodes.retain(|_, node| self.nodes().any(|known| known.id == node.id));
+    }
+
     fn is_as(&self, found: &Found) -> bool {
         let owner = |slot: u16| Some(usize::from(slot)).filter(|_| slot != NOBODY);
         let slots = self.slots.iter().flat_map(|slots| slots.iter()).map(|slot| owner(*slot));

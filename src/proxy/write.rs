@@ -20,7 +20,7 @@ use crate::cache::tags::changed_groups;
 use crate::clock::{SteadyMs, Stopwatch, WallMs};
 use crate::config::CacheRule;
 use crate::invalidation::{Intent, Position, Subject};
-use crate::kv;
+use crate::kv::{self, Budget};
 use crate::message::{Answer, Body};
 use crate::metrics::{Door, Outcome};
 use crate::syntax::SyntaxError;
@@ -54,8 +54,9 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
     let upstream = journey.worker.upstream.clone();
     let (invalidation, redis) = (Arc::clone(&journey.worker.shared.invalidation), journey.worker.redis.clone());
     let cache = Arc::clone(&journey.worker.shared.cache);
+    let mut budget = journey.budget;
     let task = journey.worker.behind.spawn(async move {
-        let intent = announce(redis.as_ref(), &order, patience.response).await;
+        let intent = announce(redis.as_ref(), &order, patience.response, &mut budget).await;
         let (sent, asked) = cache.times();
         let watch = Stopwatch::start();
         let sending = upstream.send(request, patience);
@@ -76,7 +77,10 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
         }
         let mut logged = None;
         if may_have_changed && !order.is_empty() {
-            match invalidation.submit_announced(&order, Door::Write, intent.as_ref()).await {
+            // The log is taken for away where requests do without it; the order reaches it all the same, some time.
+            let is_away = redis.as_ref().is_some_and(|redis| redis.shared().is_log_away());
+            let patience = if is_away { Duration::ZERO } else { budget.left() };
+            match invalidation.submit_announced(&order, Door::Write, intent.as_ref(), patience).await {
                 Ok(receipt) => logged = Some(receipt.position),
                 Err(error) => {
                     tracing::warn!(%error, "a write's selectors cannot be read; nothing was invalidated");
@@ -112,9 +116,9 @@ pub(crate) async fn forward(journey: &mut Journey<'_>, parts: &mut Parts, body: 
 }
 
 /// Notes what a write is about to invalidate, for the case that this pod does not live to see its end.
-async fn announce(redis: Option<&kv::Redis>, order: &Order, patience: Duration) -> Option<Intent> {
+async fn announce(redis: Option<&kv::Redis>, order: &Order, patience: Duration, budget: &mut Budget) -> Option<Intent> {
     let redis = redis.filter(|_| !order.is_empty())?;
-    Intent::note(redis, order, patience).await
+    Intent::note(redis, order, patience, budget).await
 }
 
 /// When the upstream was asked, by both clocks, and how long it took.

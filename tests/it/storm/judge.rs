@@ -20,9 +20,6 @@ const WARM: Duration = Duration::from_secs(1);
 /// What requests may cost more once the breaker is open.
 const LITTLE: Duration = Duration::from_millis(5);
 
-/// What a write may wait for what it invalidates to be logged.
-const LOGGED: Duration = Duration::from_secs(1);
-
 /// What a busy machine may add to any time.
 const BUSY: Duration = Duration::from_millis(400);
 
@@ -117,13 +114,11 @@ fn times(notes: &Notes, event: &Event, calm: [Duration; 3], wrong: &mut Vec<Stri
         let [first, later] = [(*from, opened), (opened, end)].map(|(from, to)| p99(&notes.seen, class, from, to));
         let _ = writeln!(told, "    p99 of {class:?}: {calm:?} before, {first:?} at first, {later:?} later");
         let deadline = match class {
-            Class::Quick => DEADLINE,
+            Class::Quick | Class::Writes => DEADLINE,
             // Who found nothing in Redis asks it for the right to fetch, which may take twice as long again.
             Class::Misses => DEADLINE * 3,
-            Class::Writes => LOGGED,
         };
-        let nobody_waits = fault.opens() && class != Class::Writes;
-        let afterwards = if nobody_waits { Duration::ZERO } else { deadline };
+        let afterwards = if fault.opens() { Duration::ZERO } else { deadline };
         for (what, time, most) in [("at first", first, deadline), ("later", later, afterwards)] {
             if time > calm + most + noise {
                 wrong.push(format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before"));

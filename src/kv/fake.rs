@@ -1,0 +1,133 @@
+//! Servers of the tests' own that answer as a test says, in the protocol of Redis.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::config::Address;
+
+/// Says for a command's words what is answered, whole; nothing: silence, for as long as the connection lasts.
+type Answers = dyn Fn(&[String]) -> Option<String> + Send + Sync;
+
+/// What every server says to what it was told nothing of.
+pub(super) const OK: &str = "+OK\r\n";
+
+pub(super) const NIL: &str = "$-1\r\n";
+
+/// A port that is ours, and refuses while nobody listens there.
+pub(super) struct Place {
+    port: u16,
+    held: Mutex<Option<TcpSocket>>,
+}
+
+/// A server; ends when dropped, with its connections.
+pub(super) struct Fake {
+    asked: Arc<Mutex<Vec<String>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// A text as a string of any length.
+pub(super) fn bulk(text: &str) -> String {
+    format!("${}\r\n{text}\r\n", text.len())
+}
+
+/// A list of texts.
+pub(super) fn list(texts: &[&str]) -> String {
+    let items: String = texts.iter().map(|text| bulk(text)).collect();
+    format!("*{}\r\n{items}", texts.len())
+}
+
+impl Place {
+    /// A free one.
+    pub(super) fn free() -> Self {
+        let socket = bound(0);
+        Self { port: socket.local_addr().unwrap().port(), held: Mutex::new(Some(socket)) }
+    }
+
+    pub(super) fn address(&self) -> Address {
+        Address::Tcp { host: "127.0.0.1".to_owned(), port: self.port }
+    }
+
+    /// As Redis writes it.
+    pub(super) fn text(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub(super) fn port(&self) -> String {
+        self.port.to_string()
+    }
+
+    /// Answers there from now on.
+    pub(super) fn listen(&self, answers: impl Fn(&[String]) -> Option<String> + Send + Sync + 'static) -> Fake {
+        let socket = self.held.lock().unwrap().take().unwrap_or_else(|| bound(self.port));
+        let listener = socket.listen(64).unwrap();
+        let (asked, answers): (_, Arc<Answers>) = (Arc::<Mutex<Vec<String>>>::default(), Arc::new(answers));
+        let seen = Arc::clone(&asked);
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                connections.spawn(serve(client, Arc::clone(&answers), Arc::clone(&seen)));
+            }
+        });
+        Fake { asked, task }
+    }
+}
+
+impl Fake {
+    /// Nobody listens there any more once this returns.
+    pub(super) async fn end(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
+    /// How many commands came that begin with this.
+    pub(super) fn count(&self, start: &str) -> usize {
+        self.asked.lock().unwrap().iter().filter(|words| words.starts_with(start)).count()
+    }
+}
+
+fn bound(port: u16) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(([127, 0, 0, 1], port).into()).unwrap();
+    socket
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(client: TcpStream, answers: Arc<Answers>, asked: Arc<Mutex<Vec<String>>>) {
+    let (read, mut write) = client.into_split();
+    let mut read = BufReader::new(read);
+    while let Some(words) = command(&mut read).await {
+        asked.lock().unwrap().push(words.join(" "));
+        let Some(answer) = answers(&words) else { continue };
+        if write.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn command(read: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Vec<String>> {
+    let count = number(read).await?;
+    let mut words = Vec::new();
+    for _ in 0..count {
+        let mut word = vec![0; number(read).await? + 2];
+        read.read_exact(&mut word).await.ok()?;
+        word.truncate(word.len() - 2);
+        words.push(String::from_utf8_lossy(&word).into_owned());
+    }
+    Some(words)
+}
+
+/// What stands in a line behind its first character.
+async fn number(read: &mut (impl AsyncBufReadExt + Unpin)) -> Option<usize> {
+    let mut line = String::new();
+    read.read_line(&mut line).await.ok()?;
+    line.trim_end().get(1..)?.parse().ok()
+}
