@@ -8,7 +8,7 @@ SHELL := /bin/bash
 
 # Debian's package for a program, and how to become root for it.
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
-SCRIPTS = .ci/run fuzz/run.sh $(shell find benches deploy -name '*.sh' 2>/dev/null)
+SCRIPTS = .ci/run fuzz/run.sh tests/redis_versions.sh $(shell find benches deploy -name '*.sh' 2>/dev/null)
 
 .PHONY: help
 help: ## This list
@@ -56,6 +56,13 @@ fleet: redis ## Eight Weirs under faults and an outside checker: a million reads
 .PHONY: storm
 storm: redis ## An hour's random walk through the faults of Redis alone, as a cluster and under sentinels, at 2,000 requests a second (WEIR_MINUTES=60, WEIR_SEED=1)
 	WEIR_MINUTES=$${WEIR_MINUTES:-60} cargo test --locked --release --test it -- storm::a_walk --nocapture --test-threads=1
+
+# Programs of Redis or Valkey: `make redis-versions SERVERS="redis-server /opt/redis-6.2/redis-server /opt/valkey/valkey-server"`.
+SERVERS ?= redis-server
+
+.PHONY: redis-versions
+redis-versions: ## What depends on Redis, against each of SERVERS, alone, as a cluster and under sentinels (SERVERS="redis-server PATH...")
+	tests/redis_versions.sh $(SERVERS)
 
 .PHONY: model
 model: ## A million histories of a fleet under a seeded scheduler (WEIR_MODEL_SEEDS=1000000; WEIR_MODEL_SEED=7 prints one)

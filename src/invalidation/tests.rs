@@ -351,6 +351,31 @@ async fn a_full_redis_acknowledges_nothing_and_still_proves() {
     eventually("logged", async || log_length(&server).await == 1).await;
 }
 
+/// It may be one that was cut off, in whose place another takes invalidations.
+#[tokio::test]
+async fn a_master_that_refuses_writes_without_its_replicas_proves_nothing() {
+    let server = Server::up().await;
+    server.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+    let script = "return redis.pcall('SET', 'shop-prod:probe', 0).err and 1 or 0";
+    if server.command(&["EVAL", script, "0"]).await.number() == Some(0) {
+        // Before Redis 7 that is not for scripts.
+        return;
+    }
+    server.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
+    let one = Pod::ready(&server).await;
+    server.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+    let refused = async |times: u32| {
+        let line = format!(r#"weir_redis_commands_total{{command="proof",result="error"}} {times}"#);
+        eventually("refusals", async || one.shared.metrics.render(0).contains(&line)).await;
+    };
+    refused(1).await;
+    let last = one.state.fleet.as_ref().unwrap().trust.proven_at();
+    refused(3).await;
+    assert_eq!(one.state.fleet.as_ref().unwrap().trust.proven_at(), last);
+    server.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
+    eventually("another proof", async || one.state.fleet.as_ref().unwrap().trust.proven_at() > last).await;
+}
+
 #[tokio::test]
 async fn an_entry_of_the_stream_leaves_it_only_for_the_log() {
     let server = Server::up().await;

@@ -17,10 +17,11 @@ local PROMOTED_AT_ONCE = 64
 local incarnation, seq = position()
 local now = now_ms()
 
--- A Redis that is full or cannot save still proves; a replica never does.
+-- A Redis that is full or cannot save still proves. A replica never does, nor a master that refuses writes because its
+-- replicas are gone: they may be with another master by now, which takes invalidations.
 local joined = redis.pcall('ZADD', KEYS[5], integer(now), ARGV[2])
 if type(joined) == 'table' and joined.err then
-  if string.find(joined.err, 'READONLY', 1, true) then
+  if string.find(joined.err, 'READONLY', 1, true) or string.find(joined.err, 'NOREPLICAS', 1, true) then
     return joined
   end
 else
