@@ -47,6 +47,9 @@ pub const SUBMIT_WAIT: Duration = Duration::from_secs(1);
 /// Longest that a door waits for what was logged before its own order to be applied here.
 const LEVEL_WAIT: Duration = Duration::from_millis(50);
 
+/// What has not come over the bus after so long may not come at all.
+const MISSED: Duration = Duration::from_millis(10);
+
 /// Longest that the end of the process waits for Redis to note it.
 const LEAVE_WAIT: Duration = Duration::from_millis(500);
 
@@ -321,7 +324,8 @@ impl Invalidation {
                 if receipt.logged {
                     // Fills get the log's positions again once this process is level with it.
                     let left = LEVEL_WAIT.min(patience.saturating_sub(watch.elapsed()));
-                    if tokio::time::timeout(left, self.reached(receipt.position)).await.is_err() {
+                    let is_level = tokio::time::timeout(left, self.reached(receipt.position)).await.is_ok();
+                    if !is_level && left >= MISSED {
                         // What is missing before it should have come over the bus.
                         self.kick();
                     }

@@ -6,6 +6,7 @@
 //! whose breaker is open none waits at all.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -44,7 +45,13 @@ use topology::Node;
 /// The kind of error that answers EVALSHA where the script is not known.
 const NOSCRIPT: &str = "NOSCRIPT";
 
-/// Servers to which one command is sent in turn, each having named the next.
+/// The kind of error that answers a script whose keys are on their way to another server.
+const TRYAGAIN: &str = "TRYAGAIN";
+
+/// After this it is asked again.
+const TRY_AGAIN: Duration = Duration::from_millis(2);
+
+/// Times that one command is sent, each answer but the last having named another server, or asked for patience.
 const REDIRECTS: usize = 4;
 
 /// A request may need two trips: a server that takes longer than this share of the deadline for one is of no use to it.
@@ -131,12 +138,21 @@ pub struct Redis(Arc<Inner>);
 
 struct Inner {
     shared: Arc<Shared>,
-    /// By the node's number.
-    ways: Mutex<HashMap<u64, Arc<Way>, ahash::RandomState>>,
+    ways: Mutex<Ways>,
+    /// Whose turn it is among copies.
+    turn: AtomicUsize,
     /// Whether this is the control runtime's: not gated by the breaker, which is there for requests.
     control: bool,
     get: Arc<Known>,
     known: Mutex<Vec<(&'static str, Arc<Known>)>>,
+}
+
+/// This runtime's ways to the servers that are known.
+#[derive(Default)]
+struct Ways {
+    by_node: HashMap<u64, Arc<Way>, ahash::RandomState>,
+    /// The map's number when servers that had gone were taken out.
+    version: u64,
 }
 
 /// This runtime's connections to one server.
@@ -145,10 +161,13 @@ struct Way {
     /// GET and scripts with bodies: what is long must not stand in front of what is short.
     bodies: Slot,
     scripts: Slot,
+    /// GET, where it is a copy of another.
+    copies: Slot,
 }
 
 /// A command's metrics and, if it is a script, its SHA-1.
 struct Known {
+    name: &'static str,
     part: RedisPart,
     metrics: CommandMetrics,
     sha1: String,
@@ -158,6 +177,7 @@ struct Known {
 enum Lane {
     Scripts,
     Bodies,
+    Copies,
 }
 
 impl Redis {
@@ -173,9 +193,20 @@ impl Redis {
     }
 
     fn build(shared: Arc<Shared>, control: bool) -> Self {
-        let get =
-            Arc::new(Known { part: RedisPart::Commands, metrics: shared.metrics.command("get"), sha1: String::new() });
-        Self(Arc::new(Inner { ways: Mutex::default(), control, get, known: Mutex::default(), shared }))
+        let get = Arc::new(Known {
+            name: "get",
+            part: RedisPart::Commands,
+            metrics: shared.metrics.command("get"),
+            sha1: String::new(),
+        });
+        Self(Arc::new(Inner {
+            ways: Mutex::default(),
+            turn: AtomicUsize::new(0),
+            control,
+            get,
+            known: Mutex::default(),
+            shared,
+        }))
     }
 
     /// What the process has once.
@@ -209,7 +240,7 @@ impl Redis {
                 // No more than leaves the master time enough to answer instead.
                 let share = budget.left / TRIPS;
                 let mut own = Budget { left: share, ..*budget };
-                let answer = self.follow(replica, Lane::Bodies, &command, &self.0.get, &mut own).await;
+                let answer = self.follow(replica, Lane::Copies, &command, &self.0.get, &mut own).await;
                 *budget = Budget { left: budget.left.saturating_sub(share - own.left), ..own };
                 answer
             }
@@ -307,8 +338,15 @@ impl Redis {
             }
             let to = match &answer {
                 Err(Fault::Moved(to) | Fault::Ask(to)) => follow::address(to, &way.node.address),
+                Err(Fault::Refused(kind)) if kind == TRYAGAIN && budget.left() > TRY_AGAIN => {
+                    // Some of its keys are here and some there, for a moment.
+                    tokio::time::sleep(TRY_AGAIN).await;
+                    budget.spend(TRY_AGAIN);
+                    continue;
+                }
                 _ => return answer,
             };
+            let Some(to) = to else { break };
             asking = matches!(answer, Err(Fault::Ask(_)));
             way = self.way(&topology.named(&to));
         }
@@ -350,7 +388,7 @@ impl Redis {
         if !matches!(&answer, Err(Fault::Refused(kind)) if kind == NOSCRIPT) {
             known.metrics.ended(result, took);
         }
-        self.0.shared.health.answered(known.part, answer.as_ref().err());
+        self.0.shared.health.answered(known.part, known.name, answer.as_ref().err());
         if !self.0.control {
             match trouble {
                 Some(cause) => breaker.failed(cause),
@@ -371,6 +409,7 @@ impl Redis {
         let slot = match lane {
             Lane::Scripts => &way.scripts,
             Lane::Bodies => &way.bodies,
+            Lane::Copies => &way.copies,
         };
         let whole = async {
             let mut link = slot.acquire(&self.0.shared, &way.node).await?;
@@ -401,20 +440,27 @@ impl Redis {
         let map = self.0.shared.topology.map();
         let replicas = &map.owner(key)?.replicas;
         let useful = || replicas.iter().filter(|replica| !replica.breaker.is_open());
-        let one = useful().nth(random() as usize % useful().count().max(1))?;
+        let one = useful().nth(self.0.turn.fetch_add(1, Ordering::Relaxed) % useful().count().max(1))?;
         Some(self.way(one))
     }
 
     fn way(&self, node: &Arc<Node>) -> Arc<Way> {
         let mut ways = self.0.ways.lock().expect("no panic while held");
-        if let Some(way) = ways.get(&node.id) {
-            return Arc::clone(way);
+        let version = self.0.shared.topology.map().version;
+        if ways.version != version {
+            ways.version = version;
+            let known = self.0.shared.topology.known();
+            ways.by_node.retain(|id, _| known.iter().any(|node| node.id == *id));
         }
-        // A new server is seldom; those that are none any more go then.
-        let map = self.0.shared.topology.map();
-        ways.retain(|id, _| map.nodes().any(|known| known.id == *id));
-        let way = Way { node: Arc::clone(node), bodies: Slot::default(), scripts: Slot::default() };
-        Arc::clone(ways.entry(node.id).or_insert(Arc::new(way)))
+        let make = || {
+            Arc::new(Way {
+                node: Arc::clone(node),
+                bodies: Slot::default(),
+                scripts: Slot::default(),
+                copies: Slot::of_copies(),
+            })
+        };
+        Arc::clone(ways.by_node.entry(node.id).or_insert_with(make))
     }
 
     /// What is known of `script` on this runtime. A handful of scripts: a scan beats a map.
@@ -424,8 +470,12 @@ impl Redis {
             return Arc::clone(one);
         }
         let sha1 = deadpool_redis::redis::Script::new(script.source).get_hash().to_owned();
-        let one =
-            Arc::new(Known { part: RedisPart::Scripts, metrics: self.0.shared.metrics.command(script.name), sha1 });
+        let one = Arc::new(Known {
+            name: script.name,
+            part: RedisPart::Scripts,
+            metrics: self.0.shared.metrics.command(script.name),
+            sha1,
+        });
         known.push((script.name, Arc::clone(&one)));
         one
     }

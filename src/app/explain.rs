@@ -29,8 +29,8 @@ pub fn explain(config: &Config, question: &Question, json: bool) -> Result<Strin
 pub(super) struct Door(Explainer);
 
 impl Door {
-    /// A door to `parts`, with a way to Redis of its own: what an operator asks counts in no metric of requests, and opens
-    /// no breaker of theirs.
+    /// A door to `parts`, with a way to Redis of its own: what an operator asks counts in no metric of requests, and its
+    /// being slow opens no breaker of theirs.
     pub(super) fn new(parts: &Parts) -> Self {
         let own = parts.kv.as_ref().map(|kv| kv.apart(Metrics::new(Registry::new())));
         Self(Explainer::new(Arc::clone(&parts.shared), own))

@@ -298,7 +298,7 @@ impl Keeper {
             if proof.door.is_empty() {
                 break;
             }
-            head = stream::drain(&self.state, &self.log, &proof.door).await?;
+            (head, _) = stream::drain(&self.state, &self.log, &proof.door).await?;
             if proof.door.len() < doors::ENTRIES {
                 proof.door.clear();
             } else {

@@ -37,6 +37,9 @@ impl Intent {
             order: to_json(order).into(),
             lasts: patience.max(SHORTEST),
         };
+        if budget.left().is_zero() {
+            return None;
+        }
         match intent.put("note", budget).await {
             Ok(true) => Some(intent),
             Ok(false) | Err(Unavailable::NotSent | Unavailable::Refused(_)) => None,

@@ -28,7 +28,11 @@ const PROBE_EVERY: Duration = Duration::from_millis(250);
 const PROBE_WAIT: Duration = Duration::from_millis(500);
 
 /// A connection of its own, on the runtime that opened it.
-pub struct Dedicated(pub(super) Wire);
+pub struct Dedicated {
+    pub(super) wire: Wire,
+    /// The number of the node that it leads to, if that is known.
+    node: Option<u64>,
+}
 
 impl Dedicated {
     /// Opens one to the server that has the log.
@@ -38,6 +42,11 @@ impl Dedicated {
     pub async fn open(shared: &Shared) -> Result<Self, Unavailable> {
         let home = shared.home().ok_or(Unavailable::NotSent)?;
         Self::to(shared, &home).await
+    }
+
+    /// Whether it leads to the server that has the log now.
+    pub fn is_home(&self, shared: &Shared) -> bool {
+        shared.home().is_some_and(|home| Some(home.id) == self.node)
     }
 
     /// Opens one to whoever listens at `address`, of whom nothing more is known.
@@ -55,7 +64,7 @@ impl Dedicated {
         for part in parts {
             command.arg(*part);
         }
-        match tokio::time::timeout(wait, self.0.connection.send_packed_command(&command)).await {
+        match tokio::time::timeout(wait, self.wire.connection.send_packed_command(&command)).await {
             Ok(answer) => Ok(reply::read(answer)?),
             Err(_) => Err(Unavailable::Timeout),
         }
@@ -67,7 +76,8 @@ impl Dedicated {
     }
 
     async fn subscriber(shared: &Shared, node: &Node, inbox: Option<Inbox>) -> Result<Self, Unavailable> {
-        Self::connect(&shared.dialer, &node.address, inbox).await.map_err(|none| {
+        let open = Self::connect(&shared.dialer, &node.address, inbox).await;
+        open.map(|open| Self { node: Some(node.id), ..open }).map_err(|none| {
             if matches!(none, NoConnection::NobodyListens | NoConnection::Tls(_)) {
                 node.breaker.refused(&none.to_string());
             }
@@ -83,7 +93,7 @@ impl Dedicated {
             // In RESP3 the answer to XREAD has another shape.
             None => (config, Some(Resp::Resp2)),
         };
-        dialer.open(address, config, protocol).await.map(Self)
+        dialer.open(address, config, protocol, false).await.map(|wire| Self { wire, node: None })
     }
 }
 
@@ -132,11 +142,12 @@ impl Inbox {
 
 /// A subscription to channels, in the order in which Redis sent the messages, without a hole until it ends.
 ///
-/// It is with the server that has the log, and ends when that is another. In a Cluster a message published at any server
-/// reaches all of them; but only there does it come behind the records that were logged before it.
+/// It is with the server that has the log, and ends when another is known to have it. In a Cluster a message published at any
+/// server reaches all of them; but only there does it surely come behind the records that were logged before it. Between
+/// the log's going elsewhere and this process' knowing it, an order at the PUBLISH door may be taken for an equal one that
+/// was logged just before: that door acknowledges nothing.
 pub struct Subscription {
     connection: Dedicated,
-    home: Arc<Node>,
     shared: Arc<Shared>,
     /// Tells of another map of servers.
     moved: watch::Receiver<()>,
@@ -164,7 +175,7 @@ impl Subscription {
         if let Some(key) = tracked {
             connection.command(&[b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", key], OPENING).await?;
         }
-        Ok(Self { connection, home, shared: Arc::clone(shared), moved, messages, overflowed, changed })
+        Ok(Self { connection, shared: Arc::clone(shared), moved, messages, overflowed, changed })
     }
 
     /// The next message; `None` once the subscription has ended or missed one.
@@ -196,25 +207,24 @@ impl Subscription {
     }
 
     fn is_home(&self) -> bool {
-        self.shared.home().is_some_and(|home| home.id == self.home.id)
+        self.connection.is_home(&self.shared)
     }
 }
 
 /// Closes each server's breaker, whenever it is open, once that answers as fast as requests need it. Runs for ever.
 pub async fn probe(shared: Arc<Shared>) {
-    let mut probes = JoinSet::new();
+    let (mut probes, mut changes) = (JoinSet::new(), shared.topology.changes());
     loop {
-        let map = shared.topology.map();
-        for node in map.nodes().filter(|node| node.breaker.is_open()) {
+        for node in shared.topology.known().into_iter().filter(|node| node.breaker.is_open()) {
             if !node.probed.swap(true, Ordering::AcqRel) {
-                probes.spawn(probe_one(Arc::clone(&shared), Arc::clone(node)));
+                probes.spawn(probe_one(Arc::clone(&shared), node));
             }
         }
-        drop(map);
         shared.topology.show();
         shared.health.show();
         tokio::select! {
-            () = shared.topology.stirred() => shared.topology.doubt(),
+            () = shared.topology.opened() => shared.topology.doubt(),
+            Ok(()) = changes.changed() => {}
             Some(_) = probes.join_next() => {}
         }
     }
@@ -223,7 +233,7 @@ pub async fn probe(shared: Arc<Shared>) {
 /// Until its breaker is closed, or it is one of Redis' servers no more.
 async fn probe_one(shared: Arc<Shared>, node: Arc<Node>) {
     let mut connection = None;
-    while node.breaker.is_open() && shared.topology.map().nodes().any(|known| known.id == node.id) {
+    while node.breaker.is_open() && shared.topology.known().iter().any(|known| known.id == node.id) {
         tokio::time::sleep(jittered(PROBE_EVERY)).await;
         // A connection that answered late is kept, so that its warming up does not count twice.
         let mut probing = match connection.take() {

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ahash::RandomState;
+
+use super::Shared;
 use super::follow::{Asked, address};
 use super::keys::SLOTS;
 use super::topology::Found;
-use super::{Shared, random};
 use crate::config::{Address, ReadFrom};
 
 /// Servers that are asked at once. One that lags is outvoted by whoever knows a later epoch.
@@ -17,7 +19,7 @@ const ASKED: usize = 4;
 /// # Errors
 /// None of them says who has what; the cause.
 pub(super) async fn find(shared: &Arc<Shared>, seeds: &[Address], asked: &mut Asked) -> Result<Found, String> {
-    let whom = chosen(shared, seeds);
+    let whom = chosen(shared, seeds, asked.salt());
     let command = [b"CLUSTER".to_vec(), b"NODES".to_vec()].to_vec();
     let answers = asked.ask(shared, &shared.dialer, whom, &[command]).await;
     let mut causes = Vec::new();
@@ -40,12 +42,14 @@ pub(super) async fn find(shared: &Arc<Shared>, seeds: &[Address], asked: &mut As
     }
 }
 
-/// Masters whose breaker is closed first; then whoever else is known.
-fn chosen(shared: &Shared, seeds: &[Address]) -> Vec<Address> {
+/// Those whose breaker is closed first; by `salt` the same for a while, so that connections to them are kept, and others in
+/// other processes.
+fn chosen(shared: &Shared, seeds: &[Address], salt: &RandomState) -> Vec<Address> {
     let map = shared.topology.map();
-    let mut known: Vec<_> = map.nodes().map(|node| (node.breaker.is_open(), random(), &node.address)).collect();
+    let mut known: Vec<_> =
+        map.nodes().map(|node| (node.breaker.is_open(), salt.hash_one(&node.address), &node.address)).collect();
     known.sort();
-    let seed = &seeds[random() as usize % seeds.len()];
+    let seed = &seeds[salt.hash_one("seed") as usize % seeds.len()];
     let mut chosen: Vec<_> =
         known.iter().map(|(_, _, address)| *address).take(ASKED - 1).chain([seed]).cloned().collect();
     // One of them may be the only one that is there.
@@ -77,8 +81,9 @@ struct View {
 struct Claim {
     id: String,
     address: Address,
-    /// The latest that was given out wins a slot that two claim (Redis Cluster specification, "Configuration handling").
-    epoch: u64,
+    /// The latest epoch that was given out wins a slot that two claim (Redis Cluster specification, "Configuration
+    /// handling"); of equal ones, what a server says of itself.
+    rank: (u64, bool),
     slots: Vec<(u16, u16)>,
 }
 
@@ -91,7 +96,8 @@ impl View {
             let fields: Vec<&str> = line.split(' ').collect();
             let [id, place, flags, master, _, _, epoch, _, slots @ ..] = &fields[..] else { continue };
             let flags: Vec<&str> = flags.split(',').collect();
-            let (by_number, by_name) = places_of(place, from);
+            // Nobody knows where it is: what it has, nobody has.
+            let Some((by_number, by_name)) = places_of(place, from) else { continue };
             let (place, other) = match by_name {
                 Some(name) if prefers_names => (name, Some(by_number)),
                 name => (by_number, name),
@@ -99,11 +105,10 @@ impl View {
             view.names.extend(other.map(|other| (other, place.clone())));
             if flags.contains(&"master") {
                 let slots = slots.iter().filter_map(|range| range_of(range)).collect();
-                let claim = Claim { id: (*id).to_owned(), address: place, epoch: epoch.parse().unwrap_or(0), slots };
-                view.masters.push(claim);
-            } else if flags.contains(&"slave")
-                && !flags.iter().any(|flag| ["fail", "noaddr", "handshake"].contains(flag))
-            {
+                let (id, epoch) = ((*id).to_owned(), epoch.parse().unwrap_or(0));
+                let is_own = flags.contains(&"myself");
+                view.masters.push(Claim { id, address: place, rank: (epoch, is_own), slots });
+            } else if flags.contains(&"slave") && !flags.iter().any(|flag| ["fail", "handshake"].contains(flag)) {
                 view.replicas.push(((*master).to_owned(), place));
             }
         }
@@ -112,15 +117,15 @@ impl View {
 }
 
 /// `ip:port@busport,hostname,...`: by IP address, and by name if there is one.
-fn places_of(text: &str, from: &Address) -> (Address, Option<Address>) {
+fn places_of(text: &str, from: &Address) -> Option<(Address, Option<Address>)> {
     let (place, rest) = text.split_once(',').unwrap_or((text, ""));
-    let place = address(place.split('@').next().unwrap_or(place), from);
+    let place = address(place.split('@').next().unwrap_or(place), from)?;
     let name = rest.split(',').next().filter(|name| !name.is_empty() && !name.contains('='));
     let named = match (&place, name) {
         (Address::Tcp { port, .. }, Some(name)) => Some(Address::Tcp { host: name.to_owned(), port: *port }),
         _ => None,
     };
-    (place, named)
+    Some((place, named))
 }
 
 /// `7` or `0-5460`; what stands in brackets is on its way elsewhere.
@@ -136,21 +141,22 @@ fn merged(views: &[View], with_replicas: bool) -> Found {
     for claim in views.iter().flat_map(|view| &view.masters) {
         for (first, last) in &claim.slots {
             for owner in &mut owners[usize::from(*first)..=usize::from(*last)] {
-                if owner.is_none_or(|owner| owner.epoch < claim.epoch) {
+                if owner.is_none_or(|owner| owner.rank < claim.rank) {
                     *owner = Some(claim);
                 }
             }
         }
     }
-    let mut ids: Vec<&Claim> = owners.iter().flatten().copied().collect();
-    ids.sort_by(|a, b| a.address.cmp(&b.address));
-    ids.dedup_by(|a, b| a.address == b.address);
+    let mut owning: Vec<&Claim> = owners.iter().flatten().copied().collect();
+    owning.dedup_by(|a, b| a.address == b.address);
+    owning.sort_by(|a, b| a.address.cmp(&b.address));
+    owning.dedup_by(|a, b| a.address == b.address);
     let slots = owners.iter().map(|owner| {
         let owner = owner.as_ref()?;
-        ids.binary_search_by(|one| one.address.cmp(&owner.address)).ok()
+        owning.binary_search_by(|one| one.address.cmp(&owner.address)).ok()
     });
-    let slots = if ids.is_empty() { Vec::new() } else { slots.collect() };
-    let masters = ids.iter().map(|master| {
+    let slots = if owning.is_empty() { Vec::new() } else { slots.collect() };
+    let masters = owning.iter().map(|master| {
         let copies = views.iter().flat_map(|view| &view.replicas).filter(|(of, _)| with_replicas && *of == master.id);
         let mut copies: Vec<Address> = copies.map(|(_, address)| address.clone()).collect();
         copies.sort();
@@ -207,6 +213,15 @@ e7d1 :30001@31001,hostname1 myself,master - 0 0 1 connected 0-5459 5460 [5461->-
             assert_eq!(found.masters, [(at("2.2.2.2", 1), vec![])]);
         }
         assert_eq!(merged(&[view("a 1.1.1.1:1@2 myself,master - 0 0 0 connected\n")], true), Found::default());
+        // Who is nowhere has nothing; and of equal epochs what a server says of itself counts.
+        let gone =
+            view("a :0@0 master,noaddr - 0 0 1 disconnected 0-99\nb 2.2.2.2:1@2 master - 0 0 1 connected 100-16383\n");
+        let found = merged(&[gone], true);
+        assert_eq!((found.masters.len(), found.slots[99], found.slots[100]), (1, None, Some(0)));
+        let other =
+            "a 1.1.1.1:1@2 master - 0 0 1 connected 0-16383\nb 2.2.2.2:1@2 myself,master - 0 0 1 connected 0-16383\n";
+        let own = "a 1.1.1.1:1@2 master - 0 0 1 connected 0-16383\nb 2.2.2.2:1@2 master - 0 0 1 connected\n";
+        assert_eq!(merged(&[own, other].map(view), true).masters, [(at("2.2.2.2", 1), vec![])]);
         let half = merged(&[view("a 1.1.1.1:1@2 master - 0 0 1 connected 0-99\n")], true);
         assert_eq!((half.slots[99], half.slots[100]), (Some(0), None));
     }

@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 
 use super::reply::Fault;
 use crate::config::tls::{self, RedisTls};
-use crate::config::{Access, Address, ReadFrom, Redis, Resp, Servers};
+use crate::config::{Access, Address, Redis, Resp, Servers};
 use crate::metrics::RedisFault;
 
 /// Longest that opening one may take, handshakes included.
@@ -35,8 +35,8 @@ struct Inner {
     to: Whom,
     database: u32,
     protocol: Resp,
-    /// Whether a Cluster's replicas are to answer what is read on these connections.
-    reads_replicas: bool,
+    /// Whether replicas want to be told that they are to answer themselves.
+    is_cluster: bool,
     entry: ArcSwap<Entry>,
 }
 
@@ -136,12 +136,11 @@ impl From<NoConnection> for Fault {
 impl Dialer {
     /// To servers, as `redis` says.
     pub(super) fn new(redis: &Redis) -> Self {
-        let is_cluster = matches!(redis.servers, Servers::Cluster { .. });
         Self(Arc::new(Inner {
             to: Whom::Servers,
             database: redis.database,
             protocol: redis.protocol,
-            reads_replicas: is_cluster && redis.read_from == ReadFrom::Replica,
+            is_cluster: matches!(redis.servers, Servers::Cluster { .. }),
             entry: ArcSwap::from_pointee(Entry::new(&redis.access, Whom::Servers)),
         }))
     }
@@ -152,7 +151,7 @@ impl Dialer {
             to: Whom::Sentinels,
             database: 0,
             protocol: Resp::Resp2,
-            reads_replicas: false,
+            is_cluster: false,
             entry: ArcSwap::from_pointee(Entry::new(&redis.access, Whom::Sentinels)),
         }))
     }
@@ -162,7 +161,7 @@ impl Dialer {
         self.0.entry.store(Arc::new(Entry::new(access, self.0.to)));
     }
 
-    /// Opens one to `server`, which lives on this runtime.
+    /// Opens one to `server`, which lives on this runtime; with `to_copy` to read what it has as another's replica.
     ///
     /// # Errors
     /// There is none within [`OPENING`]; never is anything sent in plain text where TLS was asked for.
@@ -171,11 +170,12 @@ impl Dialer {
         server: &Address,
         config: AsyncConnectionConfig,
         protocol: Option<Resp>,
+        to_copy: bool,
     ) -> Result<Wire, NoConnection> {
         let opening = async {
             let mut wire = self.connect(server, config, protocol.unwrap_or(self.0.protocol)).await?;
-            if self.0.reads_replicas {
-                // A master minds it as little as what becomes one.
+            if to_copy && self.0.is_cluster {
+                // What has become a master minds it as little.
                 wire.connection.send_packed_command(&cmd("READONLY")).await.map_err(NoConnection::said)?;
             }
             Ok(wire)

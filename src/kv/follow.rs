@@ -1,9 +1,10 @@
 //! Finding out which servers Redis is: from the Sentinels, or from the servers of a Cluster.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ahash::RandomState;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
@@ -34,8 +35,8 @@ const SAID_AGAIN: Duration = Duration::from_secs(10);
 pub async fn follow(shared: Arc<Shared>) {
     let mut asked = Asked::default();
     let mut heard = sentinel::Latest::default();
-    // Why no server is found, and when that was said.
-    let mut lost: Option<(String, Instant)> = None;
+    // Why no server was found last, and when that was said.
+    let mut said: Option<(String, Instant)> = None;
     loop {
         let found = match &shared.topology.servers {
             Servers::Standalone(_) => return,
@@ -44,19 +45,22 @@ pub async fn follow(shared: Arc<Shared>) {
                 sentinel::find(&shared, sentinels, master, &mut heard, &mut asked).await
             }
         };
-        match found {
+        let is_calm = match found {
             Ok(found) => {
                 shared.topology.adopt(&found);
-                lost = None;
+                // What comes and goes is said seldom, and what has been over for long anew.
+                said = said.filter(|(_, at)| at.elapsed() < SAID_AGAIN);
+                !shared.topology.is_troubled()
             }
             Err(cause) => {
-                if lost.as_ref().is_none_or(|(said, at)| *said != cause && at.elapsed() >= SAID_AGAIN) {
-                    tracing::warn!(cause, "Redis' servers cannot be found: what is known of them counts on");
-                    lost = Some((cause, Instant::now()));
+                if said.as_ref().is_none_or(|(before, at)| *before != cause && at.elapsed() >= SAID_AGAIN) {
+                    let known = shared.topology.map().masters().len();
+                    tracing::warn!(cause, known, "Redis' servers cannot be found: what is known of them counts on");
+                    said = Some((cause, Instant::now()));
                 }
+                false
             }
-        }
-        let is_calm = lost.is_none() && !shared.topology.is_troubled();
+        };
         let next = Instant::now() + jittered(if is_calm { EVERY } else { IN_TROUBLE });
         sleep(jittered(LEAST)).await;
         tokio::select! {
@@ -67,23 +71,46 @@ pub async fn follow(shared: Arc<Shared>) {
 }
 
 /// The address in a redirection: `host:port`, at the host of who said it if none is named.
-pub(super) fn address(text: &str, said_by: &Address) -> Address {
-    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
-    let port = port.parse().unwrap_or(0);
-    match (host, said_by) {
+/// `None` where there is nobody.
+pub(super) fn address(text: &str, said_by: &Address) -> Option<Address> {
+    let (host, port) = text.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    Some(match (host, said_by) {
         ("", Address::Tcp { host, .. }) => Address::Tcp { host: host.clone(), port },
         _ => Address::Tcp { host: host.to_owned(), port },
-    }
+    })
 }
 
 /// A command's parts.
 pub(super) type Parts = Vec<Vec<u8>>;
 
-/// Connections to those who are asked, kept from one look to the next.
+/// The connection, and what was said on it; or why nothing was.
+type Answered = Result<(Dedicated, Vec<Reply>), String>;
+
+/// Looks after which others are asked.
+const SAME: u32 = 30;
+
+/// Who is asked, and connections to them, kept from one look to the next.
 #[derive(Default)]
-pub(super) struct Asked(HashMap<Address, Dedicated>);
+pub(super) struct Asked {
+    open: HashMap<Address, Dedicated>,
+    /// Who has not answered yet: what they say counts in the next look.
+    waiting: HashSet<Address>,
+    questions: JoinSet<(Address, Answered)>,
+    salt: RandomState,
+    looks: u32,
+}
 
 impl Asked {
+    /// By which those are chosen who are asked in this look: seldom another.
+    pub(super) fn salt(&mut self) -> &RandomState {
+        self.looks += 1;
+        if self.looks.is_multiple_of(SAME) {
+            self.salt = RandomState::new();
+        }
+        &self.salt
+    }
+
     /// What each of `whom` answers to `commands`, or why it does not, as far as they answer within a moment of the first; by
     /// address.
     pub(super) async fn ask(
@@ -93,22 +120,25 @@ impl Asked {
         whom: Vec<Address>,
         commands: &[Parts],
     ) -> Vec<(Address, Result<Vec<Reply>, String>)> {
-        self.0.retain(|address, _| whom.contains(address));
-        let mut questions = JoinSet::new();
+        self.open.retain(|address, _| whom.contains(address));
         for address in whom {
+            if !self.waiting.insert(address.clone()) {
+                continue;
+            }
             let (shared, dialer, commands) = (Arc::clone(shared), dialer.clone(), commands.to_vec());
-            let open = self.0.remove(&address);
-            questions.spawn(async move {
+            let open = self.open.remove(&address);
+            self.questions.spawn(async move {
                 let answer = timeout(ANSWER, question(&shared, &dialer, &address, open, &commands)).await;
                 (address, answer.unwrap_or_else(|_| Err(Unavailable::Timeout.to_string())))
             });
         }
         let mut answers = Vec::new();
         let mut until = Instant::now() + ANSWER + OTHERS;
-        while let Ok(Some(joined)) = timeout_at(until, questions.join_next()).await {
+        while let Ok(Some(joined)) = timeout_at(until, self.questions.join_next()).await {
             let Ok((address, answer)) = joined else { continue };
+            self.waiting.remove(&address);
             let answer = answer.map(|(open, replies)| {
-                self.0.insert(address.clone(), open);
+                self.open.insert(address.clone(), open);
                 until = until.min(Instant::now() + OTHERS);
                 replies
             });
@@ -125,7 +155,7 @@ async fn question(
     address: &Address,
     open: Option<Dedicated>,
     commands: &[Parts],
-) -> Result<(Dedicated, Vec<Reply>), String> {
+) -> Answered {
     let mut open = match open {
         Some(open) => open,
         None => call(shared, dialer, address).await?,
@@ -133,6 +163,10 @@ async fn question(
     let mut replies = Vec::new();
     for command in commands {
         replies.push(said(&mut open, command).await?);
+        // Who knows nothing is asked nothing more.
+        if replies.last() == Some(&Reply::Nil) {
+            break;
+        }
     }
     Ok((open, replies))
 }
@@ -160,10 +194,11 @@ mod tests {
 
     #[test]
     fn redirections_name_their_host_or_mean_their_own() {
-        let tcp = |host: &str, port| Address::Tcp { host: host.to_owned(), port };
-        let own = tcp("10.0.0.1", 7000);
+        let tcp = |host: &str, port| Some(Address::Tcp { host: host.to_owned(), port });
+        let own = tcp("10.0.0.1", 7000).unwrap();
         assert_eq!(address("10.0.0.2:7001", &own), tcp("10.0.0.2", 7001));
         assert_eq!(address(":7001", &own), tcp("10.0.0.1", 7001));
         assert_eq!(address("::1:7001", &own), tcp("::1", 7001));
+        assert_eq!(address(":0", &own), None);
     }
 }

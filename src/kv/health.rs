@@ -11,8 +11,13 @@ use super::topology::Topology;
 use crate::clock::{Clock, SteadyMs};
 use crate::metrics::{Metrics, RedisPart};
 
-/// A use that failed now and then works again once it has not failed for so long.
+/// A use that failed now and then works again once the command that failed last has been answered, and it has not failed
+/// for so long.
 const HEALED: Duration = Duration::from_secs(2);
+
+/// Or, if nobody asks for that command any more, for so long: more than between two of any of the commands that are sent
+/// whether requests come or not.
+const FORGOTTEN: Duration = Duration::from_secs(15);
 
 /// How each use of Redis fares.
 pub struct Health {
@@ -29,6 +34,8 @@ struct Failing {
     cause: String,
     since: SteadyMs,
     last: SteadyMs,
+    /// The command, where there are several.
+    command: &'static str,
 }
 
 impl Health {
@@ -40,15 +47,17 @@ impl Health {
     }
 
     /// The outcome of a command or script. What only says that a server is out of reach is told by its breaker.
-    pub(super) fn answered(&self, part: RedisPart, fault: Option<&Fault>) {
+    pub(super) fn answered(&self, part: RedisPart, command: &'static str, fault: Option<&Fault>) {
         match fault {
-            None if self.failing[part as usize].load(Ordering::Relaxed) => self.mend(part, HEALED),
+            None if self.failing[part as usize].load(Ordering::Relaxed) => {
+                self.mend(part, |failing| if failing.command == command { HEALED } else { FORGOTTEN });
+            }
             None => {}
             Some(fault) => {
                 if let Some(kind) = fault.kind() {
                     self.metrics.redis_failed(kind);
                     if kind.is_refusal() {
-                        self.fail(part, &fault.to_string());
+                        self.fail(part, command, &fault.to_string());
                     }
                 }
             }
@@ -58,19 +67,22 @@ impl Health {
     /// Whether a use that is looked after by one task works; the cause if not.
     pub fn tell(&self, part: RedisPart, outcome: Result<(), String>) {
         match outcome {
-            Ok(()) if self.failing[part as usize].load(Ordering::Relaxed) => self.mend(part, Duration::ZERO),
+            Ok(()) if self.failing[part as usize].load(Ordering::Relaxed) => self.mend(part, |_| Duration::ZERO),
             Ok(()) => {}
-            Err(cause) => self.fail(part, &cause),
+            Err(cause) => self.fail(part, "", &cause),
         }
     }
 
-    fn fail(&self, part: RedisPart, cause: &str) {
+    fn fail(&self, part: RedisPart, command: &'static str, cause: &str) {
         let now = self.clock.steady();
         let mut states = self.states.lock().expect("no panic while held");
         match &mut states[part as usize] {
-            Some(failing) => failing.last = now,
+            Some(failing) => {
+                cause.clone_into(&mut failing.cause);
+                (failing.last, failing.command) = (now, command);
+            }
             none => {
-                *none = Some(Failing { cause: cause.to_owned(), since: now, last: now });
+                *none = Some(Failing { cause: cause.to_owned(), since: now, last: now, command });
                 self.failing[part as usize].store(true, Ordering::Relaxed);
                 drop(states);
                 tracing::warn!(part = part.as_str(), cause, "Redis is degraded: {}", meanwhile(part));
@@ -79,10 +91,10 @@ impl Health {
         }
     }
 
-    fn mend(&self, part: RedisPart, after: Duration) {
+    fn mend(&self, part: RedisPart, after: impl Fn(&Failing) -> Duration) {
         let now = self.clock.steady();
         let mut states = self.states.lock().expect("no panic while held");
-        let calm = |failing: &Failing| u128::from(now.saturating_sub(failing.last)) >= after.as_millis();
+        let calm = |failing: &Failing| u128::from(now.saturating_sub(failing.last)) >= after(failing).as_millis();
         if states[part as usize].as_ref().is_some_and(calm) {
             states[part as usize] = None;
             self.failing[part as usize].store(false, Ordering::Relaxed);
@@ -94,8 +106,9 @@ impl Health {
 
     /// Brings the metric up to date.
     pub(super) fn show(&self) {
-        let away = self.topology.is_troubled();
+        // Under the lock, so that who comes later knows more.
         let states = self.states.lock().expect("no panic while held");
+        let away = self.topology.is_troubled();
         for part in RedisPart::ALL {
             let is_degraded = states[*part as usize].is_some() || (away && part.is_asked_by_requests());
             self.metrics.redis_degraded(*part, is_degraded);
@@ -168,16 +181,18 @@ mod tests {
         let (health, clock) = health();
         let is_degraded =
             || health.lines()[RedisPart::Scripts as usize].starts_with("[!] redis scripts: Redis refused: OOM for ");
-        health.answered(RedisPart::Scripts, Some(&refused("OOM")));
+        health.answered(RedisPart::Scripts, "store", Some(&refused("OOM")));
         for _ in 0..3 {
             clock.advance(HEALED / 2);
-            health.answered(RedisPart::Scripts, None);
+            health.answered(RedisPart::Scripts, "store", None);
             assert!(is_degraded(), "{:?}", health.lines());
-            health.answered(RedisPart::Scripts, Some(&refused("OOM")));
+            health.answered(RedisPart::Scripts, "store", Some(&refused("OOM")));
         }
         clock.advance(HEALED);
         assert!(is_degraded(), "nothing has worked since");
-        health.answered(RedisPart::Scripts, None);
+        health.answered(RedisPart::Scripts, "proof", None);
+        assert!(is_degraded(), "another script");
+        health.answered(RedisPart::Scripts, "store", None);
         assert_eq!(health.lines()[RedisPart::Scripts as usize], "[+] redis scripts");
     }
 
@@ -185,7 +200,7 @@ mod tests {
     fn what_says_nothing_of_redis_as_a_whole_degrades_nothing() {
         let (health, _) = health();
         for fault in [refused("ERR"), refused("NOSCRIPT"), refused("TRYAGAIN"), Fault::Timeout, Fault::NotSent] {
-            health.answered(RedisPart::Commands, Some(&fault));
+            health.answered(RedisPart::Commands, "get", Some(&fault));
         }
         assert!(health.lines().iter().all(|line| line.starts_with("[+]")), "{:?}", health.lines());
     }

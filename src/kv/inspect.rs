@@ -372,7 +372,7 @@ async fn ask(connection: &mut Dedicated, words: &[&[u8]]) -> Result<Said, Unavai
     for word in words {
         command.arg(*word);
     }
-    let sent = connection.0.connection.send_packed_command(&command);
+    let sent = connection.wire.connection.send_packed_command(&command);
     let answer = tokio::time::timeout(ANSWER, sent).await.map_err(|_| Unavailable::Timeout)?;
     let error = match answer.and_then(Value::extract_error) {
         Ok(value) => return Ok(Said::Yes(value.into())),

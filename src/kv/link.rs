@@ -25,6 +25,7 @@ pub(super) struct Link {
 pub(super) struct Slot {
     state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
+    of_copies: bool,
 }
 
 #[derive(Default)]
@@ -43,6 +44,11 @@ struct Held {
 }
 
 impl Slot {
+    /// For what is read from a server as another's copy.
+    pub(super) fn of_copies() -> Self {
+        Self { of_copies: true, ..Self::default() }
+    }
+
     /// A handle on the connection; on a new one if there is none, however long that takes.
     pub(super) async fn acquire(&self, shared: &Arc<Shared>, node: &Arc<Node>) -> Result<Link, Fault> {
         let changed = self.changed.notified();
@@ -90,7 +96,7 @@ impl Slot {
             // A task of its own: opening may take longer than the budget of the request that needs it first, and would
             // begin anew with every one.
             let (state, changed) = (Arc::clone(&self.state), Arc::clone(&self.changed));
-            tokio::spawn(build(state, changed, Arc::clone(shared), Arc::clone(node)));
+            tokio::spawn(build(Building { state, changed }, self.of_copies, Arc::clone(shared), Arc::clone(node)));
         }
         None
     }
@@ -115,12 +121,11 @@ impl Drop for Building {
     }
 }
 
-async fn build(state: Arc<Mutex<State>>, changed: Arc<Notify>, shared: Arc<Shared>, node: Arc<Node>) {
-    let building = Building { state, changed };
+async fn build(building: Building, of_copies: bool, shared: Arc<Shared>, node: Arc<Node>) {
     let generation = node.breaker.generation();
     // Every command has a timeout of its own, from its request's budget.
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
-    match shared.dialer.open(&node.address, config, None).await {
+    match shared.dialer.open(&node.address, config, None, of_copies).await {
         Ok(wire) => {
             let mut state = building.state.lock().expect("no panic while held");
             state.built += 1;

@@ -178,6 +178,10 @@ impl From<RedisError> for Fault {
             if detail.contains("max number of clients") {
                 return Self::Refused("MAXCLIENTS".to_owned());
             }
+            // What scripts may not do, in the words of Redis 7.0 and of 7.2.
+            if detail.contains("can't run this command") || detail.contains("ACL failure in script") {
+                return Self::Refused("NOPERM".to_owned());
+            }
             if code == "CLUSTERDOWN" && detail.contains("slot not served") {
                 return Self::Refused(UNSERVED.to_owned());
             }
@@ -241,6 +245,7 @@ mod tests {
             ("CLUSTERDOWN The cluster is down", "CLUSTERDOWN", true),
             ("CLUSTERDOWN Hash slot not served", UNSERVED, false),
             ("ERR wrong number of arguments", "ERR", false),
+            ("ERR The user executing the script can't run this command or subcommand script: f_1", "NOPERM", false),
             ("TRYAGAIN Multiple keys request during rehashing of slot", "TRYAGAIN", false),
         ] {
             let fault = fault(line);

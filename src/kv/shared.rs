@@ -33,7 +33,7 @@ pub struct Shared {
     /// Which uses of it work.
     pub health: Arc<Health>,
     /// See [`Shared::lost_ms`].
-    lost_ms: AtomicU64,
+    lost_ms: Arc<AtomicU64>,
     /// Whether keys are spread over slots, so that a script may touch those of one only.
     pub(super) is_sharded: bool,
     pub(super) bells: Doorbells,
@@ -56,7 +56,7 @@ impl Shared {
             deadline: config.deadline,
             startup_wait: config.startup_wait,
             bus: config.bus,
-            lost_ms: AtomicU64::new(0),
+            lost_ms: Arc::default(),
             health: Arc::new(Health::new(Arc::clone(&metrics), Arc::clone(&topology), clock.clone())),
             topology,
             is_sharded: matches!(config.servers, config::Servers::Cluster { .. }),
@@ -77,7 +77,7 @@ impl Shared {
             deadline: self.deadline,
             startup_wait: self.startup_wait,
             bus: self.bus,
-            lost_ms: AtomicU64::new(self.lost_ms()),
+            lost_ms: Arc::clone(&self.lost_ms),
             health: Arc::clone(&self.health),
             topology: Arc::clone(&self.topology),
             is_sharded: self.is_sharded,

@@ -32,6 +32,8 @@ pub(super) struct Node {
 /// Who has what, as far as is known; a new one takes its place whole.
 #[derive(Default)]
 pub(super) struct Map {
+    /// Each has a higher one than the one before.
+    pub(super) version: u64,
     masters: Vec<Master>,
     /// Positions in `masters`, by slot; none: the first has all.
     slots: Option<Box<[u16; SLOTS]>>,
@@ -89,8 +91,8 @@ pub(super) struct Topology {
     changed: watch::Sender<()>,
     /// Somebody has reason to believe that the map is wrong.
     doubted: Notify,
-    /// A breaker has opened, or there is a new map.
-    stirred: Arc<Notify>,
+    /// A breaker has opened.
+    opened: Arc<Notify>,
     open: IntGauge,
     clock: Clock,
 }
@@ -104,7 +106,7 @@ impl Topology {
             ids: AtomicU64::new(0),
             changed: watch::channel(()).0,
             doubted: Notify::new(),
-            stirred: Arc::default(),
+            opened: Arc::default(),
             open,
             clock,
             servers,
@@ -114,6 +116,11 @@ impl Topology {
         }
         topology.show();
         topology
+    }
+
+    /// Everybody who is known, redirections' servers too.
+    pub(super) fn known(&self) -> Vec<Arc<Node>> {
+        self.nodes.lock().expect("no panic while held").values().cloned().collect()
     }
 
     /// Who has what.
@@ -136,7 +143,7 @@ impl Topology {
             Arc::new(Node {
                 id: self.ids.fetch_add(1, Ordering::Relaxed),
                 address: address.clone(),
-                breaker: Breaker::new(address.to_string(), Arc::clone(&self.stirred), self.clock.clone()),
+                breaker: Breaker::new(address.to_string(), Arc::clone(&self.opened), self.clock.clone()),
                 probed: AtomicBool::new(false),
             })
         };
@@ -147,6 +154,8 @@ impl Topology {
     pub(super) fn adopt(&self, found: &Found) -> bool {
         let before = self.map();
         if before.is_as(found) {
+            // Whom only redirections named, they will name again.
+            before.keep(&mut self.nodes.lock().expect("no panic while held"));
             return false;
         }
         let masters = found.masters.iter().map(|(address, replicas)| Master {
@@ -161,7 +170,7 @@ impl Topology {
             }
             slots
         });
-        let map = Arc::new(Map { masters, slots, names: found.names.clone() });
+        let map = Arc::new(Map { version: before.version + 1, masters, slots, names: found.names.clone() });
         map.keep(&mut self.nodes.lock().expect("no panic while held"));
         if before.masters.iter().map(|one| one.node.id).ne(map.masters.iter().map(|one| one.node.id))
             || before.uncovered() != map.uncovered()
@@ -172,7 +181,6 @@ impl Topology {
         }
         self.map.store(map);
         self.changed.send_replace(());
-        self.stirred.notify_one();
         true
     }
 
@@ -186,9 +194,9 @@ impl Topology {
         self.doubted.notified().await;
     }
 
-    /// Completes when a breaker has opened, or there is another map, since this completed last.
-    pub(super) async fn stirred(&self) {
-        self.stirred.notified().await;
+    /// Completes when a breaker has opened since this completed last.
+    pub(super) async fn opened(&self) {
+        self.opened.notified().await;
     }
 
     /// Tells of each new map.

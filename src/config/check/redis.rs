@@ -121,7 +121,7 @@ impl Check<'_, '_> {
                 let remedy = "write mode = \"sentinel\" or \"cluster\", or remove the line";
                 self.error(&read_from.span(), "one server has no replicas that Weir would know", remedy);
             }
-            if raw.url.is_none() && raw.nodes.is_none() {
+            if raw.url.is_none() && raw.nodes.as_ref().is_none_or(Vec::is_empty) {
                 let remedy = "write url = \"redis://127.0.0.1:6379/0\", or leave the whole table out";
                 self.error(span, "`redis` has no key `url`", remedy);
             }
@@ -170,12 +170,23 @@ impl Check<'_, '_> {
                     "a server in `redis.nodes` is written host:port, TLS and password in keys of their own".to_owned()
                 );
             }
+            if !node.value.chars().all(|c| c.is_ascii_alphanumeric() || "-._:[]".contains(c)) {
+                return Err(
+                    "a server in `redis.nodes` is written host:port, of letters, digits, `-`, `.` and `_`".to_owned()
+                );
+            }
             address(&node.value, port, "a server in `redis.nodes`")
         };
         let nodes: Vec<_> = listed
             .iter()
             .filter_map(|node| read(node).map_err(|wrong| self.error(&node.span(), wrong, remedy.as_str())).ok())
             .collect();
+        for (nth, node) in listed.iter().enumerate() {
+            if nodes.len() == listed.len() && nodes[..nth].contains(&nodes[nth]) {
+                let text = format!("\"{}\" is there twice", node.value.escape_debug());
+                self.error(&node.span(), text, "write each server once");
+            }
+        }
         (nodes.len() == listed.len()).then_some(nodes)
     }
 
