@@ -167,10 +167,10 @@ async fn sentinels_that_forget_are_followed_again() {
     let (one, other) = two(&setup, &up).await;
     let port = all.server(all.master()).address().port().to_string();
     let name = all.master_name();
-    for at in 0..all.addresses().len() {
-        all.sentinel(at).cli(&["SENTINEL", "REMOVE", name]);
-        all.sentinel(at).cli(&["SENTINEL", "MONITOR", name, "127.0.0.1", &port, "2"]);
-    }
+    // First all of them forget, so that none learns it from another.
+    let every = |words: &[&str]| (0..all.addresses().len()).for_each(|at| drop(all.sentinel(at).cli(words)));
+    every(&["SENTINEL", "REMOVE", name]);
+    every(&["SENTINEL", "MONITOR", name, "127.0.0.1", &port, "2"]);
     are_one(&one, &other, &up).await;
     let doubted = || one.output().iter().any(|line| line.contains("earlier failover"));
     within_async(PATIENCE, "they are not believed at once", async || doubted()).await;

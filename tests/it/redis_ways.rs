@@ -210,8 +210,8 @@ impl Eavesdropper {
     /// A new one.
     pub fn new() -> Self {
         let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let at: SocketAddr = listener.local_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let at: SocketAddr = listener.local_addr().expect("an address");
         let notes = Arc::clone(&heard);
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
@@ -221,7 +221,7 @@ impl Eavesdropper {
                     let mut all = Vec::new();
                     let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
                     let _ = (&stream).read_to_end(&mut all);
-                    notes.lock().unwrap().push(all);
+                    notes.lock().expect("no panic while held").push(all);
                 });
             }
         });
@@ -230,8 +230,11 @@ impl Eavesdropper {
 
     /// Waits until it was called several times, and sees that nothing but the beginning of a handshake was heard.
     pub async fn heard_nothing(&self) {
-        within_async(PATIENCE, "it tries again and again", async || self.heard.lock().unwrap().len() >= 3).await;
-        for said in self.heard.lock().unwrap().iter() {
+        within_async(PATIENCE, "it tries again and again", async || {
+            self.heard.lock().expect("no panic while held").len() >= 3
+        })
+        .await;
+        for said in self.heard.lock().expect("no panic while held").iter() {
             // A record of TLS that says hello (RFC 8446 section 5.1), and in it no word of Redis'.
             assert_eq!(said.first(), Some(&0x16));
             let text = String::from_utf8_lossy(said);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::place::{LOG, Place, Topology, server};
 use crate::fleet::faults::{crowd, keep_busy};
-use crate::harness::{Flaky, Line, Redis, RedisCluster};
+use crate::harness::{Flaky, Line, Redis, RedisCluster, is_before_7};
 
 /// Slots that are moved at once.
 const MOVED: usize = 60;
@@ -415,7 +415,9 @@ fn leave_unsaved(place: &Place, length: Duration) {
         let _ = std::fs::remove_file(&file);
         std::fs::create_dir_all(file.join("in-the-way")).expect("a directory");
         // Where it cannot save what its master sends, a replica of Redis 7 would end itself.
-        redis.cli(&["CONFIG", "SET", "replica-ignore-disk-write-errors", "yes"]);
+        if !is_before_7() {
+            redis.cli(&["CONFIG", "SET", "replica-ignore-disk-write-errors", "yes"]);
+        }
         redis.cli(&["CONFIG", "SET", "save", "86400 1000000"]);
         redis.cli(&["BGSAVE"]);
     });

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::harness::{Flaky, Redis, RedisCluster, Sentinels, Setup, flaky, redis_cluster, redis_with, sentinels};
+use crate::harness::{
+    Flaky, Redis, RedisCluster, Sentinels, Setup, flaky, is_before_7, redis_cluster, redis_with, sentinels,
+};
 
 /// The slot of the log, of which everybody wants to hear.
 pub const LOG: &str = "{it:invalidate:in}";
@@ -36,7 +38,9 @@ pub enum Place {
 /// One that takes its time to load what it had saved, and none to begin copying to another.
 pub fn server() -> Redis {
     let (slowly, at_once) = (["--key-load-delay", "500"], ["--repl-diskless-sync-delay", "0"]);
-    redis_with(&[slowly, ["--loading-process-events-interval-bytes", "1024"], at_once].concat())
+    // Before Redis 7 it says nothing while it loads.
+    let telling = if is_before_7() { at_once } else { ["--loading-process-events-interval-bytes", "1024"] };
+    redis_with(&[slowly, telling, at_once].concat())
 }
 
 impl Place {
