@@ -29,6 +29,9 @@ const ANSWER: Duration = Duration::from_millis(500);
 const OTHERS: Duration = Duration::from_millis(50);
 
 /// Least time between two lines that say why no server is found, while the cause changes.
+const SAID_NEXT: Duration = Duration::from_secs(1);
+
+/// Least time between two of the same, while servers are found and lost again.
 const SAID_AGAIN: Duration = Duration::from_secs(10);
 
 /// Keeps the map of servers right. Runs for ever, unless there is one server only, of which all is known.
@@ -53,7 +56,7 @@ pub async fn follow(shared: Arc<Shared>) {
                 !shared.topology.is_troubled()
             }
             Err(cause) => {
-                if said.as_ref().is_none_or(|(before, at)| *before != cause && at.elapsed() >= SAID_AGAIN) {
+                if said.as_ref().is_none_or(|(before, at)| *before != cause && at.elapsed() >= SAID_NEXT) {
                     let known = shared.topology.map().masters().len();
                     tracing::warn!(cause, known, "Redis' servers cannot be found: what is known of them counts on");
                     said = Some((cause, Instant::now()));
