@@ -287,9 +287,9 @@ impl Redis {
         known: &Known,
         budget: &mut Budget,
     ) -> Result<Reply, Fault> {
-        let mut asking = false;
+        let (mut asking, mut answer) = (false, Err(Fault::NotSent));
         for _ in 0..REDIRECTS {
-            let answer = self.send_to(&way, (lane, asking), command, known, budget).await;
+            answer = self.send_to(&way, (lane, asking), command, known, budget).await;
             let topology = &self.0.shared.topology;
             if answer.as_ref().is_err_and(Fault::casts_doubt) {
                 topology.doubt();
@@ -302,13 +302,13 @@ impl Redis {
                     budget.spend(TRY_AGAIN);
                     continue;
                 }
-                _ => return answer,
+                _ => break,
             };
             let Some(to) = to else { break };
             asking = matches!(answer, Err(Fault::Ask(_)));
             way = self.way(&topology.named(&to));
         }
-        Err(Fault::Refused("MOVED".to_owned()))
+        answer
     }
 
     async fn send_to(
