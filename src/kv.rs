@@ -20,6 +20,7 @@ use crate::config::ReadFrom;
 use crate::metrics::{CommandMetrics, RedisPart, RedisResult};
 
 pub mod breaker;
+mod budget;
 pub mod bus;
 mod cluster;
 mod dial;
@@ -34,6 +35,7 @@ mod sentinel;
 mod shared;
 mod topology;
 
+pub use budget::Budget;
 pub use doorbell::Ring;
 pub use reply::Reply;
 pub use shared::Shared;
@@ -59,48 +61,6 @@ const TRIPS: u32 = 2;
 
 /// Less than this share of the deadline is too little to judge a server by, if others had the rest.
 const FAIR: u32 = 4;
-
-/// What one request may still wait for Redis, all in all.
-#[derive(Debug, Clone, Copy)]
-pub struct Budget {
-    left: Duration,
-    spent_on: Spent,
-}
-
-/// Which servers a budget was spent on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Spent {
-    Nobody,
-    One(u64),
-    Several,
-}
-
-impl Budget {
-    /// A request's whole allowance.
-    pub fn new(left: Duration) -> Self {
-        Self { left, spent_on: Spent::Nobody }
-    }
-
-    /// What is left of it.
-    pub fn left(&self) -> Duration {
-        self.left
-    }
-
-    /// Takes `spent` off.
-    pub fn spend(&mut self, spent: Duration) {
-        self.left = self.left.saturating_sub(spent);
-    }
-
-    fn spend_on(&mut self, node: u64, spent: Duration) {
-        self.spend(spent);
-        self.spent_on = if self.is_only(node) { Spent::One(node) } else { Spent::Several };
-    }
-
-    /// Whether nothing of it went to other servers than this.
-    fn is_only(&self, node: u64) -> bool {
-        [Spent::Nobody, Spent::One(node)].contains(&self.spent_on)
-    }
-}
 
 /// Why Redis gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -237,11 +197,9 @@ impl Redis {
         };
         let mut answer = match copied {
             Some(replica) => {
-                // No more than leaves the master time enough to answer instead.
-                let share = budget.left / TRIPS;
-                let mut own = Budget { left: share, ..*budget };
-                let answer = self.follow(replica, Lane::Copies, &command, &self.0.get, &mut own).await;
-                *budget = Budget { left: budget.left.saturating_sub(share - own.left), ..own };
+                let mut share = budget.share();
+                let answer = self.follow(replica, Lane::Copies, &command, &self.0.get, &mut share).await;
+                budget.settle(&share);
                 answer
             }
             None => Err(Fault::NotSent),
@@ -329,9 +287,9 @@ impl Redis {
         known: &Known,
         budget: &mut Budget,
     ) -> Result<Reply, Fault> {
-        let mut asking = false;
+        let (mut asking, mut answer) = (false, Err(Fault::NotSent));
         for _ in 0..REDIRECTS {
-            let answer = self.send_to(&way, (lane, asking), command, known, budget).await;
+            answer = self.send_to(&way, (lane, asking), command, known, budget).await;
             let topology = &self.0.shared.topology;
             if answer.as_ref().is_err_and(Fault::casts_doubt) {
                 topology.doubt();
@@ -344,13 +302,13 @@ impl Redis {
                     budget.spend(TRY_AGAIN);
                     continue;
                 }
-                _ => return answer,
+                _ => break,
             };
             let Some(to) = to else { break };
             asking = matches!(answer, Err(Fault::Ask(_)));
             way = self.way(&topology.named(&to));
         }
-        Err(Fault::Refused("MOVED".to_owned()))
+        answer
     }
 
     async fn send_to(
