@@ -167,6 +167,14 @@ impl Fault {
         }
     }
 
+    /// Whether limits can be asked of Redis all the while.
+    pub fn spares_limits(self) -> bool {
+        matches!(
+            self,
+            Self::ReplicaKilled | Self::SentinelsKilled | Self::BusKicked | Self::LogTrimmed | Self::ScriptsGone
+        )
+    }
+
     /// Whether Redis does not answer in time, so that soon nobody waits for it.
     pub fn opens(self) -> bool {
         matches!(

@@ -76,11 +76,14 @@ fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut S
     let ends: Vec<Micros> = lost.iter().map(|event| event.from).chain([Micros::MAX / 1000]).collect();
     let mut most = [0.0_f64; 2];
     for (kind, admitted) in &notes.admitted {
-        // Where each pod has its part while Redis is away, there are two who have a burst: Redis, and all of them together.
-        let (who, bursts) = if matches!(kind, Kind::Local(_)) { (1, 2) } else { (0, 1) };
+        // Where each pod has its part while Redis is away, a window has one burst more for each outage, or late answer.
+        let has_parts = matches!(kind, Kind::Local(_));
+        let who = usize::from(has_parts);
         for (first, begin) in begins.iter().enumerate() {
             for (last, end) in ends.iter().enumerate().skip(first) {
                 let inside = admitted.iter().filter(|one| one.from >= begin * 1000 && one.to <= end * 1000);
+                let away = |event: &&Event| !event.fault.spares_limits() && event.from < *end && behind(event) > *begin;
+                let bursts = if has_parts { (1 + events.iter().filter(away).count()).max(2) } else { 1 };
                 let found = worst(&inside.copied().collect::<Vec<_>>(), f64::from(RATE));
                 most[who] = most[who].max(found.above);
                 let allowed = f64::from(BURST) * (bursts + last - first) as f64 + ROUNDING;
@@ -143,7 +146,7 @@ enum Class {
 
 const CLASSES: [Class; 3] = [Class::Quick, Class::Misses, Class::Writes];
 
-/// Of those due between the two.
+/// Of those due between the two. Where there are few, the slowest of them is left out: one is no rate.
 fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
     let counts = |kind: &Kind| match kind {
         Kind::Hit(_) | Kind::Strict(_) | Kind::Local(_) => class == Class::Quick,
@@ -154,6 +157,7 @@ fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
     let due = seen.iter().filter(|seen| counts(&seen.kind) && seen.due >= from && seen.due < to);
     let mut times: Vec<Duration> = due.map(|seen| seen.took).collect();
     times.sort_unstable();
-    let last = times.len().saturating_sub(1);
-    times.get((last as f64 * 0.99).round() as usize).copied().unwrap_or_default()
+    let all = times.len() as f64;
+    let left_out = ((all * 0.01).ceil() as usize).min(times.len().saturating_sub(1));
+    times.iter().rev().nth(left_out).copied().unwrap_or_default()
 }
