@@ -1,4 +1,4 @@
-//! The catalogue's F rows under a storm: hits, misses, limited requests and invalidations at a rate that waits for nobody,
+//! Redis' failures under a storm: hits, misses, limited requests and invalidations at a rate that waits for nobody,
 //! while Redis fails in every way that it can, alone, as a cluster, and under sentinels.
 //!
 //! Judged are errors, waiting, what is served (by the checker of `fleet`), what limits admit (by that of `limits_fleet`), and how
