@@ -224,17 +224,31 @@ async fn a_slot_that_nobody_has_any_more_keeps_no_others_from_their_server() {
     assert!(!pod.is_open(&here));
 }
 
+/// A pod that knows two masters, of which one, with [`LOW`], has stopped answering.
+struct OneFrozen {
+    pod: Pod,
+    frozen: Place,
+    well: Place,
+    _servers: [Fake; 2],
+}
+
+impl OneFrozen {
+    async fn new() -> Self {
+        let (told, frozen, well, (freeze, is_frozen)) = (Told::default(), Place::free(), Place::free(), flag());
+        told.say(&[(&frozen, "0-8191"), (&well, "8192-16383")]);
+        let silent = move |_: &str| (!is_frozen.load(Ordering::SeqCst)).then(|| NIL.to_owned());
+        let servers = [frozen.listen(told.and(silent)), well.listen(told.and(|_| Some(NIL.to_owned())))];
+        let pod = Pod::cluster(&[&well]);
+        pod.attaches(LOW).await;
+        pod.attaches(HIGH).await;
+        freeze.store(true, Ordering::SeqCst);
+        Self { pod, frozen, well, _servers: servers }
+    }
+}
+
 #[tokio::test]
 async fn a_frozen_master_costs_its_own_keys_a_deadline_and_the_others_nothing() {
-    let (told, frozen, well, (freeze, is_frozen)) = (Told::default(), Place::free(), Place::free(), flag());
-    told.say(&[(&frozen, "0-8191"), (&well, "8192-16383")]);
-    let silent = move |_: &str| (!is_frozen.load(Ordering::SeqCst)).then(|| NIL.to_owned());
-    let _first = frozen.listen(told.and(silent));
-    let _second = well.listen(told.and(|_| Some(NIL.to_owned())));
-    let pod = Pod::cluster(&[&well]);
-    pod.attaches(LOW).await;
-    pod.attaches(HIGH).await;
-    freeze.store(true, Ordering::SeqCst);
+    let OneFrozen { pod, frozen, well, _servers } = OneFrozen::new().await;
     let (mut waited, since) = (0, Stopwatch::start());
     while !pod.is_open(&frozen) {
         let watch = Stopwatch::start();
@@ -253,15 +267,7 @@ async fn a_frozen_master_costs_its_own_keys_a_deadline_and_the_others_nothing() 
 
 #[tokio::test]
 async fn who_has_no_time_left_for_one_server_because_of_another_says_nothing_of_it() {
-    let (told, frozen, well, (freeze, is_frozen)) = (Told::default(), Place::free(), Place::free(), flag());
-    told.say(&[(&frozen, "0-8191"), (&well, "8192-16383")]);
-    let silent = move |_: &str| (!is_frozen.load(Ordering::SeqCst)).then(|| NIL.to_owned());
-    let _first = frozen.listen(told.and(silent));
-    let _second = well.listen(told.and(|_| Some(NIL.to_owned())));
-    let pod = Pod::cluster(&[&well]);
-    pod.attaches(LOW).await;
-    pod.attaches(HIGH).await;
-    freeze.store(true, Ordering::SeqCst);
+    let OneFrozen { pod, frozen, well, _servers } = OneFrozen::new().await;
     // A limit here and a look-up there, at several requests' hands.
     while !pod.is_open(&frozen) {
         let requests = (0..8).map(|_| {

@@ -150,13 +150,13 @@ impl Topology {
         Arc::clone(nodes.entry(address.clone()).or_insert_with(make))
     }
 
-    /// Goes by what was found, and forgets servers that are not in it. Says whether that is something new.
-    pub(super) fn adopt(&self, found: &Found) -> bool {
+    /// Goes by what was found, and forgets servers that are not in it.
+    pub(super) fn adopt(&self, found: &Found) {
         let before = self.map();
         if before.is_as(found) {
             // Whom only redirections named, they will name again.
             before.keep(&mut self.nodes.lock().expect("no panic while held"));
-            return false;
+            return;
         }
         let masters = found.masters.iter().map(|(address, replicas)| Master {
             node: self.node(address),
@@ -181,7 +181,6 @@ impl Topology {
         }
         self.map.store(map);
         self.changed.send_replace(());
-        true
     }
 
     /// Something says that the map may be wrong: it is looked at soon.
