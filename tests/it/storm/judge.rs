@@ -112,17 +112,25 @@ fn times(notes: &Notes, event: &Event, calm: [Duration; 3], wrong: &mut Vec<Stri
     let _ = writeln!(told, "  {fault:?} from {from_s:.2} to {to_s:.2} s, used again {back:?} later");
     let opened = from + OPENED.as_micros() as Micros;
     let end = opened.max(healed + back.as_micros() as Micros);
+    // From then on the breaker may be closed, and who comes may have to wait again.
+    let closed = if fault.opens() { opened.max(*healed) } else { end };
     let noise = if optimised() { LITTLE } else { BUSY };
     for (class, calm) in CLASSES.into_iter().zip(calm) {
-        let [first, later] = [(*from, opened), (opened, end)].map(|(from, to)| p99(&notes.seen, class, from, to));
-        let _ = writeln!(told, "    p99 of {class:?}: {calm:?} before, {first:?} at first, {later:?} later");
+        let spans = [(*from, opened), (opened, closed), (closed, end)];
+        let [first, later, back] = spans.map(|(from, to)| p99(&notes.seen, class, from, to));
+        let _ = writeln!(
+            told,
+            "    p99 of {class:?}: {calm:?} before, {first:?} at first, {later:?} later, {back:?} on return"
+        );
         let deadline = match class {
             Class::Quick | Class::Writes => DEADLINE,
             // Who found nothing in Redis asks it for the right to fetch, which may take twice as long again.
             Class::Misses => DEADLINE * 3,
         };
         let afterwards = if fault.opens() { Duration::ZERO } else { deadline };
-        for (what, time, most) in [("at first", first, deadline), ("later", later, afterwards)] {
+        for (what, time, most) in
+            [("at first", first, deadline), ("later", later, afterwards), ("on return", back, deadline)]
+        {
             if time > calm + most + noise {
                 wrong.push(format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before"));
             }
@@ -146,7 +154,7 @@ enum Class {
 
 const CLASSES: [Class; 3] = [Class::Quick, Class::Misses, Class::Writes];
 
-/// Of those due between the two. Where there are few, the slowest of them is left out: one is no rate.
+/// Of those due between the two.
 fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
     let counts = |kind: &Kind| match kind {
         Kind::Hit(_) | Kind::Strict(_) | Kind::Local(_) => class == Class::Quick,
@@ -157,7 +165,6 @@ fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
     let due = seen.iter().filter(|seen| counts(&seen.kind) && seen.due >= from && seen.due < to);
     let mut times: Vec<Duration> = due.map(|seen| seen.took).collect();
     times.sort_unstable();
-    let all = times.len() as f64;
-    let left_out = ((all * 0.01).ceil() as usize).min(times.len().saturating_sub(1));
-    times.iter().rev().nth(left_out).copied().unwrap_or_default()
+    let last = times.len().saturating_sub(1);
+    times.get((last as f64 * 0.99).round() as usize).copied().unwrap_or_default()
 }
