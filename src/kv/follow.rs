@@ -58,7 +58,11 @@ pub async fn follow(shared: Arc<Shared>) {
             Err(cause) => {
                 if said.as_ref().is_none_or(|(before, at)| *before != cause && at.elapsed() >= SAID_NEXT) {
                     let known = shared.topology.map().masters().len();
-                    tracing::warn!(cause, known, "Redis' servers cannot be found: what is known of them counts on");
+                    tracing::warn!(
+                        cause,
+                        known,
+                        "Redis' servers cannot be found: requests go on with those that are known, if there are any"
+                    );
                     said = Some((cause, Instant::now()));
                 }
                 false
