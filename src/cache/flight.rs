@@ -226,7 +226,7 @@ impl Flights {
             }),
         });
         shard.insert(key, Arc::clone(&flight));
-        Joined::Lead(Permit { flight, flights: Arc::clone(self), ended: false })
+        Joined::Lead(Permit { flight, flights: Arc::clone(self), also: None, ended: false })
     }
 
     /// A place in the room for copies.
@@ -245,10 +245,10 @@ impl Flights {
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remove(&self, flight: &Arc<Flight>) {
-        let mut shard = self.shard(&flight.key);
-        if shard.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
-            shard.remove(&flight.key);
+    fn remove(&self, flight: &Arc<Flight>, key: &[u8]) {
+        let mut shard = self.shard(key);
+        if shard.get(key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
+            shard.remove(key);
         }
     }
 }
@@ -257,6 +257,8 @@ impl Flights {
 pub struct Permit {
     flight: Arc<Flight>,
     flights: Arc<Flights>,
+    /// Another key under which it is joined.
+    also: Option<Arc<[u8]>>,
     ended: bool,
 }
 
@@ -264,6 +266,17 @@ impl Permit {
     /// The key that is fetched.
     pub fn key(&self) -> &[u8] {
         &self.flight.key
+    }
+
+    /// Lets those join who ask for what is fetched by this key, under which the answer belongs; unless a fetch of that
+    /// key is in flight already.
+    pub fn also_by(&mut self, key: &[u8]) {
+        let mut shard = self.flights.shard(key);
+        if !shard.contains_key(key) {
+            let key: Arc<[u8]> = key.into();
+            shard.insert(Arc::clone(&key), Arc::clone(&self.flight));
+            self.also = Some(key);
+        }
     }
 
     /// A place among those who wait, for the leader's own client.
@@ -329,7 +342,10 @@ impl Permit {
 
     fn finish(&mut self, end: End, body: Result<(), &'static str>) {
         self.ended = true;
-        self.flights.remove(&self.flight);
+        self.flights.remove(&self.flight, &self.flight.key);
+        if let Some(key) = &self.also {
+            self.flights.remove(&self.flight, key);
+        }
         self.flight.change(|state| {
             state.phase = Phase::Ended(end);
             state.complete = Some(body);

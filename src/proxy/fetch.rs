@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::asker::Asker;
 use super::body::Patient;
 use super::lease::{release, renewed};
+use super::search::News;
 use super::state::{RouteState, Worker};
 use super::upstream::{Failure, Patience};
 use super::{failing, headers, part, respond, search, settle};
@@ -47,6 +48,8 @@ pub(crate) struct Fetch {
     pub(crate) search: Option<Arc<Search>>,
     /// The key under which the answer belongs, if that is another.
     pub(crate) elsewhere: Option<Box<[u8]>>,
+    /// What its answer says of queries, if the fleet is to learn it.
+    pub(crate) news: Option<News>,
     /// The client's fields, by which variants are told apart.
     pub(crate) headers: HeaderMap,
     pub(crate) request: Request<Body>,
@@ -158,9 +161,7 @@ async fn finish(mut fetch: Fetch) {
             fetch.failed(&failure).await;
         }
         Ok(Said::Confirmed(entry)) => {
-            if let Some(search) = &fetch.search {
-                search::record(&fetch.worker, search, &fetch.primary, &entry, fetch.redis_deadline).await;
-            }
+            fetch.note(&entry);
             fetch.store(Stored::Entry(Arc::new(*entry)), Fill::Revalidated, Origin::Confirmed).await;
         }
         Ok(Said::Answer(response, sent)) => {
@@ -295,9 +296,7 @@ impl Fetch {
             Ok(plan) => {
                 self.place(received.headers);
                 let entry = self.entry(plan, &received, Bytes::new());
-                if let Some(search) = &self.search {
-                    search::record(&self.worker, search, &self.primary, &entry, self.redis_deadline).await;
-                }
+                self.note(&entry);
                 self.fill(entry, response, true).await;
             }
         }
@@ -319,6 +318,15 @@ impl Fetch {
         let Some(search) = &self.search else { return };
         let own = search.under(Rule::of(headers).as_ref());
         self.elsewhere = (*own != *self.primary).then(|| own.into());
+    }
+
+    /// From now on it is known here what an answer says of queries; those whose answer it is by that join this fetch.
+    fn note(&mut self, answer: &Entry) {
+        let Some(search) = &self.search else { return };
+        if let Some(key) = &self.elsewhere {
+            self.permit.also_by(key);
+        }
+        self.news = search::record(&self.worker.shared.cache, search, &self.primary, answer);
     }
 
     /// The key of an answer that varies so.
@@ -420,6 +428,9 @@ impl Fetch {
             let deadline = self.redis_deadline;
             let (lease, left) = if self.elsewhere.is_none() { (self.lease, None) } else { (None, self.lease) };
             let is_stored = tier.store(redis, &kept, lease, now, deadline).await;
+            if let Some((search, news)) = self.search.as_deref().zip(self.news) {
+                search::tell(&self.worker, search, news, deadline).await;
+            }
             // Those who wait for the lease find the answer in its place.
             release(&self.worker, left, None, deadline).await;
             if !is_stored {

@@ -109,11 +109,9 @@ pub(crate) async fn lead(
     }
 
     // The lease comes before the limits of the upstream: a pod that waits for another's fetch costs it nothing.
+    // The client may leave at any wait from here on.
     let lease = match lease(journey, ask, (key, answers), previous.as_ref()).await {
-        // The client may leave at any wait from here on.
-        Waited::Leads(lease) => {
-            OnItsWay { lease, worker: Arc::clone(&worker), redis_deadline: journey.live.redis_deadline }
-        }
+        Waited::Leads(lease) => lease,
         Waited::Found(found) => {
             permit.end(End::Stored(Arc::clone(&found.slot), Origin::Awaited));
             return Led::Awaited(found.slot);
@@ -216,7 +214,7 @@ async fn look_under<'k>(journey: &mut Journey<'_>, ask: &Ask<'k>) -> (Look, Cow<
 
 enum Waited {
     /// This pod fetches; without a lease where Redis gave no answer.
-    Leads(Option<Lease>),
+    Leads(OnItsWay),
     Found(Found),
     Uncacheable,
     Anew,
@@ -234,12 +232,14 @@ async fn lease<'k>(
 ) -> Waited {
     let worker = Arc::clone(journey.worker);
     let cache = &worker.shared.cache;
-    let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return Waited::Leads(None) };
+    let redis_deadline = journey.live.redis_deadline;
+    let leads = |lease| OnItsWay { lease, worker: Arc::clone(&worker), redis_deadline };
+    let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return Waited::Leads(leads(None)) };
     let give_up = journey.gives_up(ask.rule.wait_timeout);
     let mut token = Token::fresh();
     let mut late_left = 0;
     if answers {
-        (late_left, journey.budget) = (LATE, Budget::new(journey.live.redis_deadline));
+        (late_left, journey.budget) = (LATE, Budget::new(redis_deadline));
     }
     let mut pause = FIRST_POLL;
     // Until then another pod is known to fetch, or yet another takes over from it.
@@ -251,15 +251,19 @@ async fn lease<'k>(
         // What has been invalidated while this waited is no reason to begin anew: the fetch has not begun.
         let place = worker.shared.invalidation.place(&ask.subject);
         match tier.lease(redis, &key, &mut token, place, seen, &mut journey.budget).await {
-            Leased::Lead(lease) => return Waited::Leads(Some(lease)),
+            // Whose fetch has ended since the look-up recorded its rule before it gave the lease back.
+            Leased::Lead(lease) => {
+                let lease = leads(Some(lease));
+                return if is_elsewhere(journey, ask).await { Waited::Anew } else { Waited::Leads(lease) };
+            }
             // One late answer is no reason to ask the upstream what another pod is asking it; that Redis is away is.
             Leased::Late if held_until.is_some_and(|until| Instant::now() < until) => {}
             Leased::Late if late_left > 0 => {
                 late_left -= 1;
-                journey.budget = Budget::new(journey.live.redis_deadline);
+                journey.budget = Budget::new(redis_deadline);
                 continue;
             }
-            Leased::Unavailable | Leased::Late => return Waited::Leads(None),
+            Leased::Unavailable | Leased::Late => return Waited::Leads(leads(None)),
             Leased::Failed(status) => return Waited::Failed(status),
             Leased::Found(stored) => {
                 let ask = &Ask { now: cache.times().0, ..*ask };
@@ -301,13 +305,19 @@ async fn lease<'k>(
         }
         pause = (pause * 2).clamp(FIRST_POLL, LONGEST_POLL);
         // Waiting for another's fetch is not Redis work: each question has an allowance of its own.
-        journey.budget = Budget::new(journey.live.redis_deadline);
+        journey.budget = Budget::new(redis_deadline);
         // Whose fetch was waited for may have stored it where its rule says, and nothing here.
-        if let Some(search) = ask.search
-            && search::find(journey, search).await.is_some_and(|ruled| ruled.key != ask.key)
-        {
+        if is_elsewhere(journey, ask).await {
             return Waited::Anew;
         }
+    }
+}
+
+/// Whether by a rule that has become known the answer stands under another key than the one that it is asked for by.
+async fn is_elsewhere(journey: &mut Journey<'_>, ask: &Ask<'_>) -> bool {
+    match ask.search {
+        Some(search) => search::find(journey, search).await.is_some_and(|ruled| ruled.key != ask.key),
+        None => false,
     }
 }
 
@@ -338,6 +348,7 @@ fn start(
         primary: ask.key.into(),
         search: ask.search.cloned(),
         elsewhere: None,
+        news: None,
         headers: parts.headers.clone(),
         request: forward::fill_request(journey, parts, previous.as_ref().filter(|_| !by_rule)),
         rest,

@@ -6,7 +6,8 @@ use http::StatusCode;
 
 use super::Journey;
 use super::state::Worker;
-use crate::cache::entry::Entry;
+use crate::cache::Cache;
+use crate::cache::entry::{Entry, Stored};
 use crate::cache::search::{Rule, Search};
 use crate::kv::Budget;
 
@@ -35,26 +36,34 @@ pub(crate) async fn find(journey: &mut Journey<'_>, search: &Search) -> Option<R
     Some(Ruled::by(search, &rule))
 }
 
-/// Records the rule that came with an answer to what was `asked` for, or that none did, here and in the fleet. That comes
-/// before those who wait learn of the answer: who finds that it is not theirs must not join the same fetch again. Only a 200
-/// takes a rule back by not saying it: error pages rarely say anything.
-pub(crate) async fn record(worker: &Worker, search: &Search, asked: &[u8], answer: &Entry, redis_deadline: Duration) {
-    let cache = &worker.shared.cache;
-    let shared = worker.redis.as_ref().zip(worker.shared.tier.as_ref());
+/// What the fleet is to learn of a path's rule.
+pub(crate) enum News {
+    /// The record of a rule that is not recorded, or not for long enough.
+    Recorded(Stored),
+    /// There is none any more.
+    Withdrawn,
+}
+
+/// Records here the rule that came with an answer to what was `asked` for, or that none did. That comes before those who
+/// wait learn of the answer: who finds that it is not theirs must not join the same fetch again. Only a 200 takes a rule back
+/// by not saying it: error pages rarely say anything.
+pub(crate) fn record(cache: &Cache, search: &Search, asked: &[u8], answer: &Entry) -> Option<News> {
     match Rule::of_entry(answer) {
-        Some(rule) => {
-            let record = cache.record(search, &rule, answer);
-            if let (Some(record), Some((redis, tier))) = (record, shared) {
-                tier.store_record(redis, &record, cache.times().0, redis_deadline).await;
-            }
+        Some(rule) => cache.record(search, &rule, answer).map(News::Recorded),
+        None if answer.status != StatusCode::OK => None,
+        None => (cache.forget(search.key()) || *asked != *search.plain()).then_some(News::Withdrawn),
+    }
+}
+
+/// Tells the fleet. That comes when the answer is stored and before its lease is given back: who knows the rule finds the
+/// answer, and who does not is told to wait.
+pub(crate) async fn tell(worker: &Worker, search: &Search, news: News, redis_deadline: Duration) {
+    let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return };
+    match news {
+        News::Recorded(record) => {
+            tier.store_record(redis, &record, worker.shared.cache.times().0, redis_deadline).await;
         }
-        None if answer.status != StatusCode::OK => {}
-        None => {
-            let was_known = cache.forget(search.key()) || *asked != *search.plain();
-            if let (true, Some((redis, tier))) = (was_known, shared) {
-                tier.forget(redis, search.key(), redis_deadline).await;
-            }
-        }
+        News::Withdrawn => tier.forget(redis, search.key(), redis_deadline).await,
     }
 }
 

@@ -31,7 +31,8 @@ struct Stage {
 
 impl Stage {
     async fn of(topology: Topology) -> Self {
-        let place = tokio::task::spawn_blocking(move || Place::new(topology)).await.expect("it starts");
+        let place = tokio::task::spawn_blocking(move || Place::new(topology).without_failovers());
+        let place = place.await.expect("it starts");
         let (up, version) = (upstream(), Arc::new(AtomicUsize::new(1)));
         let current = Arc::clone(&version);
         up.on("*", move |request| reply(format!("{} v{}", request.uri.path(), current.load(Ordering::SeqCst))));

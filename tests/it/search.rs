@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::harness::{
-    Answer, Gate, PATIENCE, Reply, Setup, Store, Upstream, Weir, eventually, for_both, get, join_all, redis, reply,
-    request, upstream, weir, within_async,
+    Answer, Connection, Gate, PATIENCE, Reply, Setup, Store, Upstream, Weir, eventually, for_both, get, join_all,
+    redis, reply, request, upstream, weir, within_async,
 };
 
 const ROUTES: &str = r#"
@@ -287,7 +287,7 @@ async fn a_write_or_a_purge_of_one_form_is_of_all() {
             ("POST", "/other"),
         ] {
             fill(&weir, "/p?u=1&a=1&b=x+y").await;
-            assert!(weir.get("/p?a=1&b=x%20y&u=2").await.is_hit());
+            assert_eq!(weir.get("/p?a=1&b=x%20y&u=2").await.text(), "/p?u=1&a=1&b=x+y", "stored, or about to be");
             weir.send(request(method, url)).await;
             for url in ["/p?a=1&b=x+y&u=3", "/p?a=1&b=x%20y&u=4"] {
                 let text = weir.get(url).await.text().to_owned();
@@ -399,6 +399,31 @@ async fn those_who_ask_for_the_same_wait_for_one_fetch() {
         assert_few_fetches(&up);
     })
     .await;
+}
+
+/// Nobody knew the rule that an answer brings: who comes meanwhile takes part in it, here by the rule, there by waiting.
+#[tokio::test]
+async fn what_arrives_by_a_new_rule_is_not_fetched_where_it_will_stand() {
+    let (redis, up, gate) = (redis(), upstream(), Gate::new());
+    let held = gate.clone();
+    up.on("/p", move |_| reply("first").max_age(60).header("no-vary-search", "params").then_gate(&held).then("second"));
+    let weirs = weir(ROUTES).to(up.url()).redis(&redis).set("redis.deadline", "1s").fleet(2).await;
+    let ask = |pod: usize, url: &str| {
+        let (proxy, request) = (weirs[pod].proxy, get(url));
+        tokio::spawn(async move { request.send(proxy).await })
+    };
+    let mut leader = Connection::open(weirs[0].proxy).await;
+    leader.write(b"GET /p?u=1 HTTP/1.1\r\nhost: service.test\r\n\r\n").await;
+    leader.read_until(b"first").await;
+    let others = [ask(0, "/p?u=1"), ask(0, "/p?u=2"), ask(1, "/p?u=1")];
+    weirs[0].metric_reaches(r#"weir_cache_lookups_total{tier="memory",result="miss"}"#, 3.0).await;
+    weirs[1].metric_reaches(r#"weir_redis_commands_total{command="lease",result="ok"}"#, 4.0).await;
+    gate.open();
+    assert_eq!(leader.read(false).await.expect("an answer").text(), "firstsecond");
+    for answer in others {
+        assert_eq!(answer.await.expect("no panic").text(), "firstsecond");
+    }
+    assert_eq!(up.count("/p"), 1);
 }
 
 /// The rule that they were brought together by turns out not to hold.

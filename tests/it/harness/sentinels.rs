@@ -79,6 +79,13 @@ pub struct Sentinels {
 }
 
 impl Sentinels {
+    /// None takes over but by command: a machine that stands still for a second is no reason.
+    pub fn without_failovers(self) -> Self {
+        let settings = ["SENTINEL", "SET", NAME, "down-after-milliseconds", "60000"];
+        self.sentinels.iter().for_each(|sentinel| drop(sentinel.cli(&settings)));
+        self
+    }
+
     /// What the master is called.
     pub fn master_name(&self) -> &'static str {
         NAME

@@ -57,6 +57,15 @@ impl Place {
         }
     }
 
+    /// None takes over from a master but by command.
+    pub fn without_failovers(self) -> Self {
+        match self {
+            Self::Alone { .. } => self,
+            Self::Cluster(cluster) => Self::Cluster(cluster.without_failovers()),
+            Self::Sentinels(sentinels) => Self::Sentinels(sentinels.without_failovers()),
+        }
+    }
+
     /// A pod that uses it.
     pub fn apply(&self, setup: Setup) -> Setup {
         match self {
