@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use ahash::RandomState;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
@@ -22,8 +22,10 @@ use crate::invalidation::Position;
 use crate::message::{Body, BodyError};
 use crate::metrics::Shed;
 
+mod permit;
 mod room;
 
+pub use permit::Permit;
 pub use room::Held;
 use room::Room;
 
@@ -226,7 +228,7 @@ impl Flights {
             }),
         });
         shard.insert(key, Arc::clone(&flight));
-        Joined::Lead(Permit { flight, flights: Arc::clone(self), also: None, ended: false })
+        Joined::Lead(Permit::new(flight, Arc::clone(self)))
     }
 
     /// A place in the room for copies.
@@ -249,114 +251,6 @@ impl Flights {
         let mut shard = self.shard(key);
         if shard.get(key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
             shard.remove(key);
-        }
-    }
-}
-
-/// The right to fetch for everybody who waits; ends the flight as [`End::Vacant`] when dropped.
-pub struct Permit {
-    flight: Arc<Flight>,
-    flights: Arc<Flights>,
-    /// Another key under which it is joined.
-    also: Option<Arc<[u8]>>,
-    ended: bool,
-}
-
-impl Permit {
-    /// The key that is fetched.
-    pub fn key(&self) -> &[u8] {
-        &self.flight.key
-    }
-
-    /// Lets those join who ask for what is fetched by this key, under which the answer belongs; unless a fetch of that
-    /// key is in flight already.
-    pub fn also_by(&mut self, key: &[u8]) {
-        let mut shard = self.flights.shard(key);
-        if !shard.contains_key(key) {
-            let key: Arc<[u8]> = key.into();
-            shard.insert(Arc::clone(&key), Arc::clone(&self.flight));
-            self.also = Some(key);
-        }
-    }
-
-    /// A place among those who wait, for the leader's own client.
-    pub fn follower(&self) -> Follower {
-        Follower::new(Arc::clone(&self.flight), 0)
-    }
-
-    /// The fetch begins: who knows more from here on has another.
-    pub fn begin(&self, begun: Begun) {
-        self.flight.lock().begun = Some(begun);
-    }
-
-    /// The shared tier has nothing: the upstream is asked.
-    pub fn asking(&self) {
-        self.flight.change(|state| state.phase = Phase::Asking);
-    }
-
-    /// The head is here.
-    pub fn arriving(&self, arrival: Arrival) {
-        let arrival = Arc::new(arrival);
-        self.flight.change(|state| {
-            state.arrival = Some(Arc::clone(&arrival));
-            state.phase = Phase::Arriving(arrival);
-        });
-    }
-
-    /// Takes room for `bytes` of the body, if there is any.
-    pub fn reserve(&self, bytes: usize) -> bool {
-        self.flight.lock().held.grow(bytes)
-    }
-
-    /// A piece of the body is here; room for it has been reserved.
-    pub fn grow(&self, piece: Bytes) {
-        self.flight.change(|state| state.pieces.push(piece));
-    }
-
-    /// All of the body, copied together so that it holds on to no buffer larger than itself.
-    pub fn assemble(&self) -> Bytes {
-        let state = self.flight.lock();
-        let length = state.pieces.iter().map(Bytes::len).sum::<usize>();
-        let mut whole = BytesMut::with_capacity(length);
-        for piece in &state.pieces {
-            whole.extend_from_slice(piece);
-        }
-        whole.freeze()
-    }
-
-    /// Ends the flight.
-    pub fn end(mut self, end: End) {
-        self.finish(end, Ok(()));
-    }
-
-    /// Ends the flight in the middle of its body: so for those who have seen none of it.
-    pub fn cut(mut self, why: &'static str, end: End) {
-        self.finish(end, Err(why));
-    }
-
-    /// Ends the flight because the body is too large to hold: the leader's client gets the rest of it directly.
-    pub fn overflow(mut self, rest: Body) {
-        self.flight.change(|state| state.rest = Some(rest));
-        self.finish(End::TooLarge, Ok(()));
-    }
-
-    fn finish(&mut self, end: End, body: Result<(), &'static str>) {
-        self.ended = true;
-        self.flights.remove(&self.flight, &self.flight.key);
-        if let Some(key) = &self.also {
-            self.flights.remove(&self.flight, key);
-        }
-        self.flight.change(|state| {
-            state.phase = Phase::Ended(end);
-            state.complete = Some(body);
-        });
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.finish(End::Vacant, Err("the fetch was given up"));
         }
     }
 }
