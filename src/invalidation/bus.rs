@@ -9,19 +9,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::clerk::{Fate, Submission};
 use super::lineage::Owed;
-use super::log::{self, Announced, Direction, Log, PAGE, Proof, RECORDS, WAIT};
-use super::mirror::{Applied, Mirror};
+use super::log::{Direction, Log, PAGE, Proof, RECORDS, WAIT};
+use super::mirror::Mirror;
 use super::trust::Trust;
-use super::{Invalidation, Leaving, Position, doors, stream, to_json};
+use super::{Invalidation, Leaving, Position, doors, stream};
 use crate::clock::{SteadyMs, Stopwatch};
 use crate::config::Bus;
 use crate::kv::bus::{Message, Subscription};
 use crate::kv::{Shared, Unavailable, jittered, random};
-use crate::metrics::{Door, RedisPart};
-use crate::syntax::selector::Selector;
+use crate::metrics::RedisPart;
 
+mod heard;
 mod heir;
 
 /// Pause before Redis is tried again.
@@ -29,6 +28,13 @@ const RETRY_EVERY: Duration = Duration::from_millis(250);
 
 /// Pause before a lost subscription is renewed: a fleet that lost it at once does not come back at once.
 const RENEW_AFTER: Duration = Duration::from_millis(20);
+
+/// Least between two questions for where the log stands, however many messages and pages turn out to be another's: most of
+/// them are from before the last answer.
+const ASKED_EVERY: Duration = Duration::from_millis(20);
+
+/// Losses in a row are said this often, not each: what evicts the log does so many times a second.
+const SAID_EVERY: Duration = Duration::from_secs(1);
 
 /// Pages that one catching up may read: the whole log, twice.
 const PAGES: u64 = 2 * RECORDS / PAGE + 2;
@@ -66,6 +72,12 @@ pub(super) struct Keeper {
     /// Pods that were heard of under the incarnation before.
     pods_before: u32,
     due: Instant,
+    /// When the log was asked last.
+    asked: Instant,
+    /// When the next page backwards may be read.
+    page_due: Instant,
+    /// When a loss was said last.
+    said: Option<Instant>,
     started: SteadyMs,
 }
 
@@ -83,6 +95,9 @@ impl Keeper {
             owed: Vec::new(),
             pods_before: 0,
             due: Instant::now(),
+            asked: Instant::now(),
+            page_due: Instant::now(),
+            said: None,
             started,
         }
     }
@@ -98,14 +113,14 @@ impl Keeper {
             tokio::select! {
                 biased;
                 _ = leaving.changed() => break,
-                // Proofs before messages: a flood of messages must not cost the trust in every entry.
+                // Proofs before messages, and what they wait for: a flood of messages must not cost the trust in every entry.
                 () = tokio::time::sleep_until(self.due) => self.tick().await,
+                () = kicked => self.due = self.due.min(self.asked + ASKED_EVERY),
+                () = tokio::time::sleep_until(self.page_due), if self.backfill.is_some() => self.read_back().await,
                 message = next(&mut self.subscription) => match message {
                     Some(message) => self.hear(message).await,
                     None => self.lose(),
                 },
-                () = kicked => self.due = Instant::now(),
-                () = std::future::ready(()), if self.backfill.is_some() => self.read_back().await,
             }
         }
         self.leave().await;
@@ -177,104 +192,9 @@ impl Keeper {
         self.due = Instant::now() + jittered(RENEW_AFTER);
     }
 
-    async fn hear(&mut self, message: Message) {
-        let keys = &self.shared.keys;
-        if message.channel == keys.bell().as_bytes() {
-            self.shared.bells().ring(&message.payload);
-        } else if message.channel == keys.door().as_bytes() {
-            self.knock(&message.payload);
-        } else if message.channel == keys.roll().as_bytes() {
-            self.called(&message.payload).await;
-        } else {
-            let followed = match self.shared.bus {
-                Bus::Publish => self.announce(&message.payload).await,
-                Bus::Tracking => self.catch_up().await,
-            };
-            if followed.is_err() {
-                // The log could not be read; the next proof tries again.
-                self.due = Instant::now() + jittered(RETRY_EVERY);
-            }
-        }
-    }
-
-    /// Somebody waits for every pod to be at this position.
-    async fn called(&mut self, payload: &[u8]) {
-        let Some(asked) = log::read_at(payload) else { return };
-        let is_there = |at: &Position| at.incarnation == asked.incarnation && at.seq >= asked.seq;
-        if self.told.as_ref().is_some_and(is_there) {
-            return;
-        }
-        // What is missing comes with the proof, which says only after that how far this pod is: then once more.
-        if self.state.followed().as_ref().is_some_and(is_there) || self.catch_up().await.is_ok() {
-            self.due = Instant::now();
-        }
-    }
-
-    /// A record on the bus.
-    async fn announce(&mut self, payload: &[u8]) -> Result<(), Unavailable> {
-        let Some(announced) = Announced::read(payload) else {
-            tracing::warn!("a message on the bus cannot be read: the log is asked instead");
-            return self.prove().await.map(|_| ());
-        };
-        let at = announced.at;
-        if let Some(heard) = self.heard.as_mut().filter(|heard| heard.incarnation == at.incarnation) {
-            heard.seq = heard.seq.max(at.seq);
-        }
-        let known = |followed: Position| followed.incarnation == at.incarnation && followed.seq >= at.seq;
-        if self.state.followed().is_some_and(known) {
-            return Ok(());
-        }
-        let record = announced.record();
-        match self.state.change(|mirror| mirror.record(at, &record.selectors, record.soft, &record.order)) {
-            Applied::InOrder => {
-                self.observe_lag(record.time_ms);
-                Ok(())
-            }
-            Applied::Gap => self.catch_up().await,
-            Applied::Foreign => self.prove().await.map(|_| ()),
-        }
-    }
-
     fn observe_lag(&self, logged_ms: u64) {
         let lag_ms = self.state.clock.now().saturating_sub(logged_ms);
         self.state.metrics.invalidation_lag.observe(lag_ms as f64 / 1000.0);
-    }
-
-    /// A message at the PUBLISH door: applied here at once, then logged by whichever pod comes first.
-    ///
-    /// Every pod hears it, and one record is enough; but a second, equal message that came after somebody had fetched
-    /// anew must not be taken for the first. `heard` decides: a record equal to this message stands for it only if it has
-    /// a higher number. Redis writes to one subscriber in the order in which it does things. So every record logged
-    /// before this message was published has been read from this subscription before this message, or had a number at
-    /// or below the head that was proven over this subscription; its number is at most `heard`. A higher number means
-    /// logged after the publishing, and such a record refuses all that began before, which is all that this message asks
-    /// for. A `heard` that is too high only logs twice. Where there is none, it is logged in any case, by every pod.
-    fn knock(&self, payload: &[u8]) {
-        let (order, selectors) = match doors::message(payload) {
-            Ok(read) => read,
-            Err(error) => {
-                tracing::warn!(%error, "a message at the PUBLISH door was dropped: it cannot be read");
-                return;
-            }
-        };
-        let fate = Arc::new(Fate::default());
-        self.state.apply_here(&fate, &selectors, order.soft);
-        let selectors: Arc<[Selector]> = selectors.into();
-        let submission = Submission {
-            order: to_json(&order).into(),
-            selectors: Arc::clone(&selectors),
-            soft: order.soft,
-            since: self.heard,
-            intent: None,
-            door: Door::Publish,
-            fate: Arc::clone(&fate),
-            answer: None,
-        };
-        let fleet = self.state.fleet.as_ref().expect("there is a fleet");
-        if fleet.submissions.try_send(submission).is_err() {
-            tracing::error!("the queue of invalidations is full: a published one was applied in this pod only");
-            self.state.give_up(&fate, &selectors, order.soft);
-        }
     }
 
     /// Asks where the log stands, and gets there. Then everything acknowledged before the question was sent is applied.
@@ -325,6 +245,7 @@ impl Keeper {
 
     /// Asks where the log stands, and says that this pod is at `at`, unless it has something to give or to read first.
     async fn ask(&mut self, at: Option<Position>) -> Result<Proof, Unavailable> {
+        self.asked = Instant::now();
         let fleet = self.state.fleet.as_ref().expect("there is a fleet");
         let knew = at;
         let at = at.filter(|_| self.owed.is_empty() && self.backfill.is_none());
@@ -362,7 +283,8 @@ impl Keeper {
                 given,
                 "Redis goes on from a copy of the invalidation log: what it may have lost is logged again"
             );
-        } else if before.is_some() {
+        } else if before.is_some() && self.said.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
+            self.said = Some(Instant::now());
             tracing::warn!(head.seq, "Redis lost the invalidation log: answers from before are not used");
         }
         Ok(())
@@ -422,8 +344,14 @@ impl Keeper {
         let (Some(from), Some(at)) = (self.backfill, self.state.followed()) else { return self.backfill = None };
         let page = match self.log.read(Direction::Backward, from).await {
             Ok(page) if page.head.is_some_and(|head| head.incarnation == at.incarnation) => page,
-            Ok(_) => return self.state.kick(),
-            Err(_) => return tokio::time::sleep(jittered(RETRY_EVERY)).await,
+            Ok(_) => {
+                self.page_due = self.asked + ASKED_EVERY;
+                return self.state.kick();
+            }
+            Err(_) => {
+                self.page_due = Instant::now() + jittered(RETRY_EVERY);
+                return;
+            }
         };
         let mut below = from;
         self.state.change(|mirror| {
