@@ -252,6 +252,9 @@ impl Parts {
         let cache = Cache::new(&config.cache, Arc::clone(&invalidation), clock.clone(), &metrics);
         let tier = kv.as_ref().zip(config.redis.as_ref());
         let tier = tier.map(|(kv, redis)| Arc::new(SharedTier::new(Arc::clone(kv), redis, &config.cache)));
+        if let Some((kv, tier)) = kv.as_ref().zip(tier.as_ref()) {
+            runtime.spawn(chores::give_back(Arc::clone(tier), Arc::clone(kv)));
+        }
         warm::start(runtime, &readiness, &cache, tier.as_ref().zip(kv.as_ref()));
         let limiter = Arc::new(Limiter::new(
             clock.clone(),

@@ -1,9 +1,10 @@
-//! What is done for limits from time to time, whatever requests do.
+//! What is done for limits and leases from time to time, whatever requests do.
 
 use std::sync::Arc;
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::cache::shared::SharedTier;
 use crate::kv;
 use crate::limit::{self, Limiter};
 
@@ -27,6 +28,11 @@ pub(super) async fn repay(limiter: Arc<Limiter>, kv: Arc<kv::Shared>) {
         tick.tick().await;
         limiter.repay(&redis, false).await;
     }
+}
+
+/// Gives back leases that Redis did not take back when their fetches ended, for as long as the process runs.
+pub(super) async fn give_back(tier: Arc<SharedTier>, kv: Arc<kv::Shared>) {
+    tier.give_back(&kv::Redis::control(kv)).await;
 }
 
 /// Reads for whom limits are others, for as long as the process runs.

@@ -23,6 +23,7 @@ use crate::metrics::Lookup;
 
 mod lease;
 
+use lease::Unreturned;
 use lease::{FAILURE, gateway_status};
 pub use lease::{LEASE, Lease, Leased, Token};
 
@@ -62,6 +63,7 @@ pub struct SharedTier {
     max_object: usize,
     compress_over: usize,
     preload: usize,
+    unreturned: Unreturned,
 }
 
 /// What was found for a request, and where.
@@ -92,6 +94,7 @@ impl SharedTier {
             max_object: settings.max_object,
             compress_over: settings.compress_over,
             preload: settings.preload,
+            unreturned: Unreturned::default(),
         }
     }
 
@@ -357,7 +360,23 @@ impl SharedTier {
         (Arc::new(all), dropped)
     }
 
+    /// Writes what ends a lease, if there is one; what Redis does not take of that is tried again behind it.
     async fn write(
+        &self,
+        redis: &Redis,
+        hash: &[u8; 16],
+        lease: Option<&Lease>,
+        what: What,
+        budget: &mut Budget,
+    ) -> Result<Reply, Unavailable> {
+        let written = self.write_once(redis, hash, lease, what, budget).await;
+        if let (Err(_), Some(lease)) = (&written, lease) {
+            self.unreturned(lease.clone());
+        }
+        written
+    }
+
+    async fn write_once(
         &self,
         redis: &Redis,
         hash: &[u8; 16],

@@ -94,7 +94,10 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
                     fetch.lease = Some(lease);
                     break;
                 }
-                Leased::Unavailable | Leased::Late => break,
+                Leased::Unavailable | Leased::Late => {
+                    tier.give_up(&key, token);
+                    break;
+                }
                 Leased::Found(stored) => {
                     let slot = worker.shared.cache.keep(&fetch.primary, stored, 0).slot;
                     return fetch.permit.end(End::Stored(slot, Origin::Shared));

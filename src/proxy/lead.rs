@@ -263,7 +263,10 @@ async fn lease<'k>(
                 journey.budget = Budget::new(redis_deadline);
                 continue;
             }
-            Leased::Unavailable | Leased::Late => return Waited::Leads(leads(None)),
+            Leased::Unavailable | Leased::Late => {
+                tier.give_up(&key, token);
+                return Waited::Leads(leads(None));
+            }
             Leased::Failed(status) => return Waited::Failed(status),
             Leased::Found(stored) => {
                 let ask = &Ask { now: cache.times().0, ..*ask };

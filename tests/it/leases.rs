@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::harness::{
     Connection, Gate, Redis, Setup, Upstream, eventually, flaky, get, join_all, optimised, patiently, redis, reply,
     upstream, weir,
@@ -54,6 +56,25 @@ async fn a_body_that_comes_slowly_keeps_its_lease() {
         assert_eq!(patiently("the answer", answer).await.unwrap().text(), "firstsecond");
     }
     assert_eq!(up.count("/slow"), 1);
+}
+
+/// Redis refuses to store what a fetch brought, and so does not learn that the fetch is over: it does as soon as it can.
+#[tokio::test]
+async fn a_lease_that_redis_did_not_take_back_holds_nobody_up() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    up.route("/a", reply("once").gate(&gate));
+    let weirs = setup(&up, &redis).fleet(2).await;
+    let proxy = weirs[0].proxy;
+    let leader = tokio::spawn(async move { get("/a").send(proxy).await });
+    gate.reached(1).await;
+    redis.cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    gate.open();
+    assert_eq!(leader.await.expect("no panic").text(), "once");
+    weirs[0].metric_reaches(r#"weir_redis_commands_total{command="store",result="error"}"#, 1.0).await;
+    redis.cli(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    let began = Instant::now();
+    assert_eq!(weirs[1].get("/a").await.text(), "once");
+    assert!(began.elapsed() < LEASE / 4, "{:?}", began.elapsed());
 }
 
 #[tokio::test]

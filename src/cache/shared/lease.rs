@@ -1,10 +1,13 @@
 //! The right to fetch a key for the fleet: asked for, renewed while the fetch goes on, and given back.
 
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{LEASE_SCRIPT, SharedTier, What, name};
 use crate::cache::entry::{Stored, codec};
@@ -22,6 +25,15 @@ pub(super) const FAILURE: Duration = LEASE;
 /// Renewals come so far apart: one may be lost before the lease is. A fetch that is over by then costs none.
 const RENEWAL: Duration = Duration::from_millis(LEASE.as_millis() as u64 / 3);
 
+/// Leases that Redis did not take back, at most; of one more the oldest lapses by itself.
+const UNRETURNED: usize = 4_096;
+
+/// Pause before Redis is asked again to take one back.
+const RETURN_EVERY: Duration = Duration::from_millis(20);
+
+/// How long Redis may take for that; nobody waits for it.
+const RETURN_DEADLINE: Duration = Duration::from_millis(500);
+
 static RENEW_SCRIPT: Script = Script { name: "renew", source: include_str!("../renew.lua") };
 
 /// By this Redis knows who holds a lease, and what who does not has waited for.
@@ -30,12 +42,15 @@ pub struct Token {
     id: Bytes,
     /// Fence of the first fetch that it was told to wait for.
     waited: Option<u64>,
+    /// Whether Redis may have given it a lease without being heard.
+    is_in_doubt: bool,
 }
 
 impl Token {
     /// Another than anybody's.
     pub fn fresh() -> Self {
-        Self { id: Bytes::from(format!("{:016x}{:016x}", kv::random(), kv::random())), waited: None }
+        let id = Bytes::from(format!("{:016x}{:016x}", kv::random(), kv::random()));
+        Self { id, waited: None, is_in_doubt: false }
     }
 }
 
@@ -48,6 +63,38 @@ pub struct Lease {
     pub fence: u64,
     /// When it was asked for.
     pub(super) since: Instant,
+}
+
+/// Leases that are over, and that Redis may take for held: others would wait until they lapse.
+#[derive(Debug, Default)]
+pub(super) struct Unreturned {
+    /// Each with when it has lapsed in any case.
+    leases: Mutex<VecDeque<(Instant, Lease)>>,
+    added: Notify,
+}
+
+impl Unreturned {
+    fn add(&self, lapses: Instant, lease: Lease) {
+        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        if leases.len() == UNRETURNED {
+            leases.pop_front();
+        }
+        leases.push_back((lapses, lease));
+        drop(leases);
+        self.added.notify_one();
+    }
+
+    /// The next that has not lapsed; waits for one.
+    async fn next(&self) -> (Instant, Lease) {
+        loop {
+            let next = self.leases.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            match next {
+                Some((lapses, lease)) if Instant::now() < lapses => return (lapses, lease),
+                Some(_) => {}
+                None => self.added.notified().await,
+            }
+        }
+    }
 }
 
 /// What asking for a lease gave.
@@ -116,7 +163,10 @@ impl SharedTier {
                 let lease = |fence| Lease { token: own, hash, fence, since };
                 self.leased(&reply, token, lease)
             }
-            Err(Unavailable::Timeout) => Leased::Late,
+            Err(Unavailable::Timeout) => {
+                token.is_in_doubt = true;
+                Leased::Late
+            }
             Err(_) => Leased::Unavailable,
         }
     }
@@ -143,6 +193,30 @@ impl SharedTier {
         }
     }
 
+    /// Nobody goes on asking for a lease of `key` by this token: should Redis have given it, it is given back.
+    pub fn give_up(&self, key: &[u8], token: Token) {
+        if token.is_in_doubt {
+            self.unreturned(Lease { token: token.id, hash: name(key), fence: 0, since: Instant::now() });
+        }
+    }
+
+    /// A lease is over, but Redis did not say that it knows.
+    pub(super) fn unreturned(&self, lease: Lease) {
+        self.unreturned.add(Instant::now() + LEASE, lease);
+    }
+
+    /// Gives back what Redis did not take, as soon as it does; for as long as the process runs.
+    pub async fn give_back(&self, redis: &Redis) {
+        loop {
+            let (lapses, lease) = self.unreturned.next().await;
+            let budget = &mut Budget::new(RETURN_DEADLINE);
+            if self.write_once(redis, &lease.hash, Some(&lease), What::default(), budget).await.is_err() {
+                self.unreturned.add(lapses, lease);
+                sleep(RETURN_EVERY).await;
+            }
+        }
+    }
+
     /// Ends a lease without storing anything. If the service has `failed` for whoever asked, the fleet counts it.
     pub async fn release(&self, redis: &Redis, lease: &Lease, failed: Option<StatusCode>, budget: &mut Budget) {
         let _ = self.write(redis, &lease.hash, Some(lease), What { failed, ..What::default() }, budget).await;
@@ -163,6 +237,54 @@ impl SharedTier {
             if reply.is_ok_and(|reply| reply.number() == Some(0)) {
                 return;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::CacheTiers;
+    use crate::kv::tests::{Server, eventually};
+
+    const KEY: &[u8] = b"key";
+
+    /// Redis gives it, but is heard too late: nobody waits until it lapses.
+    #[tokio::test]
+    async fn a_lease_that_nobody_heard_of_is_given_back() {
+        let server = Server::up().await;
+        let settings = CacheTiers {
+            memory: 0,
+            fill_memory: 0,
+            max_object: 1,
+            compress_over: 0,
+            max_staleness: Duration::ZERO,
+            generation: String::new(),
+            preload: 0,
+            preload_wait: Duration::ZERO,
+        };
+        let kv = server.shared();
+        let tier = SharedTier::new(Arc::clone(&kv), &server.config(), &settings);
+        let redis = Redis::new(kv);
+        let ask = async |key: &[u8], token: &mut Token, longest| {
+            let place = (Position::default(), 0);
+            tier.lease(&redis, key, token, place, None, &mut Budget::new(longest)).await
+        };
+        let long = Duration::from_secs(5);
+        assert!(matches!(ask(b"another", &mut Token::fresh(), long).await, Leased::Lead(_)));
+        let mut token = Token::fresh();
+        server.freeze(true);
+        assert!(matches!(ask(KEY, &mut token, Duration::from_millis(50)).await, Leased::Late));
+        server.freeze(false);
+        let lease = tier.keys.lease(&name(KEY));
+        eventually("it is given", async || server.command_bytes(&[b"EXISTS", &lease]).await.number() == Some(1)).await;
+        tier.give_up(KEY, token);
+        let next = async || matches!(ask(KEY, &mut Token::fresh(), long).await, Leased::Lead(_));
+        tokio::select! {
+            () = tier.give_back(&redis) => {}
+            next = tokio::time::timeout(LEASE / 4, eventually("another leads", next)) => next.expect("soon"),
         }
     }
 }
