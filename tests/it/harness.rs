@@ -36,7 +36,9 @@ pub use h2::H2;
 pub use load::{Load, Report};
 pub use raw_upstream::{black_hole, raw_upstream, refusing};
 pub use recorder::{Recorder, Seen, recorder};
-pub use redis::{Identity, Line, Redis, free_port, is_before_7, redis, redis_by, redis_not_started, redis_with};
+pub use redis::{
+    Identity, Line, Redis, free_port, is_before_7, redis, redis_by, redis_not_started, redis_with, redis_with_by,
+};
 pub use redis_cluster::{RedisCluster, redis_cluster, redis_cluster_over_tls};
 pub use reply::{Reply, reply};
 pub use scratch::Scratch;

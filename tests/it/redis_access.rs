@@ -153,7 +153,7 @@ async fn what_is_wrong_with_a_password_is_named_and_whose_it_is() {
     goes_without(&setup(SECRET, "wrong"), &format!("the Sentinel {sentinel}: WRONGPASS")).await;
     let without = by_user(&up, &scratch, SECRET).sentinels(&all);
     goes_without(&without, &format!("the Sentinel {sentinel}: NOAUTH to SENTINEL GET-MASTER-ADDR-BY-NAME")).await;
-    let master = all.server(all.master()).address();
+    let master = all.relay(all.master()).address();
     goes_without(&setup("wrong", THEIRS), &format!("{master}: WRONGPASS")).await;
     goes_without(&setup(SECRET, THEIRS), &format!("{master}: NOPERM to ROLE")).await;
 }
@@ -165,7 +165,7 @@ async fn sentinels_that_forget_are_followed_again() {
     all.fail_over();
     let setup = weir(ROUTE).to(up.url()).sentinels(&all).set("redis.deadline", "500ms");
     let (one, other) = two(&setup, &up).await;
-    let port = all.server(all.master()).address().port().to_string();
+    let port = all.relay(all.master()).address().port().to_string();
     let name = all.master_name();
     // First all of them forget, so that none learns it from another.
     let every = |words: &[&str]| (0..all.addresses().len()).for_each(|at| drop(all.sentinel(at).cli(words)));

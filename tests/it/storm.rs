@@ -6,6 +6,7 @@
 
 mod faults;
 mod judge;
+mod means;
 pub mod place;
 mod traffic;
 
@@ -232,6 +233,8 @@ each! {
         alone_frozen: [Fault::Frozen],
         alone_taking_no_writes: [Fault::Full, Fault::Unsaved, Fault::WithoutReplicas, Fault::Forbidding],
         alone_forgetful: [Fault::ScriptsGone, Fault::BusKicked, Fault::LogTrimmed, Fault::Flushed],
+        alone_evicting_and_locked: [Fault::Evicting, Fault::Locked],
+        alone_by_a_wrong_clock: [Fault::ClockForward, Fault::ClockBack, Fault::EmptyClockBack],
     }
     Cluster {
         cluster_master_killed: [Fault::MasterKilled],
@@ -251,6 +254,7 @@ each! {
         cluster_frozen: [Fault::Frozen],
         cluster_taking_no_writes: [Fault::Full, Fault::Unsaved, Fault::WithoutReplicas, Fault::Forbidding],
         cluster_forgetful: [Fault::ScriptsGone, Fault::BusKicked, Fault::LogTrimmed, Fault::Flushed],
+        cluster_evicting_and_locked: [Fault::Evicting, Fault::Locked],
     }
     Sentinels {
         sentinels_master_killed: [Fault::MasterKilled],
@@ -262,6 +266,9 @@ each! {
         sentinels_frozen: [Fault::Frozen],
         sentinels_taking_no_writes: [Fault::Full, Fault::Unsaved, Fault::WithoutReplicas, Fault::Forbidding],
         sentinels_forgetful: [Fault::ScriptsGone, Fault::BusKicked, Fault::LogTrimmed, Fault::Flushed],
+        sentinels_evicting_and_slow: [Fault::Evicting, Fault::Slow(10), Fault::Slow(100)],
+        sentinels_slow_by_1000_ms: [Fault::Slow(1000)],
+        sentinels_cut_and_swallowed: [Fault::Cut, Fault::Swallowed],
     }
 }
 

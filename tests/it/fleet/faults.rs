@@ -322,7 +322,10 @@ pub fn crowd(line: &mut Line, length: Duration) -> std::io::Result<()> {
 }
 
 /// From now on there is less room than what is there takes.
-fn evict(line: &mut Line) -> std::io::Result<()> {
+///
+/// # Errors
+/// Redis does not do as it is told.
+pub fn evict(line: &mut Line) -> std::io::Result<()> {
     let memory = line.say(&["INFO", "memory"])?;
     let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse::<u64>().ok());
     let less = used.expect("INFO says it").saturating_sub(EVICTED).to_string();

@@ -75,10 +75,16 @@ pub fn redis_with(more: &[&str]) -> Redis {
     redis
 }
 
+/// The same, going by this clock.
+pub fn redis_with_by(more: &[&str], clock: &Clock) -> Redis {
+    let redis = redis_not_started().with(more).by(clock);
+    redis.start();
+    redis
+}
+
 /// A running server that goes by this clock.
 pub fn redis_by(clock: &Clock) -> Redis {
-    let mut redis = redis_not_started();
-    redis.env = clock.env().to_vec();
+    let redis = redis_not_started().by(clock);
     redis.start();
     redis
 }
@@ -142,6 +148,12 @@ impl Redis {
     /// With more settings, before it is started.
     pub(super) fn with(mut self, more: &[&str]) -> Self {
         self.more.extend(more.iter().map(|word| (*word).to_owned()));
+        self
+    }
+
+    /// Going by this clock, before it is started.
+    fn by(mut self, clock: &Clock) -> Self {
+        self.env = clock.env().to_vec();
         self
     }
 

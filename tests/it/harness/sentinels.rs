@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::redis::{is_before_7, poll, redis_of_file};
-use super::{Identity, Redis};
+use super::{Flaky, Identity, Redis, flaky};
 
 /// Sentinels, of which two must agree.
 const SENTINELS: usize = 3;
@@ -39,10 +39,16 @@ pub fn sentinels_with(identities: Option<[&Identity; 2]>, password: Option<&str>
         redis.start();
         redis
     };
-    let first = of_file(SERVER, false);
-    let port = first.address().port();
-    let mut servers = vec![first];
-    servers.extend((1..SERVERS).map(|_| of_file(&format!("{SERVER}replicaof 127.0.0.1 {port}\n"), false)));
+    let relays = [(); SERVERS].map(|()| relay());
+    let port = relays[0].address().port();
+    let mut servers = Vec::new();
+    for relay in &relays {
+        let announced = relay.address().port();
+        let follows = if announced == port { String::new() } else { format!("replicaof 127.0.0.1 {port}\n") };
+        let server = of_file(&format!("{SERVER}replica-announce-port {announced}\n{follows}"), false);
+        relay.lead_to(server.address());
+        servers.push(server);
+    }
     let linked = |redis: &Redis| redis.cli(&["INFO", "replication"]).contains("master_link_status:up");
     poll("the replicas have everything", || servers[1..].iter().all(linked));
     let settings = format!(
@@ -56,9 +62,14 @@ pub fn sentinels_with(identities: Option<[&Identity; 2]>, password: Option<&str>
     let sentinels: Vec<Redis> = (0..SENTINELS).map(|_| of_file(&settings, true)).collect();
     sentinels.iter().for_each(hasten);
     let here = [(); SERVERS + SENTINELS].map(|()| AtomicBool::new(true));
-    let all = Sentinels { servers, sentinels, here };
+    let all = Sentinels { servers, relays, sentinels, here };
     all.know_one_another();
     all
+}
+
+/// One that leads nowhere yet.
+fn relay() -> Flaky {
+    flaky(SocketAddr::from(([127, 0, 0, 1], 1)))
 }
 
 /// It looks at servers, and speaks to its like, several times a second, and not every ten and every two.
@@ -70,9 +81,18 @@ fn hasten(sentinel: &Redis) {
     }
 }
 
+/// What a sentinel says of the master by this name.
+fn said_of_master(sentinel: &Redis, name: &str) -> Option<String> {
+    let told = sentinel.try_cli(&["SENTINEL", "MASTER", NAME]).ok()?;
+    let (names, values) = (told.lines().step_by(2), told.lines().skip(1).step_by(2));
+    names.zip(values).find_map(|(own, value)| (own == name).then(|| value.to_owned()))
+}
+
 /// Servers and those who watch over them.
 pub struct Sentinels {
     servers: Vec<Redis>,
+    /// By which everybody knows them, one another among them.
+    relays: [Flaky; SERVERS],
     sentinels: Vec<Redis>,
     /// Servers, then sentinels: neither killed nor frozen.
     here: [AtomicBool; SERVERS + SENTINELS],
@@ -118,6 +138,19 @@ impl Sentinels {
         &self.sentinels[sentinel]
     }
 
+    /// The way to a server, for clients, for those who copy it and for the sentinels.
+    pub fn relay(&self, server: usize) -> &Flaky {
+        &self.relays[server]
+    }
+
+    /// Waits until no sentinel takes the master for dead, or is about to have a replica take over.
+    pub fn is_calm(&self) {
+        let is_content = |sentinel: &usize| {
+            said_of_master(&self.sentinels[*sentinel], "flags").is_some_and(|flags| flags == "master")
+        };
+        poll("no failover", || self.agreed_master().is_some() && self.sentinels_here().iter().all(is_content));
+    }
+
     /// A server.
     pub fn server(&self, server: usize) -> &Redis {
         &self.servers[server]
@@ -127,7 +160,7 @@ impl Sentinels {
     pub fn named_by(&self, sentinel: usize) -> Option<usize> {
         let told = self.sentinels[sentinel].try_cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).ok()?;
         let port: u16 = told.lines().nth(1)?.parse().ok()?;
-        self.servers.iter().position(|server| server.address().port() == port)
+        self.relays.iter().position(|relay| relay.address().port() == port)
     }
 
     /// The server that is the master, by its own word and that of all sentinels that are there; waits until they agree.
@@ -226,11 +259,7 @@ impl Sentinels {
     /// Waits until every sentinel knows the other sentinels and the replicas.
     fn know_one_another(&self) {
         let knows = |sentinel: &Redis| {
-            let told = sentinel.try_cli(&["SENTINEL", "MASTER", NAME]).unwrap_or_default();
-            let words: Vec<&str> = told.lines().collect();
-            let number = |name: &str| {
-                words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1)?.parse::<usize>().ok())
-            };
+            let number = |name: &str| said_of_master(sentinel, name).and_then(|number| number.parse::<usize>().ok());
             number("num-slaves") == Some(SERVERS - 1) && number("num-other-sentinels") == Some(SENTINELS - 1)
         };
         poll("the sentinels know one another", || self.sentinels.iter().all(knows));

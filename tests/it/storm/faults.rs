@@ -1,13 +1,16 @@
 //! What goes wrong with Redis, however it is set up: each is done, held, and undone.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::place::{LOG, Place, Topology, server};
-use crate::fleet::faults::{crowd, keep_busy};
-use crate::harness::{Flaky, Line, Redis, RedisCluster, is_before_7};
+use super::means::{by_line, hold, leave_unsaved, load, lock, take_over};
+use super::place::{LOG, Place, Topology};
+use crate::fleet::faults::{crowd, evict, keep_busy};
+use crate::harness::{Flaky, Redis, RedisCluster};
+
+/// How far clocks are set, in seconds.
+const STEP: i64 = 3600;
 
 /// Slots that are moved at once.
 const MOVED: usize = 60;
@@ -47,6 +50,16 @@ pub enum Fault {
     Crowded,
     /// They let nobody run scripts.
     Forbidding,
+    /// They evict keys, whatever they are.
+    Evicting,
+    /// One wants a password that nobody has.
+    Locked,
+    /// Its clock is set forward.
+    ClockForward,
+    /// Its clock is set back.
+    ClockBack,
+    /// It comes back empty, and by a clock that was set back.
+    EmptyClockBack,
     /// They have forgotten all scripts.
     ScriptsGone,
     /// They have ended all subscriptions.
@@ -86,26 +99,31 @@ const OF_ALL: &[Fault] = &[
     Fault::Unsaved,
     Fault::WithoutReplicas,
     Fault::Forbidding,
+    Fault::Evicting,
     Fault::ScriptsGone,
     Fault::BusKicked,
     Fault::LogTrimmed,
     Fault::Flushed,
+    Fault::Cut,
+    Fault::Swallowed,
+    Fault::Slow(10),
+    Fault::Slow(100),
+    Fault::Slow(1000),
 ];
 
 const OF_ONE: &[Fault] = &[
     Fault::Killed,
     Fault::RestartedEmpty,
     Fault::Loading,
-    Fault::Cut,
-    Fault::Swallowed,
-    Fault::Slow(10),
-    Fault::Slow(100),
-    Fault::Slow(1000),
     Fault::ReadOnly,
     Fault::MasterDown,
     Fault::TakenOver,
     Fault::Busy,
     Fault::Crowded,
+    Fault::Locked,
+    Fault::ClockForward,
+    Fault::ClockBack,
+    Fault::EmptyClockBack,
 ];
 
 const OF_CLUSTERS: &[Fault] = &[
@@ -113,11 +131,6 @@ const OF_CLUSTERS: &[Fault] = &[
     Fault::MasterFrozen,
     Fault::OtherMasterKilled,
     Fault::MasterOutOfReach,
-    Fault::Cut,
-    Fault::Swallowed,
-    Fault::Slow(10),
-    Fault::Slow(100),
-    Fault::Slow(1000),
     Fault::ReplicaKilled,
     Fault::Planned,
     Fault::Resharded,
@@ -125,6 +138,7 @@ const OF_CLUSTERS: &[Fault] = &[
     Fault::Rolled,
     Fault::Busy,
     Fault::Crowded,
+    Fault::Locked,
 ];
 
 const OF_SENTINELS: &[Fault] = &[
@@ -158,11 +172,17 @@ impl Fault {
             | Self::MasterKilled
             | Self::MasterFrozen
             | Self::OtherMasterKilled
-            | Self::SentinelBehind => true,
+            | Self::SentinelBehind
+            | Self::Evicting
+            | Self::ClockForward
+            | Self::ClockBack
+            | Self::EmptyClockBack => true,
             // Sentinels do not wait for what the master took last; in a cluster it takes nothing more until it has been copied.
             Self::Planned => topology == Topology::Sentinels,
             // A master may be replaced meanwhile.
             Self::Frozen => topology != Topology::Alone,
+            // Sentinels go the same way, and may take the master for dead.
+            Self::Cut | Self::Swallowed | Self::Slow(1000) => topology == Topology::Sentinels,
             _ => false,
         }
     }
@@ -186,6 +206,7 @@ impl Fault {
                 | Self::MasterDown
                 | Self::Frozen
                 | Self::Busy
+                | Self::Locked
         )
     }
 
@@ -238,6 +259,21 @@ impl Fault {
                 // A replica takes no such order.
                 let _ = redis.try_cli(&["FLUSHALL"]);
             }),
+            Self::Evicting => {
+                place.each(|redis| evict(&mut redis.line()).expect("Redis does as it is told"));
+                sleep(length);
+                place.say(&["CONFIG", "SET", "maxmemory", "0"]);
+                place.say(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+            }
+            Self::ClockForward => place.step(STEP),
+            Self::ClockBack => place.step(-STEP),
+            Self::EmptyClockBack => {
+                let redis = place.alone();
+                redis.kill();
+                place.step(-STEP);
+                redis.start();
+            }
+            Self::Locked => by_line(place, |line| lock(line, length)),
             Self::Busy => by_line(place, |line| keep_busy(line, length)),
             Self::Crowded => by_line(place, |line| crowd(line, length)),
             _ => match place {
@@ -394,64 +430,8 @@ fn settle(place: &Place) {
     match place {
         Place::Alone { .. } => {}
         Place::Cluster(cluster) => cluster.is_well(),
-        Place::Sentinels(sentinels) => drop(sentinels.master()),
+        Place::Sentinels(sentinels) => sentinels.is_calm(),
     }
-}
-
-fn hold(place: &Place, worse: [&str; 2], well: [&str; 2], length: Duration) {
-    let set = |[name, value]: [&str; 2]| place.say(&["CONFIG", "SET", name, value]);
-    set(worse);
-    sleep(length);
-    set(well);
-}
-
-/// Saves what is there and more, so that loading it takes seconds.
-fn load(place: &Place) {
-    let redis = place.alone();
-    let fill = "for i = 1, 4000 do redis.call('SET', 'it:filler:' .. i, string.rep('x', 100), 'EX', 600) end";
-    redis.cli(&["EVAL", fill, "0"]);
-    redis.cli(&["SAVE"]);
-    redis.kill();
-    redis.start();
-    let _ = std::fs::remove_file(redis.directory().join("dump.rdb"));
-}
-
-/// Saving fails where the file to be is a directory.
-fn leave_unsaved(place: &Place, length: Duration) {
-    place.each(|redis| {
-        let file = redis.directory().join("dump.rdb");
-        let _ = std::fs::remove_file(&file);
-        std::fs::create_dir_all(file.join("in-the-way")).expect("a directory");
-        // Where it cannot save what its master sends, a replica of Redis 7 would end itself.
-        if !is_before_7() {
-            redis.cli(&["CONFIG", "SET", "replica-ignore-disk-write-errors", "yes"]);
-        }
-        redis.cli(&["CONFIG", "SET", "save", "86400 1000000"]);
-        redis.cli(&["BGSAVE"]);
-    });
-    sleep(length);
-    place.each(|redis| {
-        assert!(redis.cli(&["INFO", "persistence"]).contains("rdb_last_bgsave_status:err"), "it could be saved");
-        redis.cli(&["CONFIG", "SET", "save", ""]);
-        std::fs::remove_dir_all(redis.directory().join("dump.rdb")).expect("the directory");
-    });
-}
-
-/// What the master takes for a while is lost with it.
-fn take_over(place: &Place, length: Duration) {
-    let Place::Alone { redis: current, relay } = place else { panic!("there are several servers") };
-    let (master, heir) = (place.alone(), server());
-    heir.follow(&master);
-    heir.take_over(&master, false);
-    sleep(length / 8);
-    relay.lead_to(heir.address());
-    *current.lock().expect("no panic while held") = Arc::new(heir);
-}
-
-/// By a connection that is kept, to the master of the log.
-fn by_line(place: &Place, what: impl FnOnce(&mut Line) -> std::io::Result<()>) {
-    let mut line = place.with_master(Redis::line);
-    what(&mut line).expect("Redis does as it is told");
 }
 
 fn other_than(cluster: &RedisCluster, master: usize) -> usize {

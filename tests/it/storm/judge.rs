@@ -81,6 +81,10 @@ fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut S
         let who = usize::from(has_parts);
         for (first, begin) in begins.iter().enumerate() {
             for (last, end) in ends.iter().enumerate().skip(first) {
+                // A burst more for each bucket that was evicted, and nobody knows how often one was.
+                if lost[first..last].iter().any(|event| event.fault == Fault::Evicting) {
+                    break;
+                }
                 let inside = admitted.iter().filter(|one| one.from >= begin * 1000 && one.to <= end * 1000);
                 let away = |event: &&Event| !event.fault.spares_limits() && event.from < *end && behind(event) > *begin;
                 let bursts = if has_parts { (1 + events.iter().filter(away).count()).max(2) } else { 1 };

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use crate::harness::{
-    Flaky, Redis, RedisCluster, Sentinels, Setup, flaky, is_before_7, redis_cluster, redis_with, sentinels,
+    Clock, Flaky, Redis, RedisCluster, Sentinels, Setup, clock, flaky, is_before_7, redis_cluster, redis_with_by,
+    sentinels,
 };
 
 /// The slot of the log, of which everybody wants to hear.
@@ -28,6 +29,8 @@ pub enum Place {
         redis: Mutex<Arc<Redis>>,
         /// All pods' way to it.
         relay: Flaky,
+        /// What it goes by.
+        clock: Clock,
     },
     /// A cluster.
     Cluster(RedisCluster),
@@ -36,11 +39,11 @@ pub enum Place {
 }
 
 /// One that takes its time to load what it had saved, and none to begin copying to another.
-pub fn server() -> Redis {
+pub fn server(clock: &Clock) -> Redis {
     let (slowly, at_once) = (["--key-load-delay", "500"], ["--repl-diskless-sync-delay", "0"]);
     // Before Redis 7 it says nothing while it loads.
     let telling = if is_before_7() { at_once } else { ["--loading-process-events-interval-bytes", "1024"] };
-    redis_with(&[slowly, telling, at_once].concat())
+    redis_with_by(&[slowly, telling, at_once].concat(), clock)
 }
 
 impl Place {
@@ -48,9 +51,10 @@ impl Place {
     pub fn new(topology: Topology) -> Self {
         match topology {
             Topology::Alone => {
-                let redis = server();
+                let clock = clock();
+                let redis = server(&clock);
                 let relay = flaky(redis.address());
-                Self::Alone { redis: Mutex::new(Arc::new(redis)), relay }
+                Self::Alone { redis: Mutex::new(Arc::new(redis)), relay, clock }
             }
             Topology::Cluster => Self::Cluster(redis_cluster()),
             Topology::Sentinels => Self::Sentinels(sentinels()),
@@ -103,7 +107,7 @@ impl Place {
         match self {
             Self::Alone { relay, .. } => what(relay),
             Self::Cluster(cluster) => (0..cluster.len()).for_each(|node| what(cluster.relay(node))),
-            Self::Sentinels(_) => panic!("sentinels name servers, not the ways to them"),
+            Self::Sentinels(sentinels) => (0..sentinels.servers()).for_each(|server| what(sentinels.relay(server))),
         }
     }
 
@@ -112,6 +116,14 @@ impl Place {
         match self {
             Self::Alone { redis, .. } => Arc::clone(&redis.lock().expect("no panic while held")),
             _ => panic!("there are several servers"),
+        }
+    }
+
+    /// Sets the only server's clock so many seconds ahead, or back.
+    pub fn step(&self, seconds: i64) {
+        match self {
+            Self::Alone { clock, .. } => clock.advance(seconds),
+            _ => panic!("several servers go by the clock that is right"),
         }
     }
 

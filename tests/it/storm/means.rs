@@ -1,0 +1,74 @@
+//! How something is done to the servers of Redis.
+
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::place::{Place, server};
+use crate::harness::{Line, Redis, is_before_7};
+
+pub fn hold(place: &Place, worse: [&str; 2], well: [&str; 2], length: Duration) {
+    let set = |[name, value]: [&str; 2]| place.say(&["CONFIG", "SET", name, value]);
+    set(worse);
+    sleep(length);
+    set(well);
+}
+
+/// Saves what is there and more, so that loading it takes seconds.
+pub fn load(place: &Place) {
+    let redis = place.alone();
+    let fill = "for i = 1, 4000 do redis.call('SET', 'it:filler:' .. i, string.rep('x', 100), 'EX', 600) end";
+    redis.cli(&["EVAL", fill, "0"]);
+    redis.cli(&["SAVE"]);
+    redis.kill();
+    redis.start();
+    let _ = std::fs::remove_file(redis.directory().join("dump.rdb"));
+}
+
+/// Saving fails where the file to be is a directory.
+pub fn leave_unsaved(place: &Place, length: Duration) {
+    place.each(|redis| {
+        let file = redis.directory().join("dump.rdb");
+        let _ = std::fs::remove_file(&file);
+        std::fs::create_dir_all(file.join("in-the-way")).expect("a directory");
+        // Where it cannot save what its master sends, a replica of Redis 7 would end itself.
+        if !is_before_7() {
+            redis.cli(&["CONFIG", "SET", "replica-ignore-disk-write-errors", "yes"]);
+        }
+        redis.cli(&["CONFIG", "SET", "save", "86400 1000000"]);
+        redis.cli(&["BGSAVE"]);
+    });
+    sleep(length);
+    place.each(|redis| {
+        assert!(redis.cli(&["INFO", "persistence"]).contains("rdb_last_bgsave_status:err"), "it could be saved");
+        redis.cli(&["CONFIG", "SET", "save", ""]);
+        std::fs::remove_dir_all(redis.directory().join("dump.rdb")).expect("the directory");
+    });
+}
+
+/// What the master takes for a while is lost with it.
+pub fn take_over(place: &Place, length: Duration) {
+    let Place::Alone { redis: current, relay, clock } = place else { panic!("there are several servers") };
+    let (master, heir) = (place.alone(), server(clock));
+    heir.follow(&master);
+    heir.take_over(&master, false);
+    sleep(length / 8);
+    relay.lead_to(heir.address());
+    *current.lock().expect("no panic while held") = Arc::new(heir);
+}
+
+/// Who is connected is sent away, and comes in by no password.
+pub fn lock(line: &mut Line, length: Duration) -> std::io::Result<()> {
+    line.say(&["CONFIG", "SET", "requirepass", "nobody has it"])?;
+    for kind in ["normal", "pubsub"] {
+        line.say(&["CLIENT", "KILL", "TYPE", kind])?;
+    }
+    sleep(length);
+    line.say(&["CONFIG", "SET", "requirepass", ""]).map(drop)
+}
+
+/// By a connection that is kept, to the master of the log.
+pub fn by_line(place: &Place, what: impl FnOnce(&mut Line) -> std::io::Result<()>) {
+    let mut line = place.with_master(Redis::line);
+    what(&mut line).expect("Redis does as it is told");
+}
