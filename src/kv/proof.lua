@@ -14,8 +14,26 @@
 local TRIMMED_AT_ONCE = 100
 local PROMOTED_AT_ONCE = 64
 
+-- An intent that is overdue only later than this, its pod will renew before that; or the clock was set back.
+local OVERDUE_AT_MOST_MS = 120000
+
 local incarnation, seq = position()
 local now = now_ms()
+
+-- What was written by a clock that has been set back since is in the future: it counts from now on, or for as long as the
+-- clock was set back by a pod that is gone would be waited for, its writes not be logged, and a new incarnation distrusted.
+local began = tonumber(redis.call('HGET', KEYS[1], 'began') or '0')
+if began > now then
+  began = now
+  redis.pcall('HSET', KEYS[1], 'began', integer(now))
+end
+for _, early in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '(' .. integer(now), '+inf')) do
+  redis.pcall('ZADD', KEYS[5], integer(now), early)
+end
+local latest = integer(now + OVERDUE_AT_MOST_MS)
+for _, late in ipairs(redis.call('ZRANGEBYSCORE', KEYS[7], '(' .. latest, '+inf', 'LIMIT', 0, PROMOTED_AT_ONCE)) do
+  redis.pcall('ZADD', KEYS[7], latest, late)
+end
 
 -- A Redis that is full or cannot save still proves. A replica never does, nor a master that refuses writes because its
 -- replicas are gone: they may be with another master by now, which takes invalidations.
@@ -66,16 +84,16 @@ for _, applied in ipairs(redis.call('HVALS', KEYS[6])) do
     behind = behind + 1
   end
 end
-local line = redis.call('HMGET', KEYS[1], 'parent', 'base', 'began', 'lost')
-local lost = tonumber(line[4] or '0')
+local line = redis.call('HMGET', KEYS[1], 'parent', 'base', 'lost')
+local lost = tonumber(line[3] or '0')
 -- Who followed a log that this one does not continue has seen a loss; a Redis that is new to all has lost nothing.
 if lost == 0 and (line[1] or '') == '' and ARGV[9] ~= '' and ARGV[9] ~= incarnation then
-  lost = tonumber(line[3] or '0')
+  lost = began
   redis.pcall('HSET', KEYS[1], 'lost', integer(lost))
 end
 local door = redis.call('XRANGE', KEYS[4], '-', '+', 'COUNT', ARGV[4])
 return {
   incarnation, seq, now, redis.call('ZCARD', KEYS[5]), door,
-  line[1] or '', tonumber(line[2] or '0'), now - tonumber(line[3] or '0'), behind,
+  line[1] or '', tonumber(line[2] or '0'), now - began, behind,
   lost,
 }

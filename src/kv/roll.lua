@@ -8,7 +8,8 @@
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local at = redis.call('HMGET', KEYS[1], 'incarnation', 'began')
-local reply = { at[1] or '', now - tonumber(at[2] or '0') }
+-- The clock may have been set back since.
+local reply = { at[1] or '', math.max(0, now - tonumber(at[2] or '0')) }
 local oldest = string.format('%.0f', now - tonumber(ARGV[1]))
 for _, pod in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], oldest, '+inf')) do
   reply[#reply + 1] = pod
