@@ -10,8 +10,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::lineage::Owed;
-use super::log::{Direction, Log, PAGE, Proof, RECORDS, WAIT};
+use super::log::{Direction, Log, PAGE, Proof, RECORDS, WAIT, read_order};
 use super::mirror::Mirror;
+use super::pending::Ticket;
 use super::trust::Trust;
 use super::{Invalidation, Leaving, Position, doors, stream};
 use crate::clock::{SteadyMs, Stopwatch};
@@ -19,6 +20,7 @@ use crate::config::Bus;
 use crate::kv::bus::{Message, Subscription};
 use crate::kv::{Shared, Unavailable, jittered, random};
 use crate::metrics::RedisPart;
+use crate::syntax::selector::Selector;
 
 mod heard;
 mod heir;
@@ -69,6 +71,10 @@ pub(super) struct Keeper {
     told: Option<Position>,
     /// What the log may have lost and is to be given once more.
     owed: Vec<Owed>,
+    /// What it was given of that; if it is lost before this pod has read it there, it is owed again.
+    given: Vec<Owed>,
+    /// By what all of these are settled.
+    owing: Vec<Ticket>,
     /// Pods that were heard of under the incarnation before.
     pods_before: u32,
     due: Instant,
@@ -93,6 +99,8 @@ impl Keeper {
             backfill: None,
             told: None,
             owed: Vec::new(),
+            given: Vec::new(),
+            owing: Vec::new(),
             pods_before: 0,
             due: Instant::now(),
             asked: Instant::now(),
@@ -203,6 +211,7 @@ impl Keeper {
         let before = self.state.followed();
         // What is in another log before the question is asked is below the head if it turns out to be in this one.
         let elsewhere = self.state.mirror.read().expect("no panic while held").elsewhere();
+        let was_given = self.owed.is_empty();
         let mut proof = self.ask(before).await?;
         self.adopt(proof.time_ms, trip.elapsed());
         self.shared.note_loss(proof.lost_ms);
@@ -226,6 +235,9 @@ impl Keeper {
             }
         }
         self.catch_up_to(head, asked).await?;
+        if was_given {
+            self.settle_given();
+        }
         if self.subscription.is_some() && self.shared.bus == Bus::Publish {
             let heard = self.heard.filter(|heard| heard.incarnation == head.incarnation).map_or(0, |heard| heard.seq);
             self.heard = Some(Position { incarnation: head.incarnation, seq: heard.max(head.seq) });
@@ -267,7 +279,13 @@ impl Keeper {
         let lived_ms = self.state.clock.steady().saturating_sub(self.started);
         let is_younger = self.state.followed().is_none() && proof.age.as_millis() as u64 <= lived_ms;
         self.state.change(|mirror| {
-            self.owed.extend(mirror.follow(head, random(), proof.lineage));
+            self.owed.append(&mut self.given);
+            let owed = mirror.follow(head, random(), proof.lineage);
+            for one in &owed {
+                let (selectors, soft) = read_order(one.order.as_bytes()).unwrap_or((vec![Selector::All], false));
+                self.owing.push(mirror.owe(&selectors, soft));
+            }
+            self.owed.extend(owed);
             if is_younger {
                 mirror.unknown_past();
             }

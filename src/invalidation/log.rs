@@ -89,13 +89,18 @@ pub struct Record {
 
 impl Record {
     fn read(seq: u64, time_ms: u64, order: &[u8]) -> Self {
-        let read = serde_json::from_slice::<Order>(order).ok().and_then(|o| Some((o.selectors().ok()?, o.soft)));
-        let (selectors, soft) = read.unwrap_or_else(|| {
+        let (selectors, soft) = read_order(order).unwrap_or_else(|| {
             tracing::warn!(seq, "a record of the invalidation log cannot be read: taken as naming everything");
             (vec![Selector::All], false)
         });
         Self { seq, time_ms, selectors, soft, order: String::from_utf8_lossy(order).into() }
     }
+}
+
+/// What a logged order names, and whether softly; `None` if it cannot be read.
+pub fn read_order(order: &[u8]) -> Option<(Vec<Selector>, bool)> {
+    let order = serde_json::from_slice::<Order>(order).ok()?;
+    Some((order.selectors().ok()?, order.soft))
 }
 
 /// A record as the bus carries it, `<incarnation> <seq> <ms> <order>`, its order not read yet.

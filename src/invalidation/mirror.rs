@@ -317,6 +317,12 @@ impl Mirror {
         self.pending.add(selectors, soft)
     }
 
+    /// What the log that is followed may lack of the one before, and is to be logged there: until it is settled, whatever it
+    /// names is refused if it carries a position of the log.
+    pub fn owe(&mut self, selectors: &[Selector], soft: bool) -> Ticket {
+        self.pending.add(selectors, soft)
+    }
+
     /// What was pending is in the log, and was recorded, or is given up.
     pub fn settle(&mut self, ticket: Ticket) {
         self.pending.settle(ticket);

@@ -131,6 +131,41 @@ async fn take_over(master: &Arc<Redis>, heir: &Arc<Redis>, planned: bool) {
     taken.await.expect("no panic");
 }
 
+/// One pod is with the heir already while another goes on at the old master, and acknowledges there what the heir will lack:
+/// what the heir has of it is not used by the pod that knows better, though the heir be too full to log it.
+#[tokio::test]
+async fn what_a_pod_acknowledged_at_the_old_master_holds_at_the_heir() {
+    let version = Arc::new(AtomicUsize::new(1));
+    let (up, master) = (versioned(&version), Arc::new(redis()));
+    let ways = [flaky(master.address()), flaky(master.address())];
+    let setup = weir(ROUTES).to(up.url()).set("redis.deadline", "1s").set("cache.max_staleness", "10s");
+    let early = setup.clone().redis_at(ways[0].address()).start().await;
+    let late = setup.redis_at(ways[1].address()).start().await;
+    let before = incarnation(&late).await;
+    let heir = replica(&master).await;
+    heir.take_over(&master, false);
+    ways[0].lead_to(heir.address());
+    follows_another(std::slice::from_ref(&early), &before).await;
+    for key in 0..=KEYS {
+        crate::caching::stored(&early, &item(key)).await;
+    }
+    version.store(2, Ordering::SeqCst);
+    let said = late.invalidate(r#"{"urls":["/items/60"]}"#).await;
+    assert!(said.text().contains(&before), "{said:?}");
+    heir.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    ways[1].lead_to(heir.address());
+    says(&late, "goes on from a copy").await;
+    let mut others = 0..KEYS;
+    within_async(SOON, "what the heir has is used", async || {
+        let other = item(others.next().expect("so many are not needed"));
+        late.get(&other).await.text().ends_with("v1")
+    })
+    .await;
+    assert_eq!(late.get(&item(KEYS)).await.text(), "/items/60 v2");
+    heir.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    within_async(SOON, "it is known to all", async || early.get(&item(KEYS)).await.text() == "/items/60 v2").await;
+}
+
 #[tokio::test]
 async fn what_a_failover_lost_is_logged_again_and_the_rest_is_kept() {
     let stage = Stage::of(3, "10s").await;

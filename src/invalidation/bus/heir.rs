@@ -24,12 +24,21 @@ impl Keeper {
         while !self.owed.is_empty() {
             let drafts: Vec<Draft<'_>> = self.owed.iter().take(TOGETHER).map(|owed| Draft::owed(owed, base)).collect();
             let given = self.log.append(&drafts).await?.len();
-            self.owed.drain(..given);
+            self.given.extend(self.owed.drain(..given));
             if self.owed.is_empty() {
                 self.due = Instant::now();
             }
         }
         Ok(())
+    }
+
+    /// What was given before the last question was asked has been read in the log by now, unless its past is not read back.
+    pub(super) fn settle_given(&mut self) {
+        if self.owed.is_empty() && self.backfill.is_none() && !self.owing.is_empty() {
+            self.given.clear();
+            let owing = std::mem::take(&mut self.owing);
+            self.state.change(|mirror| owing.into_iter().for_each(|ticket| mirror.settle(ticket)));
+        }
     }
 
     /// Trusts the answers of the incarnation before, once every pod that may know what this one has lost has logged it. Who
@@ -50,6 +59,6 @@ impl Keeper {
 
     pub(super) fn may_inherit(&self) -> bool {
         let mirror = self.state.mirror.read().expect("no panic while held");
-        self.backfill.is_none() && self.owed.is_empty() && mirror.may_inherit()
+        self.backfill.is_none() && self.owing.is_empty() && mirror.may_inherit()
     }
 }
