@@ -148,7 +148,7 @@ fn times(notes: &Notes, event: &Event, calm: [Duration; 3], wrong: &mut Vec<Stri
 /// Requests that may wait alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
-    /// Hits, and what limits decide.
+    /// Hits and denials.
     Quick,
     /// What is fetched.
     Misses,
@@ -160,13 +160,13 @@ const CLASSES: [Class; 3] = [Class::Quick, Class::Misses, Class::Writes];
 
 /// Of those due between the two.
 fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
-    let counts = |kind: &Kind| match kind {
-        Kind::Hit(_) | Kind::Strict(_) | Kind::Local(_) => class == Class::Quick,
-        Kind::Miss(_) => class == Class::Misses,
-        Kind::Write(_) => class == Class::Writes,
+    let counts = |seen: &Seen| match seen.kind {
         Kind::Order(_) => false,
+        Kind::Write(_) => class == Class::Writes,
+        _ if seen.is_hit || seen.status == 429 => class == Class::Quick,
+        _ => class == Class::Misses,
     };
-    let due = seen.iter().filter(|seen| counts(&seen.kind) && seen.due >= from && seen.due < to);
+    let due = seen.iter().filter(|seen| counts(seen) && seen.due >= from && seen.due < to);
     let mut times: Vec<Duration> = due.map(|seen| seen.took).collect();
     times.sort_unstable();
     let last = times.len().saturating_sub(1);

@@ -69,6 +69,8 @@ pub struct Seen {
     pub took: Duration,
     /// The answer's status; 0 if there was none.
     pub status: u16,
+    /// Whether it was there already.
+    pub is_hit: bool,
 }
 
 /// All that was seen.
@@ -148,7 +150,8 @@ impl Traffic {
             let end = due + sample.took.as_micros() as Micros;
             let answer = sample.result.as_ref().ok();
             let status = answer.map_or(0, |answer| answer.status);
-            notes.seen.push(Seen { kind, due, took: sample.took, status });
+            let is_hit = answer.is_some_and(|answer| answer.header("cache-status").is_some() && answer.is_hit());
+            notes.seen.push(Seen { kind, due, took: sample.took, status, is_hit });
             if !is_well(kind, status) {
                 let what = match &sample.result {
                     Ok(answer) => format!("{status} {}", String::from_utf8_lossy(&answer.body)),
