@@ -63,7 +63,7 @@ pub struct SharedTier {
     max_object: usize,
     compress_over: usize,
     preload: usize,
-    unreturned: Unreturned,
+    unreturned: Arc<Unreturned>,
 }
 
 /// What was found for a request, and where.
@@ -94,7 +94,7 @@ impl SharedTier {
             max_object: settings.max_object,
             compress_over: settings.compress_over,
             preload: settings.preload,
-            unreturned: Unreturned::default(),
+            unreturned: Arc::default(),
         }
     }
 
@@ -369,9 +369,10 @@ impl SharedTier {
         what: What,
         budget: &mut Budget,
     ) -> Result<Reply, Unavailable> {
+        let failed = what.failed;
         let written = self.write_once(redis, hash, lease, what, budget).await;
         if let (Err(_), Some(lease)) = (&written, lease) {
-            self.unreturned(lease.clone());
+            self.unreturned(lease.clone(), failed);
         }
         written
     }

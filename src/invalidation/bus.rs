@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::lineage::Owed;
+use super::lineage::{self, Owed};
 use super::log::{Direction, Log, PAGE, Proof, RECORDS, WAIT, read_order};
 use super::mirror::Mirror;
 use super::pending::Ticket;
@@ -169,6 +169,7 @@ impl Keeper {
         if alive {
             // A quarter less, never more: the bound counts on a proof in each B/4.
             let pause = match well {
+                true if self.is_settling() => ASKED_EVERY,
                 true if self.may_inherit() => jittered(INHERIT_EVERY),
                 true => self.trust().proof_every().mul_f64(0.75 + jitter() / 4.0),
                 false => jittered(RETRY_EVERY),
@@ -235,6 +236,7 @@ impl Keeper {
             }
         }
         self.catch_up_to(head, asked).await?;
+        // Whoever has just joined this log has its past to read first.
         if was_given {
             self.settle_given();
         }
@@ -286,6 +288,10 @@ impl Keeper {
                 self.owing.push(mirror.owe(&selectors, soft));
             }
             self.owed.extend(owed);
+            if let Some(before) = before.filter(|_| self.owed.len() > lineage::RECORDS) {
+                self.owed = vec![Owed::everything(before.incarnation)];
+                self.owing.push(mirror.owe(&[Selector::All], false));
+            }
             if is_younger {
                 mirror.unknown_past();
             }

@@ -14,14 +14,11 @@
 local TRIMMED_AT_ONCE = 100
 local PROMOTED_AT_ONCE = 64
 
--- An intent that is overdue only later than this, its pod will renew before that; or the clock was set back.
-local OVERDUE_AT_MOST_MS = 120000
-
 local incarnation, seq = position()
 local now = now_ms()
 
 -- What was written by a clock that has been set back since is in the future: it counts from now on, or for as long as the
--- clock was set back by a pod that is gone would be waited for, its writes not be logged, and a new incarnation distrusted.
+-- clock was set back by a pod that is gone would be waited for, and a new incarnation distrusted.
 local began = tonumber(redis.call('HGET', KEYS[1], 'began') or '0')
 if began > now then
   began = now
@@ -29,10 +26,6 @@ if began > now then
 end
 for _, early in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '(' .. integer(now), '+inf')) do
   redis.pcall('ZADD', KEYS[5], integer(now), early)
-end
-local latest = integer(now + OVERDUE_AT_MOST_MS)
-for _, late in ipairs(redis.call('ZRANGEBYSCORE', KEYS[7], '(' .. latest, '+inf', 'LIMIT', 0, PROMOTED_AT_ONCE)) do
-  redis.pcall('ZADD', KEYS[7], latest, late)
 end
 
 -- A Redis that is full or cannot save still proves. A replica never does, nor a master that refuses writes because its

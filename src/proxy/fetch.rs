@@ -61,6 +61,8 @@ pub(crate) struct Fetch {
     pub(crate) begun: Begun,
     pub(crate) permit: Permit,
     pub(crate) lease: Option<Lease>,
+    /// By what it asked for a lease without being heard to get one: should it have, it is given back when the fetch ends.
+    pub(crate) doubt: Option<Token>,
     pub(crate) previous: Option<Previous>,
     pub(crate) hand_over: oneshot::Sender<(Response<Body>, &'static str)>,
     pub(crate) report: oneshot::Sender<(Option<StatusCode>, Duration)>,
@@ -84,7 +86,7 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
         let previous = fetch.previous.as_ref().and_then(Previous::entry);
         let key = previous.map_or_else(|| Bytes::copy_from_slice(&fetch.primary), |entry| entry.key.clone());
         let seen = previous.map(|entry| entry.fence);
-        let (mut token, mut waited) = (Token::fresh(), false);
+        let (mut token, mut waited) = (tier.token(), false);
         loop {
             let bell = tier.listen(&key);
             let place = worker.shared.invalidation.place(&asker.subject(&fetch.route.name));
@@ -95,7 +97,7 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
                     break;
                 }
                 Leased::Unavailable | Leased::Late => {
-                    tier.give_up(&key, token);
+                    fetch.doubt = Some(token);
                     break;
                 }
                 Leased::Found(stored) => {
@@ -164,7 +166,7 @@ async fn finish(mut fetch: Fetch) {
             fetch.failed(&failure).await;
         }
         Ok(Said::Confirmed(entry)) => {
-            fetch.note(&entry);
+            fetch.note(&entry).await;
             fetch.store(Stored::Entry(Arc::new(*entry)), Fill::Revalidated, Origin::Confirmed).await;
         }
         Ok(Said::Answer(response, sent)) => {
@@ -299,7 +301,7 @@ impl Fetch {
             Ok(plan) => {
                 self.place(received.headers);
                 let entry = self.entry(plan, &received, Bytes::new());
-                self.note(&entry);
+                self.note(&entry).await;
                 self.fill(entry, response, true).await;
             }
         }
@@ -324,12 +326,12 @@ impl Fetch {
     }
 
     /// From now on it is known here what an answer says of queries; those whose answer it is by that join this fetch.
-    fn note(&mut self, answer: &Entry) {
+    async fn note(&mut self, answer: &Entry) {
         let Some(search) = &self.search else { return };
         if let Some(key) = &self.elsewhere {
             self.permit.also_by(key);
         }
-        self.news = search::record(&self.worker.shared.cache, search, &self.primary, answer);
+        self.news = search::record(&self.worker, search, &self.primary, answer, self.redis_deadline).await;
     }
 
     /// The key of an answer that varies so.
@@ -427,20 +429,18 @@ impl Fetch {
         let kept = cache.keep(self.elsewhere.as_ref().unwrap_or(&self.primary), stored, self.begun.at);
         let (now, _) = cache.times();
         self.permit.end(End::Stored(Arc::clone(&kept.slot), origin));
-        if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
-            let deadline = self.redis_deadline;
-            let (lease, left) = if self.elsewhere.is_none() { (self.lease, None) } else { (None, self.lease) };
-            let is_stored = tier.store(redis, &kept, lease, now, deadline).await;
-            if let Some((search, news)) = self.search.as_deref().zip(self.news) {
-                search::tell(&self.worker, search, news, deadline).await;
-            }
-            // Those who wait for the lease find the answer in its place.
-            release(&self.worker, left, None, deadline).await;
-            if !is_stored {
-                return self.route.metrics.fill(Fill::Superseded);
-            }
+        let deadline = self.redis_deadline;
+        let (lease, left) = if self.elsewhere.is_none() { (self.lease, None) } else { (None, self.lease) };
+        let is_stored = match (&self.worker.redis, &self.worker.shared.tier) {
+            (Some(redis), Some(tier)) => tier.store(redis, &kept, lease, now, deadline).await,
+            _ => true,
+        };
+        if let Some(news) = self.news {
+            news.tell(deadline).await;
         }
-        self.route.metrics.fill(result);
+        // Those who wait for the lease find the answer in its place.
+        release(&self.worker, left, None, deadline).await;
+        self.route.metrics.fill(if is_stored { result } else { Fill::Superseded });
     }
 
     async fn refused(self, response: Response<Body>, refusal: Refusal) {

@@ -17,7 +17,7 @@ use super::{Journey, failing, forward, respond, search};
 use crate::cache::entry::Stored;
 use crate::cache::flight::{Begun, End, Follower, Origin, Permit};
 use crate::cache::memory::Slot;
-use crate::cache::shared::{Lease, Leased, Read, Token};
+use crate::cache::shared::{Lease, Leased, Read};
 use crate::cache::{Ask, Found, Look, Missing, Previous};
 use crate::config::Stage;
 use crate::kv::Budget;
@@ -149,7 +149,9 @@ pub(crate) async fn lead(
         };
     }
     let follower = permit.follower().leading();
-    let (mut fetch, direct, timing) = start(journey, ask, parts, permit, lease.arrive(), previous);
+    let (lease, doubt) = lease.arrive();
+    let (mut fetch, direct, timing) = start(journey, ask, parts, permit, lease, previous);
+    fetch.doubt = doubt;
     // What of the upstream it takes up, it takes up until it ends, whoever still waits for it.
     fetch.slots = journey.charged.take_slots_beyond(own);
     fetch.tabs = journey.charged.take_tabs_beyond(own_tabs);
@@ -233,10 +235,12 @@ async fn lease<'k>(
     let worker = Arc::clone(journey.worker);
     let cache = &worker.shared.cache;
     let redis_deadline = journey.live.redis_deadline;
-    let leads = |lease| OnItsWay { lease, worker: Arc::clone(&worker), redis_deadline };
-    let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return Waited::Leads(leads(None)) };
+    let leads = |lease, doubt| OnItsWay { lease, doubt, worker: Arc::clone(&worker), redis_deadline };
+    let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else {
+        return Waited::Leads(leads(None, None));
+    };
     let give_up = journey.gives_up(ask.rule.wait_timeout);
-    let mut token = Token::fresh();
+    let mut token = tier.token();
     let mut late_left = 0;
     if answers {
         (late_left, journey.budget) = (LATE, Budget::new(redis_deadline));
@@ -253,7 +257,7 @@ async fn lease<'k>(
         match tier.lease(redis, &key, &mut token, place, seen, &mut journey.budget).await {
             // Whose fetch has ended since the look-up recorded its rule before it gave the lease back.
             Leased::Lead(lease) => {
-                let lease = leads(Some(lease));
+                let lease = leads(Some(lease), None);
                 return if is_elsewhere(journey, ask).await { Waited::Anew } else { Waited::Leads(lease) };
             }
             // One late answer is no reason to ask the upstream what another pod is asking it; that Redis is away is.
@@ -263,10 +267,7 @@ async fn lease<'k>(
                 journey.budget = Budget::new(redis_deadline);
                 continue;
             }
-            Leased::Unavailable | Leased::Late => {
-                tier.give_up(&key, token);
-                return Waited::Leads(leads(None));
-            }
+            Leased::Unavailable | Leased::Late => return Waited::Leads(leads(None, Some(token))),
             Leased::Failed(status) => return Waited::Failed(status),
             Leased::Found(stored) => {
                 let ask = &Ask { now: cache.times().0, ..*ask };
@@ -360,6 +361,7 @@ fn start(
         begun: Begun::default(),
         permit,
         lease,
+        doubt: None,
         previous,
         hand_over,
         report,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::state::Worker;
-use crate::cache::shared::Lease;
+use crate::cache::shared::{Lease, Token};
 use crate::kv::Budget;
 
 /// For so long a lease is renewed beyond the wait for the head. A body has no bound but that it goes on; one that still
@@ -17,14 +17,16 @@ const LEASED_FOR_BODY: Duration = Duration::from_secs(600);
 /// A lease that no fetch has yet: released if none gets it.
 pub(crate) struct OnItsWay {
     pub(crate) lease: Option<Lease>,
+    /// By what it was asked for without being heard, where there is none.
+    pub(crate) doubt: Option<Token>,
     pub(crate) worker: Arc<Worker>,
     pub(crate) redis_deadline: Duration,
 }
 
 impl OnItsWay {
     /// A fetch has it from now on.
-    pub(crate) fn arrive(mut self) -> Option<Lease> {
-        self.lease.take()
+    pub(crate) fn arrive(mut self) -> (Option<Lease>, Option<Token>) {
+        (self.lease.take(), self.doubt.take())
     }
 }
 

@@ -1,12 +1,12 @@
 //! By which key a request is looked up where answers say which parameters count.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
 
 use super::Journey;
 use super::state::Worker;
-use crate::cache::Cache;
 use crate::cache::entry::{Entry, Stored};
 use crate::cache::search::{Rule, Search};
 use crate::kv::Budget;
@@ -36,34 +36,61 @@ pub(crate) async fn find(journey: &mut Journey<'_>, search: &Search) -> Option<R
     Some(Ruled::by(search, &rule))
 }
 
-/// What the fleet is to learn of a path's rule.
-pub(crate) enum News {
-    /// The record of a rule that is not recorded, or not for long enough.
-    Recorded(Stored),
-    /// There is none any more.
-    Withdrawn,
+/// A rule that is recorded here, and that the fleet is to learn of when its answer is stored. Dropped before that, it is
+/// forgotten here as well: nobody would tell of it while it stands.
+pub(crate) struct News {
+    worker: Arc<Worker>,
+    record: Option<Stored>,
 }
 
-/// Records here the rule that came with an answer to what was `asked` for, or that none did. That comes before those who
-/// wait learn of the answer: who finds that it is not theirs must not join the same fetch again. Only a 200 takes a rule back
-/// by not saying it: error pages rarely say anything.
-pub(crate) fn record(cache: &Cache, search: &Search, asked: &[u8], answer: &Entry) -> Option<News> {
-    match Rule::of_entry(answer) {
-        Some(rule) => cache.record(search, &rule, answer).map(News::Recorded),
-        None if answer.status != StatusCode::OK => None,
-        None => (cache.forget(search.key()) || *asked != *search.plain()).then_some(News::Withdrawn),
+impl Drop for News {
+    fn drop(&mut self) {
+        if let Some(record) = &self.record {
+            self.worker.shared.cache.forget(record.key());
+        }
     }
 }
 
-/// Tells the fleet. That comes when the answer is stored and before its lease is given back: who knows the rule finds the
-/// answer, and who does not is told to wait.
-pub(crate) async fn tell(worker: &Worker, search: &Search, news: News, redis_deadline: Duration) {
-    let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else { return };
-    match news {
-        News::Recorded(record) => {
-            tier.store_record(redis, &record, worker.shared.cache.times().0, redis_deadline).await;
+/// Records here the rule that came with an answer to what was `asked` for, or everywhere that none did. That comes before
+/// those who wait learn of the answer: who finds that it is not theirs must not join the same fetch again. Only a 200 takes a
+/// rule back by not saying it: error pages rarely say anything.
+pub(crate) async fn record(
+    worker: &Arc<Worker>,
+    search: &Search,
+    asked: &[u8],
+    answer: &Entry,
+    redis_deadline: Duration,
+) -> Option<News> {
+    let cache = &worker.shared.cache;
+    let shared = worker.redis.as_ref().zip(worker.shared.tier.as_ref());
+    match Rule::of_entry(answer) {
+        Some(rule) => {
+            let news = News { worker: Arc::clone(worker), record: Some(cache.record(search, &rule, answer)?) };
+            if cache.rule(search).is_some() {
+                return Some(news);
+            }
+            // There is no memory to know it by.
+            news.tell(redis_deadline).await;
         }
-        News::Withdrawn => tier.forget(redis, search.key(), redis_deadline).await,
+        None if answer.status != StatusCode::OK => {}
+        None => {
+            let was_known = cache.forget(search.key()) || *asked != *search.plain();
+            if let (true, Some((redis, tier))) = (was_known, shared) {
+                tier.forget(redis, search.key(), redis_deadline).await;
+            }
+        }
+    }
+    None
+}
+
+impl News {
+    /// Tells the fleet. That comes when the answer is stored and, where it stands under another key than was asked for, before
+    /// its lease is given back: who knows the rule finds the answer, and who does not is told to wait.
+    pub(crate) async fn tell(mut self, redis_deadline: Duration) {
+        let Some(record) = self.record.take() else { return };
+        if let (Some(redis), Some(tier)) = (&self.worker.redis, &self.worker.shared.tier) {
+            tier.store_record(redis, &record, self.worker.shared.cache.times().0, redis_deadline).await;
+        }
     }
 }
 

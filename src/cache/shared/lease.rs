@@ -1,7 +1,7 @@
 //! The right to fetch a key for the fleet: asked for, renewed while the fetch goes on, and given back.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,25 +32,42 @@ const UNRETURNED: usize = 4_096;
 const RETURN_EVERY: Duration = Duration::from_millis(20);
 
 /// How long Redis may take for that; nobody waits for it.
-const RETURN_DEADLINE: Duration = Duration::from_millis(500);
+const RETURN_DEADLINE: Duration = Duration::from_millis(100);
 
 static RENEW_SCRIPT: Script = Script { name: "renew", source: include_str!("../renew.lua") };
 
-/// By this Redis knows who holds a lease, and what who does not has waited for.
+/// By this Redis knows who holds a lease, and what who does not has waited for. Dropped while it is not known whether Redis
+/// has given it one, it is seen to that others need not wait for that.
 #[derive(Debug)]
 pub struct Token {
     id: Bytes,
     /// Fence of the first fetch that it was told to wait for.
     waited: Option<u64>,
-    /// Whether Redis may have given it a lease without being heard.
-    is_in_doubt: bool,
+    /// What it asked for last, while there is no answer to that.
+    unheard: Option<[u8; 16]>,
+    unreturned: Arc<Unreturned>,
 }
 
 impl Token {
-    /// Another than anybody's.
-    pub fn fresh() -> Self {
-        let id = Bytes::from(format!("{:016x}{:016x}", kv::random(), kv::random()));
-        Self { id, waited: None, is_in_doubt: false }
+    /// It asks for a lease of this.
+    fn asks(&mut self, hash: [u8; 16]) {
+        if self.unheard.is_some_and(|other| other != hash) {
+            self.doubt();
+        }
+        self.unheard = Some(hash);
+    }
+
+    fn doubt(&mut self) {
+        if let Some(hash) = self.unheard.take() {
+            let lease = Lease { token: self.id.clone(), hash, fence: 0, since: Instant::now() };
+            self.unreturned.add(Instant::now() + LEASE, lease, None);
+        }
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.doubt();
     }
 }
 
@@ -68,28 +85,36 @@ pub struct Lease {
 /// Leases that are over, and that Redis may take for held: others would wait until they lapse.
 #[derive(Debug, Default)]
 pub(super) struct Unreturned {
-    /// Each with when it has lapsed in any case.
-    leases: Mutex<VecDeque<(Instant, Lease)>>,
+    over: Mutex<VecDeque<Over>>,
     added: Notify,
 }
 
+#[derive(Debug)]
+struct Over {
+    lease: Lease,
+    /// How its fetch failed, for the fleet to count.
+    failed: Option<StatusCode>,
+    /// By then nobody waits for it any more, as far as is known.
+    lapses: Instant,
+}
+
 impl Unreturned {
-    fn add(&self, lapses: Instant, lease: Lease) {
-        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
-        if leases.len() == UNRETURNED {
-            leases.pop_front();
+    fn add(&self, lapses: Instant, lease: Lease, failed: Option<StatusCode>) {
+        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        if over.len() == UNRETURNED {
+            over.pop_front();
         }
-        leases.push_back((lapses, lease));
-        drop(leases);
+        over.push_back(Over { lease, failed, lapses });
+        drop(over);
         self.added.notify_one();
     }
 
     /// The next that has not lapsed; waits for one.
-    async fn next(&self) -> (Instant, Lease) {
+    async fn next(&self) -> Over {
         loop {
-            let next = self.leases.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let next = self.over.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             match next {
-                Some((lapses, lease)) if Instant::now() < lapses => return (lapses, lease),
+                Some(over) if Instant::now() < over.lapses => return over,
                 Some(_) => {}
                 None => self.added.notified().await,
             }
@@ -141,7 +166,9 @@ impl SharedTier {
         seen: Option<u64>,
         budget: &mut Budget,
     ) -> Leased {
-        let (hash, since) = (name(key), Instant::now());
+        let (hash, since, id) = (name(key), Instant::now(), token.id.clone());
+        let (before, is_sent) = (token.unheard, !budget.left().is_zero());
+        token.asks(hash);
         let lease_ms = LEASE.as_millis().to_string();
         let incarnation = position.incarnation.to_string();
         let (seq, least) = (position.seq.to_string(), least.to_string());
@@ -149,7 +176,7 @@ impl SharedTier {
         let (seen, waited) = (fence(seen), fence(token.waited));
         let keys = [self.keys.entry(&hash), self.keys.lease(&hash)];
         let args = [
-            &token.id[..],
+            &id[..],
             lease_ms.as_bytes(),
             incarnation.as_bytes(),
             seq.as_bytes(),
@@ -159,15 +186,15 @@ impl SharedTier {
         ];
         match redis.run(&LEASE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await {
             Ok(reply) => {
-                let own = token.id.clone();
-                let lease = |fence| Lease { token: own, hash, fence, since };
+                token.unheard = None;
+                let lease = |fence| Lease { token: id, hash, fence, since };
                 self.leased(&reply, token, lease)
             }
-            Err(Unavailable::Timeout) => {
-                token.is_in_doubt = true;
-                Leased::Late
+            Err(Unavailable::Timeout) if is_sent => Leased::Late,
+            Err(error) => {
+                token.unheard = before.filter(|other| *other == hash);
+                if error == Unavailable::Timeout { Leased::Late } else { Leased::Unavailable }
             }
-            Err(_) => Leased::Unavailable,
         }
     }
 
@@ -193,25 +220,24 @@ impl SharedTier {
         }
     }
 
-    /// Nobody goes on asking for a lease of `key` by this token: should Redis have given it, it is given back.
-    pub fn give_up(&self, key: &[u8], token: Token) {
-        if token.is_in_doubt {
-            self.unreturned(Lease { token: token.id, hash: name(key), fence: 0, since: Instant::now() });
-        }
+    /// A token that is nobody's yet.
+    pub fn token(&self) -> Token {
+        let id = Bytes::from(format!("{:016x}{:016x}", kv::random(), kv::random()));
+        Token { id, waited: None, unheard: None, unreturned: Arc::clone(&self.unreturned) }
     }
 
     /// A lease is over, but Redis did not say that it knows.
-    pub(super) fn unreturned(&self, lease: Lease) {
-        self.unreturned.add(Instant::now() + LEASE, lease);
+    pub(super) fn unreturned(&self, lease: Lease, failed: Option<StatusCode>) {
+        self.unreturned.add(Instant::now() + LEASE, lease, failed);
     }
 
     /// Gives back what Redis did not take, as soon as it does; for as long as the process runs.
     pub async fn give_back(&self, redis: &Redis) {
         loop {
-            let (lapses, lease) = self.unreturned.next().await;
-            let budget = &mut Budget::new(RETURN_DEADLINE);
-            if self.write_once(redis, &lease.hash, Some(&lease), What::default(), budget).await.is_err() {
-                self.unreturned.add(lapses, lease);
+            let Over { lease, failed, lapses } = self.unreturned.next().await;
+            let (what, budget) = (What { failed, ..What::default() }, &mut Budget::new(RETURN_DEADLINE));
+            if self.write_once(redis, &lease.hash, Some(&lease), what, budget).await.is_err() {
+                self.unreturned.add(lapses, lease, failed);
                 sleep(RETURN_EVERY).await;
             }
         }
@@ -243,8 +269,6 @@ impl SharedTier {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::config::CacheTiers;
     use crate::kv::tests::{Server, eventually};
@@ -273,15 +297,15 @@ mod tests {
             tier.lease(&redis, key, token, place, None, &mut Budget::new(longest)).await
         };
         let long = Duration::from_secs(5);
-        assert!(matches!(ask(b"another", &mut Token::fresh(), long).await, Leased::Lead(_)));
-        let mut token = Token::fresh();
+        assert!(matches!(ask(b"another", &mut tier.token(), long).await, Leased::Lead(_)));
+        let mut token = tier.token();
         server.freeze(true);
         assert!(matches!(ask(KEY, &mut token, Duration::from_millis(50)).await, Leased::Late));
         server.freeze(false);
         let lease = tier.keys.lease(&name(KEY));
         eventually("it is given", async || server.command_bytes(&[b"EXISTS", &lease]).await.number() == Some(1)).await;
-        tier.give_up(KEY, token);
-        let next = async || matches!(ask(KEY, &mut Token::fresh(), long).await, Leased::Lead(_));
+        drop(token);
+        let next = async || matches!(ask(KEY, &mut tier.token(), long).await, Leased::Lead(_));
         tokio::select! {
             () = tier.give_back(&redis) => {}
             next = tokio::time::timeout(LEASE / 4, eventually("another leads", next)) => next.expect("soon"),

@@ -31,7 +31,7 @@ impl Keeper {
             };
             if followed.is_err() {
                 // The log could not be read; the next proof tries again.
-                self.due = Instant::now() + jittered(RETRY_EVERY);
+                self.due = self.due.min(Instant::now() + jittered(RETRY_EVERY));
             }
         }
     }
@@ -53,7 +53,8 @@ impl Keeper {
     async fn announce(&mut self, payload: &[u8]) -> Result<(), Unavailable> {
         let Some(announced) = Announced::read(payload) else {
             tracing::warn!("a message on the bus cannot be read: the log is asked instead");
-            return self.prove().await.map(|_| ());
+            self.state.kick();
+            return Ok(());
         };
         let at = announced.at;
         if let Some(heard) = self.heard.as_mut().filter(|heard| heard.incarnation == at.incarnation) {

@@ -1,7 +1,5 @@
 //! What a keeper does about a log that goes on from a copy of another: gives it what it may have lost, and inherits.
 
-use tokio::time::Instant;
-
 use super::Keeper;
 use crate::invalidation::Position;
 use crate::invalidation::log::{Draft, Proof, TOGETHER};
@@ -14,7 +12,8 @@ impl Keeper {
         let Some(base) = self.state.mirror.read().expect("no panic while held").base() else { return Ok(()) };
         let (here, lost): (Vec<_>, Vec<_>) = elsewhere.into_iter().partition(|one| one.incarnation == base.incarnation);
         for one in &lost {
-            self.log.append(&[Draft::new(&one.order, None, None)]).await?;
+            let moved = self.log.append(&[Draft::new(&one.order, None, None)]).await?;
+            self.is_in(base, &moved)?;
             self.state.change(|mirror| mirror.moved(one, base.incarnation));
         }
         // Below the head, it may still have to be read back.
@@ -23,18 +22,30 @@ impl Keeper {
         }
         while !self.owed.is_empty() {
             let drafts: Vec<Draft<'_>> = self.owed.iter().take(TOGETHER).map(|owed| Draft::owed(owed, base)).collect();
-            let given = self.log.append(&drafts).await?.len();
-            self.given.extend(self.owed.drain(..given));
-            if self.owed.is_empty() {
-                self.due = Instant::now();
-            }
+            let given = self.log.append(&drafts).await?;
+            self.is_in(base, &given)?;
+            self.given.extend(self.owed.drain(..given.len()));
         }
         Ok(())
     }
 
+    /// Whether records have come to be in the log of `base`; if in another's, it is another that is to be followed.
+    fn is_in(&self, base: Position, records: &[(Position, bool)]) -> Result<(), Unavailable> {
+        if records.iter().all(|(at, _)| at.incarnation == base.incarnation) {
+            return Ok(());
+        }
+        self.state.kick();
+        Err(Unavailable::NotSent)
+    }
+
+    /// Whether all is given, and only has to be read.
+    pub(super) fn is_settling(&self) -> bool {
+        self.backfill.is_none() && self.owed.is_empty() && !self.owing.is_empty()
+    }
+
     /// What was given before the last question was asked has been read in the log by now, unless its past is not read back.
     pub(super) fn settle_given(&mut self) {
-        if self.owed.is_empty() && self.backfill.is_none() && !self.owing.is_empty() {
+        if self.is_settling() {
             self.given.clear();
             let owing = std::mem::take(&mut self.owing);
             self.state.change(|mirror| owing.into_iter().for_each(|ticket| mirror.settle(ticket)));

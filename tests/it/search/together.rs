@@ -1,6 +1,7 @@
 //! Those who ask at once: by a rule that is known, that an answer brings, that turns out not to hold; in one pod and in several.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{ROUTES, STORED, changing, fill, patient, said};
 use crate::harness::{
@@ -65,6 +66,42 @@ async fn what_arrives_by_a_new_rule_is_not_fetched_where_it_will_stand() {
         assert_eq!(answer.await.expect("no panic").text(), "firstsecond");
     }
     assert_eq!(up.count("/p"), 1);
+}
+
+/// Who has another URL must not be led back to the fetch by which the rule was taken back.
+#[tokio::test]
+async fn a_rule_that_is_taken_back_is_gone_while_the_answer_arrives() {
+    for_both(|store| async move {
+        let (up, gate, is_known) = (upstream(), Gate::new(), Arc::new(AtomicBool::new(true)));
+        let (held, knows) = (gate.clone(), Arc::clone(&is_known));
+        up.on("/p", move |request| match knows.load(Ordering::SeqCst) {
+            true => said(request.target()).header("no-vary-search", r#"params=("u")"#),
+            false => said(request.target()).then_gate(&held).then("!"),
+        });
+        let weir = patient(&store, weir(ROUTES).to(up.url())).start().await;
+        fill(&weir, "/p?a=1&u=1").await;
+        is_known.store(false, Ordering::SeqCst);
+        let mut leader = Connection::open(weir.proxy).await;
+        leader.write(b"GET /p?a=2&u=1 HTTP/1.1\r\nhost: service.test\r\n\r\n").await;
+        leader.read_until(b"/p?a=2&u=1").await;
+        let others = [2, 2, 3].map(|u| {
+            let (proxy, request) = (weir.proxy, get(&format!("/p?a=2&u={u}")));
+            tokio::spawn(async move { request.send(proxy).await })
+        });
+        gate.reached(3).await;
+        weir.metric_reaches("weir_requests_in_flight", 4.0).await;
+        gate.open();
+        assert_eq!(leader.read(false).await.expect("an answer").text(), "/p?a=2&u=1!");
+        for (other, u) in others.into_iter().zip([2, 2, 3]) {
+            assert_eq!(other.await.expect("no panic").text(), format!("/p?a=2&u={u}!"));
+        }
+        weir.metric_reaches(STORED, 4.0).await;
+        for u in 1..=3 {
+            assert!(weir.get(&format!("/p?a=2&u={u}")).await.is_hit(), "{u}");
+        }
+        assert_eq!(up.count("/p"), 4);
+    })
+    .await;
 }
 
 /// The rule that they were brought together by turns out not to hold.

@@ -118,7 +118,12 @@ fn times(notes: &Notes, event: &Event, calm: [Duration; 3], wrong: &mut Vec<Stri
     let end = opened.max(healed + back.as_micros() as Micros);
     // From then on the breaker may be closed, and who comes may have to wait again.
     let closed = if fault.opens() { opened.max(*healed) } else { end };
-    let noise = if optimised() { LITTLE } else { BUSY };
+    let noise = match fault {
+        _ if !optimised() => BUSY,
+        // Redis takes a processor for itself.
+        Fault::Busy => LITTLE * 2,
+        _ => LITTLE,
+    };
     for (class, calm) in CLASSES.into_iter().zip(calm) {
         let spans = [(*from, opened), (opened, closed), (closed, end)];
         let [first, later, back] = spans.map(|(from, to)| p99(&notes.seen, class, from, to));
@@ -169,6 +174,7 @@ fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
     let due = seen.iter().filter(|seen| counts(seen) && seen.due >= from && seen.due < to);
     let mut times: Vec<Duration> = due.map(|seen| seen.took).collect();
     times.sort_unstable();
+    // Of few, all but one.
     let last = times.len().saturating_sub(1);
-    times.get((last as f64 * 0.99).round() as usize).copied().unwrap_or_default()
+    times.get((last as f64 * 0.99) as usize).copied().unwrap_or_default()
 }
