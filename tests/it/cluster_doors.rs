@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::harness::{
-    Connection, Gate, RedisCluster, Setup, Upstream, Weir, get, redis_cluster, reply, request, upstream, weir,
+    Connection, Gate, RedisCluster, Setup, Upstream, Weir, get, redis_cluster, reply, request, sum, upstream, weir,
     within_async,
 };
 use crate::storm::place::{LOG, Place, Topology};
@@ -73,10 +73,24 @@ impl Stage {
         Self { up, version, weirs }
     }
 
-    /// Until every pod listens where the log is now: what is written there it learns at once.
+    /// Until every pod follows the log where it is now, and listens there: what is written it learns at once, again and again,
+    /// and not because a proof happens to be due.
     async fn listens(&self, place: &Place) {
-        let renewed = async || self.renewed_by("XADD behind a change", async || add(place)).await;
-        within_async(SOON, "everybody listens", async || renewed().await < AT_ONCE).await;
+        within_async(SOON, "everybody listens", async || {
+            for weir in &self.weirs {
+                if weir.post("/invalidate", r#"{"tags":["nobody"]}"#).await.status != 200 {
+                    return false;
+                }
+            }
+            for _ in 0..3 {
+                if self.renewed_by("XADD behind a change", async || add(place)).await > AT_ONCE / 4 {
+                    return false;
+                }
+            }
+            sum(&self.weirs[0].metrics().await, "weir_redis_degraded") == 0.0
+                && sum(&self.weirs[1].metrics().await, "weir_redis_degraded") == 0.0
+        })
+        .await;
     }
 
     /// Every pod has it in memory; `order` makes all of them fetch it anew, within moments of each other.
