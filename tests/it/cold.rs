@@ -20,7 +20,7 @@ pub const PODS: usize = 16;
 const FETCH: Duration = Duration::from_millis(600);
 
 /// From a crash, a new leader asks within this and the lease.
-const TAKEOVER: Duration = Duration::from_millis(100);
+pub const TAKEOVER: Duration = Duration::from_millis(100);
 
 /// From a crash, everybody is answered within this, the lease, the takeover and one fetch.
 const ANSWERED: Duration = Duration::from_secs(1);

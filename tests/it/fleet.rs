@@ -9,7 +9,7 @@ pub mod dice;
 mod driver;
 pub mod faults;
 mod fetches;
-mod pods;
+pub mod pods;
 pub mod service;
 
 use std::collections::BTreeMap;

@@ -39,10 +39,10 @@ pub use recorder::{Recorder, Seen, recorder};
 pub use redis::{
     Identity, Line, Redis, free_port, is_before_7, redis, redis_by, redis_not_started, redis_with, redis_with_by,
 };
-pub use redis_cluster::{RedisCluster, redis_cluster, redis_cluster_over_tls};
+pub use redis_cluster::{RedisCluster, redis_cluster, redis_cluster_by_clocks, redis_cluster_over_tls};
 pub use reply::{Reply, reply};
 pub use scratch::Scratch;
-pub use sentinels::{Sentinels, sentinels, sentinels_with};
+pub use sentinels::{Sentinels, sentinels, sentinels_by_clocks, sentinels_with};
 pub use servers::Servers;
 pub use tls::{Authority, Caller, Issued};
 pub use upstream::{Recorded, Upstream, h2_upstream, tls_upstream, unix_upstream, upstream};

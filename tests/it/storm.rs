@@ -8,6 +8,7 @@ mod faults;
 mod judge;
 mod means;
 pub mod place;
+mod pods;
 mod traffic;
 
 use std::sync::Arc;
@@ -16,9 +17,11 @@ use std::time::Duration;
 use faults::Fault;
 use judge::{Event, judge};
 use place::{Place, Topology};
+use pods::Pods;
 use tokio::time::Instant;
-use traffic::{At, Traffic};
+use traffic::Traffic;
 
+use crate::fleet::check::Life;
 use crate::fleet::dice::Dice;
 use crate::fleet::service::service;
 use crate::harness::{PATIENCE, Setup, Weir, is_before_7, optimised, scale, weir, within_async};
@@ -38,6 +41,9 @@ const BURST: u32 = 20;
 /// What a request may wait for Redis: the default, or where a busy machine is slower than that, more.
 const DEADLINE: Duration = if cfg!(debug_assertions) { Duration::from_millis(100) } else { Duration::from_millis(20) };
 
+/// So long a pod that ends answers who has not heard yet that another is in its place.
+const LAME_DUCK: &str = "200ms";
+
 /// From the load's beginning to the first fault.
 const CALM: Duration = Duration::from_millis(2500);
 
@@ -56,7 +62,12 @@ const ROUND: Duration = Duration::from_secs(60);
 /// A walk as every test run has it.
 const SHORT: Duration = Duration::from_secs(12);
 
-fn setup(pod: usize, url: &str) -> Setup {
+/// What code that is not optimised may take longer, sharing its cores with other tests.
+fn machine() -> Duration {
+    if optimised() { Duration::ZERO } else { Duration::from_millis(400) }
+}
+
+fn setup(Life { pod, number }: Life, url: &str) -> Setup {
     let routes = format!(
         r#"
         [cache]
@@ -67,58 +78,77 @@ fn setup(pod: usize, url: &str) -> Setup {
         path = "/k/{{group}}/{{key}}"
         cache.ttl = "20s"
         cache.tags = ["key:{{key}}"]
-        request.set = {{ x-pod = "{pod}.0" }}
+        request.set = {{ x-pod = "{pod}.{number}" }}
 
         [[route]]
         name = "misses"
         path = "/m/{{one}}/{{key}}"
         cache.ttl = "20s"
-        request.set = {{ x-pod = "{pod}.0" }}
+        request.set = {{ x-pod = "{pod}.{number}" }}
 
         [[route]]
         name = "strict"
         path = "/strict/{{key}}"
         cache.ttl = "1h"
-        request.set = {{ x-pod = "{pod}.0" }}
+        request.set = {{ x-pod = "{pod}.{number}" }}
         limits = [{{ name = "own", key = ["header:x-id"], rate = "{RATE}/s", burst = {BURST}, redis_down = "deny" }}]
 
         [[route]]
         name = "local"
         path = "/local/{{key}}"
         cache.ttl = "1h"
-        request.set = {{ x-pod = "{pod}.0" }}
+        request.set = {{ x-pod = "{pod}.{number}" }}
         limits = [{{ name = "own", key = ["header:x-id"], rate = "{RATE}/s", burst = {BURST} }}]
+
+        [[route]]
+        name = "slow"
+        path = "/slow/{{name}}"
+        cache.ttl = "20s"
+        cache.wait_timeout = "30s"
+
+        [[route]]
+        name = "own"
+        path = "/own/{{name}}"
+        cache.ttl = "20s"
+        cache.wait_timeout = "30s"
         "#,
         BOUND.as_millis()
     );
     let setup = weir(&routes).to(url).set("redis.deadline", format!("{}ms", DEADLINE.as_millis()));
-    setup.set("redis.replicas", i64::try_from(PODS).expect("few")).set("server.workers", 1).set("log.access", false)
+    let setup = setup.set("redis.replicas", i64::try_from(PODS).expect("few"));
+    setup.set("server.workers", 1).set("server.lame_duck", LAME_DUCK).set("log.access", false)
 }
 
 /// Runs the storm while what `next` says goes wrong, one after the other, and judges all of it: what was wrong, if anything.
 async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(Fault, Duration)>) -> Option<String> {
     let place = tokio::task::spawn_blocking(move || Place::new(topology));
-    let (place, service) = (Arc::new(place.await.expect("it starts")), service());
-    let url = format!("http://{}", service.address);
-    let mut weirs = Vec::new();
-    for pod in 0..PODS {
-        weirs.push(place.apply(setup(pod, &url)).start().await);
-    }
-    used_again(&weirs, "first").await;
-    let pods = weirs.iter().map(|weir| At { proxy: weir.proxy, admin: weir.admin }).collect();
-    let traffic = Traffic::new(seed, pods, Arc::clone(&service.state));
+    let mut pods = Pods::start(Arc::new(place.await.expect("it starts")), service()).await;
+    let (place, state) = (Arc::clone(&pods.place), Arc::clone(&pods.service.state));
+    used_again(&pods.weirs, "first").await;
+    let traffic = Traffic::new(seed, pods.at(), &pods.service);
     let rate = u32::try_from(scale("WEIR_RPS", if optimised() { 2000 } else { 300 })).expect("a rate");
-    let (load, began, start) = (traffic.load(rate).start(), Instant::now(), service.state.now());
+    let (load, began, start) = (traffic.load(rate).start(), Instant::now(), state.now());
     tokio::time::sleep_until(began + CALM).await;
-    let mut events = Vec::new();
+    let (mut events, mut wrong) = (Vec::new(), Vec::new());
     while let Some((fault, length)) = next() {
-        let from = service.state.now();
-        let all = Arc::clone(&place);
-        let inflict = tokio::task::spawn_blocking(move || fault.inflict(&all, length));
-        inflict.await.unwrap_or_else(|_| panic!("{topology:?}, WEIR_SEED={seed}: {fault:?} could not be done"));
-        let healed = service.state.now();
-        let back = used_again(&weirs, &format!("{fault:?} {}", events.len())).await;
-        events.push(Event { fault, forgets: fault.forgets(topology), from, healed, back });
+        let (from, mark) = (state.now(), format!("{fault:?}-{}", events.len()).replace(['(', ')'], "-"));
+        if fault.is_of_pods() {
+            wrong.extend(pods.befall(fault, &traffic, &mark).await);
+        } else {
+            let all = Arc::clone(&place);
+            let inflict = tokio::task::spawn_blocking(move || fault.inflict(&all, length));
+            inflict.await.unwrap_or_else(|_| panic!("{topology:?}, WEIR_SEED={seed}: {fault:?} could not be done"));
+        }
+        let healed = state.now();
+        let back = used_again(&pods.weirs, &mark).await;
+        events.push(Event {
+            fault,
+            forgets: fault.forgets(topology),
+            opens: fault.opens(topology),
+            from,
+            healed,
+            back,
+        });
         let all = Arc::clone(&place);
         tokio::task::spawn_blocking(move || fault.tidy_up(&all)).await.expect("all come back");
         tokio::time::sleep(PAUSE).await;
@@ -127,8 +157,9 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
     tokio::time::sleep(BOUND).await;
     let report = load.stop().await;
     let mut notes = traffic.notes(&report);
-    notes.history.fetches = service.state.fetches();
-    let (wrong, told) = judge(&notes, &events, start);
+    notes.history.fetches = state.fetches();
+    let (found, told) = judge(&notes, &events, start);
+    wrong.extend(found);
     eprintln!("{topology:?}, seed {seed}, {rate} a second to {PODS} pods:\n{told}");
     (!wrong.is_empty()).then(|| format!("{topology:?}, WEIR_SEED={seed}:\n{told}{}\n", wrong.join("\n")))
 }
@@ -137,7 +168,7 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
 async fn used_again(weirs: &[Weir], mark: &str) -> Duration {
     /// Keys, of which each node of a cluster has some.
     const SPREAD: usize = 8;
-    let (mark, mut turn) = (mark.replace(|c: char| !c.is_ascii_alphanumeric(), "-"), 0);
+    let mut turn = 0;
     within_async(PATIENCE, "Redis is used", async || {
         turn += 1;
         for weir in weirs {
@@ -229,6 +260,7 @@ each! {
         alone_taking_no_writes: [Fault::Full, Fault::Unsaved, Fault::WithoutReplicas, Fault::Forbidding],
         alone_forgetful: [Fault::ScriptsGone, Fault::BusKicked, Fault::LogTrimmed, Fault::Flushed, Fault::Evicting],
         alone_by_a_wrong_clock: [Fault::ClockForward, Fault::ClockBack, Fault::ClockBack, Fault::EmptyClockBack],
+        alone_by_pods: [Fault::DownAtStart, Fault::LeaderKilled, Fault::LeaderStalled, Fault::Uncacheable],
     }
     Cluster {
         cluster_masters_killed: [Fault::MasterKilled, Fault::OtherMasterKilled],
@@ -241,6 +273,8 @@ each! {
         cluster_turning_away: [Fault::Busy, Fault::Crowded, Fault::Locked],
         cluster_taking_no_writes: [Fault::Full, Fault::Unsaved, Fault::WithoutReplicas, Fault::Forbidding],
         cluster_forgetful: [Fault::ScriptsGone, Fault::BusKicked, Fault::LogTrimmed, Fault::Flushed, Fault::Evicting],
+        cluster_by_a_wrong_clock: [Fault::ClockForward, Fault::ClockBack, Fault::ClockBack],
+        cluster_by_pods: [Fault::DownAtStart, Fault::LeaderKilled, Fault::LeaderStalled, Fault::Uncacheable],
     }
     Sentinels {
         sentinels_master_gone: [Fault::MasterKilled, Fault::MasterFrozen],
@@ -250,6 +284,9 @@ each! {
         sentinels_slow: [Fault::Slow(10), Fault::Slow(100), Fault::Slow(1000)],
         sentinels_taking_no_writes: [Fault::Full, Fault::Unsaved, Fault::WithoutReplicas, Fault::Forbidding],
         sentinels_forgetful: [Fault::ScriptsGone, Fault::BusKicked, Fault::LogTrimmed, Fault::Flushed, Fault::Evicting],
+        sentinels_turning_away: [Fault::Busy, Fault::Crowded, Fault::Locked],
+        sentinels_by_a_wrong_clock: [Fault::ClockForward, Fault::ClockBack, Fault::ClockBack],
+        sentinels_by_pods: [Fault::DownAtStart, Fault::LeaderKilled, Fault::LeaderStalled, Fault::Uncacheable],
     }
 }
 

@@ -1,5 +1,6 @@
 //! The service behind the fleet: every answer says which version of its key it is, and when it was asked for.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,6 +16,18 @@ use crate::harness::Background;
 
 /// Longest that an answer takes: long enough for invalidations to come in the middle.
 const LONGEST: Duration = Duration::from_millis(15);
+
+/// What an answer under [`SLOW`] and [`OWN`] takes.
+pub const SLOWLY: Duration = Duration::from_millis(400);
+
+/// Paths below this are answered slowly, by how often they were asked for.
+pub const SLOW: &str = "/slow/";
+
+/// So are those, and nobody may store it.
+pub const OWN: &str = "/own/";
+
+/// Paths below this are answered at once.
+pub const DIRECT: &str = "/direct/";
 
 /// One answer that it gave.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +50,8 @@ pub struct State {
     versions: Vec<AtomicU64>,
     last_asked: AtomicUsize,
     fetches: Mutex<Vec<Fetch>>,
+    /// How often each path was asked for that is answered slowly.
+    asked: Mutex<BTreeMap<String, usize>>,
 }
 
 impl State {
@@ -60,6 +75,19 @@ impl State {
         self.fetches.lock().expect("no panic while held").clone()
     }
 
+    /// How often a path was asked for that is answered slowly.
+    pub fn asked(&self, path: &str) -> usize {
+        self.asked.lock().expect("no panic while held").get(path).copied().unwrap_or(0)
+    }
+
+    /// A request for such a path; how many there were, with it.
+    fn ask(&self, path: &str) -> usize {
+        let mut asked = self.asked.lock().expect("no panic while held");
+        let count = asked.entry(path.to_owned()).or_default();
+        *count += 1;
+        *count
+    }
+
     fn answer(&self, key: usize) -> (u64, Micros) {
         self.last_asked.store(key, Ordering::Relaxed);
         (self.versions[key].load(Ordering::SeqCst), self.now())
@@ -81,8 +109,13 @@ pub fn service() -> Service {
     listener.set_nonblocking(true).expect("non-blocking");
     let address = listener.local_addr().expect("an address");
     let versions = (0..KEYS).map(|_| AtomicU64::new(1)).collect();
-    let state =
-        Arc::new(State { began: Instant::now(), versions, last_asked: AtomicUsize::new(0), fetches: Mutex::default() });
+    let state = Arc::new(State {
+        began: Instant::now(),
+        versions,
+        last_asked: AtomicUsize::new(0),
+        fetches: Mutex::default(),
+        asked: Mutex::default(),
+    });
     let shared = Arc::clone(&state);
     let background = Background::run("service", move || async move {
         let listener = TcpListener::from_std(listener).expect("a listener");
@@ -109,7 +142,12 @@ async fn converse(mut stream: TcpStream, state: Arc<State>) -> Option<()> {
         };
         let head = String::from_utf8(input.drain(..end).collect()).ok()?;
         let mut words = head.split(' ');
-        let (method, key) = (words.next()?, key_of(words.next()?)?);
+        let (method, path) = (words.next()?, words.next()?);
+        if let Some(answer) = aside(&state, path).await {
+            stream.write_all(answer.as_bytes()).await.ok()?;
+            continue;
+        }
+        let key = key_of(path)?;
         let answer = if method == "PUT" {
             format!("HTTP/1.1 200 OK\r\nx-version: {}\r\ncontent-length: 0\r\n\r\n", state.change(key))
         } else {
@@ -123,6 +161,23 @@ async fn converse(mut stream: TcpStream, state: Arc<State>) -> Option<()> {
         };
         stream.write_all(answer.as_bytes()).await.ok()?;
     }
+}
+
+/// Paths that are no key's.
+async fn aside(state: &State, path: &str) -> Option<String> {
+    let (body, fields) = if path.starts_with(DIRECT) {
+        (String::new(), "")
+    } else {
+        let fields = match path {
+            _ if path.starts_with(SLOW) => "",
+            _ if path.starts_with(OWN) => "cache-control: no-store\r\n",
+            _ => return None,
+        };
+        let count = state.ask(path);
+        tokio::time::sleep(SLOWLY).await;
+        (count.to_string(), fields)
+    };
+    Some(format!("HTTP/1.1 200 OK\r\n{fields}content-length: {}\r\n\r\n{body}", body.len()))
 }
 
 /// The pod and process that a request comes from.

@@ -152,7 +152,7 @@ impl Redis {
     }
 
     /// Going by this clock, before it is started.
-    fn by(mut self, clock: &Clock) -> Self {
+    pub(super) fn by(mut self, clock: &Clock) -> Self {
         self.env = clock.env().to_vec();
         self
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 
 use super::redis::{BUS, free_port_with_bus, is_before_7, poll, redis_not_started, redis_on};
-use super::{Flaky, Identity, Redis, flaky, free_port};
+use super::{Clock, Flaky, Identity, Redis, clock, flaky, free_port};
 
 /// Slots of every cluster.
 const SLOTS: usize = 16_384;
@@ -24,14 +24,21 @@ pub fn redis_cluster() -> RedisCluster {
     RedisCluster::of(3, 1)
 }
 
+/// The same, where each node goes by a clock of its own.
+pub fn redis_cluster_by_clocks() -> RedisCluster {
+    RedisCluster::made(3, 1, None, (0..6).map(|_| clock()).collect())
+}
+
 /// A cluster of two masters that speak TLS only, with this certificate, and are called by this name if there is one.
 pub fn redis_cluster_over_tls(identity: &Identity, hostname: Option<&str>) -> RedisCluster {
-    RedisCluster::made(2, 0, Some((identity, hostname)))
+    RedisCluster::made(2, 0, Some((identity, hostname)), Vec::new())
 }
 
 /// Servers that are one cluster. The masters came first; who is one now, the cluster says.
 pub struct RedisCluster {
     nodes: Vec<Redis>,
+    /// What they go by, if it is not the machine's.
+    clocks: Vec<Clock>,
     /// What each of them says that it is reached by. They hear of each other past it.
     relays: Vec<Flaky>,
     /// Killed or frozen: not to be asked.
@@ -61,12 +68,13 @@ pub struct Move {
 impl RedisCluster {
     /// So many masters, each with so many replicas; all know one another, and every slot is served.
     pub fn of(masters: usize, replicas: usize) -> Self {
-        Self::made(masters, replicas, None)
+        Self::made(masters, replicas, None, Vec::new())
     }
 
-    fn made(masters: usize, replicas: usize, secured: Option<(&Identity, Option<&str>)>) -> Self {
-        let (nodes, relays) = (0..masters * (1 + replicas)).map(|_| start(secured)).unzip();
-        let cluster = Self { nodes, relays, away: Mutex::default() };
+    fn made(masters: usize, replicas: usize, secured: Option<(&Identity, Option<&str>)>, clocks: Vec<Clock>) -> Self {
+        let count = masters * (1 + replicas);
+        let (nodes, relays) = (0..count).map(|node| start(secured, clocks.get(node))).unzip();
+        let cluster = Self { nodes, clocks, relays, away: Mutex::default() };
         for (i, node) in cluster.nodes.iter().enumerate() {
             node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(i + 1).to_string()]);
             if i < masters {
@@ -118,6 +126,11 @@ impl RedisCluster {
     /// The way to one of them, for clients and for those who copy it.
     pub fn relay(&self, node: usize) -> &Flaky {
         &self.relays[node]
+    }
+
+    /// What one of them goes by.
+    pub fn clock(&self, node: usize) -> &Clock {
+        &self.clocks[node]
     }
 
     /// How many they are.
@@ -353,7 +366,7 @@ impl RedisCluster {
 }
 
 /// A node that knows nobody, and the way to it.
-fn start(secured: Option<(&Identity, Option<&str>)>) -> (Redis, Flaky) {
+fn start(secured: Option<(&Identity, Option<&str>)>, clock: Option<&Clock>) -> (Redis, Flaky) {
     let (node, bus) = match is_before_7() {
         true => {
             let port = free_port_with_bus();
@@ -391,6 +404,7 @@ fn start(secured: Option<(&Identity, Option<&str>)>) -> (Redis, Flaky) {
             hostname.iter().fold(node, |node, name| node.with(&["--cluster-announce-hostname", name]))
         }
     };
+    node = clock.into_iter().fold(node, Redis::by);
     node.start();
     (node, relay)
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::redis::{is_before_7, poll, redis_of_file};
-use super::{Flaky, Identity, Redis, flaky};
+use super::{Clock, Flaky, Identity, Redis, clock, flaky};
 
 /// Sentinels, of which two must agree.
 const SENTINELS: usize = 3;
@@ -23,10 +23,19 @@ pub fn sentinels() -> Sentinels {
     sentinels_with(None, None)
 }
 
+/// The same, where each server goes by a clock of its own.
+pub fn sentinels_by_clocks() -> Sentinels {
+    made(None, None, (0..SERVERS).map(|_| clock()).collect())
+}
+
 /// The same, where all speak TLS only, by these certificates of servers and sentinels, and the sentinels ask everybody for this
 /// password.
 pub fn sentinels_with(identities: Option<[&Identity; 2]>, password: Option<&str>) -> Sentinels {
-    let of_file = |lines: &str, is_sentinel| {
+    made(identities, password, Vec::new())
+}
+
+fn made(identities: Option<[&Identity; 2]>, password: Option<&str>, clocks: Vec<Clock>) -> Sentinels {
+    let of_file = |lines: &str, is_sentinel, clock: Option<&Clock>| {
         let redis = redis_of_file(lines, is_sentinel);
         let redis = match identities.map(|both| both[usize::from(is_sentinel)]) {
             Some(identity) => redis.over_tls(identity),
@@ -36,16 +45,17 @@ pub fn sentinels_with(identities: Option<[&Identity; 2]>, password: Option<&str>
             Some(password) => redis.with_password(password),
             None => redis,
         };
+        let redis = clock.into_iter().fold(redis, Redis::by);
         redis.start();
         redis
     };
     let relays = [(); SERVERS].map(|()| relay());
     let port = relays[0].address().port();
     let mut servers = Vec::new();
-    for relay in &relays {
+    for (relay, clock) in relays.iter().zip(clocks.iter().map(Some).chain(std::iter::repeat(None))) {
         let announced = relay.address().port();
         let follows = if announced == port { String::new() } else { format!("replicaof 127.0.0.1 {port}\n") };
-        let server = of_file(&format!("{SERVER}replica-announce-port {announced}\n{follows}"), false);
+        let server = of_file(&format!("{SERVER}replica-announce-port {announced}\n{follows}"), false, clock);
         relay.lead_to(server.address());
         servers.push(server);
     }
@@ -59,10 +69,10 @@ pub fn sentinels_with(identities: Option<[&Identity; 2]>, password: Option<&str>
          {}\n",
         password.map_or_else(String::new, |password| format!("requirepass {password}"))
     );
-    let sentinels: Vec<Redis> = (0..SENTINELS).map(|_| of_file(&settings, true)).collect();
+    let sentinels: Vec<Redis> = (0..SENTINELS).map(|_| of_file(&settings, true, None)).collect();
     sentinels.iter().for_each(hasten);
     let here = [(); SERVERS + SENTINELS].map(|()| AtomicBool::new(true));
-    let all = Sentinels { servers, relays, sentinels, here };
+    let all = Sentinels { servers, clocks, relays, sentinels, here };
     all.know_one_another();
     all
 }
@@ -91,6 +101,8 @@ fn said_of_master(sentinel: &Redis, name: &str) -> Option<String> {
 /// Servers and those who watch over them.
 pub struct Sentinels {
     servers: Vec<Redis>,
+    /// What they go by, if it is not the machine's.
+    clocks: Vec<Clock>,
     /// By which everybody knows them, one another among them.
     relays: [Flaky; SERVERS],
     sentinels: Vec<Redis>,
@@ -154,6 +166,11 @@ impl Sentinels {
     /// A server.
     pub fn server(&self, server: usize) -> &Redis {
         &self.servers[server]
+    }
+
+    /// What a server goes by.
+    pub fn clock(&self, server: usize) -> &Clock {
+        &self.clocks[server]
     }
 
     /// Which server this sentinel takes for the master.

@@ -90,6 +90,14 @@ pub enum Fault {
     SentinelsKilled,
     /// A replica takes over, and one sentinel does not hear of it at first.
     SentinelBehind,
+    /// Pods begin while no server is there; they come back empty.
+    DownAtStart,
+    /// A pod crashes while others wait for what it fetches.
+    LeaderKilled,
+    /// A pod stands still while it fetches, for longer than its lease.
+    LeaderStalled,
+    /// Many want at once what may not be stored.
+    Uncacheable,
 }
 
 /// Faults of any setup.
@@ -109,6 +117,15 @@ const OF_ALL: &[Fault] = &[
     Fault::Slow(10),
     Fault::Slow(100),
     Fault::Slow(1000),
+    Fault::Busy,
+    Fault::Crowded,
+    Fault::Locked,
+    Fault::ClockForward,
+    Fault::ClockBack,
+    Fault::DownAtStart,
+    Fault::LeaderKilled,
+    Fault::LeaderStalled,
+    Fault::Uncacheable,
 ];
 
 const OF_ONE: &[Fault] = &[
@@ -118,11 +135,6 @@ const OF_ONE: &[Fault] = &[
     Fault::ReadOnly,
     Fault::MasterDown,
     Fault::TakenOver,
-    Fault::Busy,
-    Fault::Crowded,
-    Fault::Locked,
-    Fault::ClockForward,
-    Fault::ClockBack,
     Fault::EmptyClockBack,
 ];
 
@@ -136,9 +148,6 @@ const OF_CLUSTERS: &[Fault] = &[
     Fault::Resharded,
     Fault::HalfMoved,
     Fault::Rolled,
-    Fault::Busy,
-    Fault::Crowded,
-    Fault::Locked,
 ];
 
 const OF_SENTINELS: &[Fault] = &[
@@ -176,38 +185,64 @@ impl Fault {
             | Self::Evicting
             | Self::ClockForward
             | Self::ClockBack
-            | Self::EmptyClockBack => true,
+            | Self::EmptyClockBack
+            | Self::DownAtStart => true,
             // Sentinels do not wait for what the master took last; in a cluster it takes nothing more until it has been copied.
             Self::Planned => topology == Topology::Sentinels,
             // A master may be replaced meanwhile.
             Self::Frozen => topology != Topology::Alone,
             // Sentinels go the same way, and may take the master for dead.
-            Self::Cut | Self::Swallowed | Self::Slow(1000) => topology == Topology::Sentinels,
+            Self::Cut | Self::Swallowed | Self::Slow(1000) | Self::Busy | Self::Crowded | Self::Locked => {
+                topology == Topology::Sentinels
+            }
             _ => false,
         }
     }
 
     /// Whether limits can be asked of Redis all the while.
-    pub fn spares_limits(self) -> bool {
+    fn spares_limits(self) -> bool {
         matches!(
             self,
-            Self::ReplicaKilled | Self::SentinelsKilled | Self::BusKicked | Self::LogTrimmed | Self::ScriptsGone
+            Self::ReplicaKilled
+                | Self::SentinelsKilled
+                | Self::BusKicked
+                | Self::LogTrimmed
+                | Self::ScriptsGone
+                | Self::LeaderKilled
+                | Self::LeaderStalled
+                | Self::Uncacheable
         )
     }
 
     /// Whether Redis does not answer in time, so that soon nobody waits for it.
-    pub fn opens(self) -> bool {
-        matches!(
-            self,
+    pub fn opens(self, topology: Topology) -> bool {
+        match self {
             Self::Killed
-                | Self::Cut
-                | Self::Swallowed
-                | Self::Slow(100..)
-                | Self::MasterDown
-                | Self::Frozen
-                | Self::Busy
-                | Self::Locked
-        )
+            | Self::Cut
+            | Self::Swallowed
+            | Self::Slow(100..)
+            | Self::MasterDown
+            | Self::Frozen
+            | Self::DownAtStart => true,
+            // Sentinels take the master for dead, and another is there.
+            Self::Busy | Self::Locked => topology != Topology::Sentinels,
+            _ => false,
+        }
+    }
+
+    /// How often pods begin to have a part of their own of what limits allow.
+    pub fn outages(self) -> usize {
+        match self {
+            _ if self.spares_limits() => 0,
+            // Those that were there, and those that begin.
+            Self::DownAtStart => 2,
+            _ => 1,
+        }
+    }
+
+    /// Whether it befalls pods, and not Redis alone.
+    pub fn is_of_pods(self) -> bool {
+        matches!(self, Self::DownAtStart | Self::LeaderKilled | Self::LeaderStalled | Self::Uncacheable)
     }
 
     /// Does it, holds it for `length` where it has one, and undoes it or waits until Redis has: from then on all is well.
@@ -238,7 +273,7 @@ impl Fault {
                 place.each(Redis::freeze);
                 sleep(length);
                 place.each(Redis::thaw);
-                settle(place);
+                place.settle();
             }
             Self::Full => hold(place, ["maxmemory", "1"], ["maxmemory", "0"], length),
             Self::WithoutReplicas => {
@@ -265,17 +300,26 @@ impl Fault {
                 place.say(&["CONFIG", "SET", "maxmemory", "0"]);
                 place.say(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
             }
-            Self::ClockForward => place.step(STEP),
-            Self::ClockBack => place.step(-STEP),
+            Self::ClockForward | Self::ClockBack => {
+                let (before, by) = (place.time(), if self == Self::ClockForward { STEP } else { -STEP });
+                place.step(by);
+                assert!((place.time() - before - by).abs() < STEP / 2, "Redis goes by another clock");
+                place.settle();
+            }
             Self::EmptyClockBack => {
                 let redis = place.alone();
                 redis.kill();
                 place.step(-STEP);
                 redis.start();
             }
-            Self::Locked => by_line(place, |line| lock(line, length)),
-            Self::Busy => by_line(place, |line| keep_busy(line, length)),
-            Self::Crowded => by_line(place, |line| crowd(line, length)),
+            Self::Locked | Self::Busy | Self::Crowded => {
+                by_line(place, |line| match self {
+                    Self::Locked => lock(line, length),
+                    Self::Busy => keep_busy(line, length),
+                    _ => crowd(line, length),
+                });
+                place.settle();
+            }
             _ => match place {
                 Place::Cluster(cluster) => self.inflict_on_cluster(cluster, length),
                 Place::Sentinels(_) => self.inflict_on_sentinels(place, length),
@@ -292,7 +336,7 @@ impl Fault {
         });
         sleep(length);
         place.each_way(mend);
-        settle(place);
+        place.settle();
     }
 
     fn inflict_on_cluster(self, cluster: &RedisCluster, length: Duration) {
@@ -423,15 +467,6 @@ impl Fault {
 fn mend(relay: &Flaky) {
     relay.cut();
     relay.heal();
-}
-
-/// Waits until somebody serves everything.
-fn settle(place: &Place) {
-    match place {
-        Place::Alone { .. } => {}
-        Place::Cluster(cluster) => cluster.is_well(),
-        Place::Sentinels(sentinels) => sentinels.is_calm(),
-    }
 }
 
 fn other_than(cluster: &RedisCluster, master: usize) -> usize {

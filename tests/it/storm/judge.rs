@@ -20,8 +20,8 @@ const WARM: Duration = Duration::from_secs(1);
 /// What requests may cost more once the breaker is open.
 const LITTLE: Duration = Duration::from_millis(5);
 
-/// What a busy machine may add to any time.
-const BUSY: Duration = Duration::from_millis(400);
+/// Most of what requests wait for in which Weir has no part that is taken for the machine's doing.
+const MACHINE: Duration = Duration::from_millis(20);
 
 /// Longest from repair to use.
 const BACK: Duration = Duration::from_secs(2);
@@ -38,6 +38,8 @@ pub struct Event {
     pub fault: Fault,
     /// Whether limits may be forgotten by it.
     pub forgets: bool,
+    /// Whether nobody waits for Redis, after a while.
+    pub opens: bool,
     /// When it began, by the service's time.
     pub from: Micros,
     /// Since when Redis is well again.
@@ -60,9 +62,9 @@ pub fn judge(notes: &Notes, events: &[Event], start: Micros) -> (Vec<String>, St
     }
     limits(notes, events, &mut wrong, &mut told);
     let before = events.first().map_or(0, |event| event.from);
-    let calm = CLASSES.map(|class| p99(&notes.seen, class, start + WARM.as_micros() as Micros, before));
+    let calm = |class| p99(&notes.seen, class, start + WARM.as_micros() as Micros, before);
     for event in events {
-        times(notes, event, calm, &mut wrong, &mut told);
+        times(notes, event, &calm, &mut wrong, &mut told);
     }
     (wrong, told)
 }
@@ -86,8 +88,9 @@ fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut S
                     break;
                 }
                 let inside = admitted.iter().filter(|one| one.from >= begin * 1000 && one.to <= end * 1000);
-                let away = |event: &&Event| !event.fault.spares_limits() && event.from < *end && behind(event) > *begin;
-                let bursts = if has_parts { (1 + events.iter().filter(away).count()).max(2) } else { 1 };
+                let away = |event: &&Event| event.from < *end && behind(event) > *begin;
+                let outages = events.iter().filter(away).map(|event| event.fault.outages()).sum::<usize>();
+                let bursts = if has_parts { (1 + outages).max(2) } else { 1 };
                 let found = worst(&inside.copied().collect::<Vec<_>>(), f64::from(RATE));
                 most[who] = most[who].max(found.above);
                 let allowed = f64::from(BURST) * (bursts + last - first) as f64 + ROUNDING;
@@ -110,37 +113,34 @@ fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut S
 }
 
 /// No request waits for longer than the deadline at first, and hardly at all later on.
-fn times(notes: &Notes, event: &Event, calm: [Duration; 3], wrong: &mut Vec<String>, told: &mut String) {
-    let Event { fault, from, healed, back, .. } = event;
+fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong: &mut Vec<String>, told: &mut String) {
+    let Event { fault, opens, from, healed, back, .. } = event;
     let [from_s, to_s] = [*from, *healed].map(|at| at as f64 / 1e6);
     let _ = writeln!(told, "  {fault:?} from {from_s:.2} to {to_s:.2} s, used again {back:?} later");
     let opened = from + OPENED.as_micros() as Micros;
     let end = opened.max(healed + back.as_micros() as Micros);
     // From then on the breaker may be closed, and who comes may have to wait again.
-    let closed = if fault.opens() { opened.max(*healed) } else { end };
-    let noise = match fault {
-        _ if !optimised() => BUSY,
-        // Redis takes a processor for itself.
-        Fault::Busy => LITTLE * 2,
-        _ => LITTLE,
-    };
-    for (class, calm) in CLASSES.into_iter().zip(calm) {
-        let spans = [(*from, opened), (opened, closed), (closed, end)];
-        let [first, later, back] = spans.map(|(from, to)| p99(&notes.seen, class, from, to));
+    let closed = if *opens { opened.max(*healed) } else { end };
+    let spans = [(*from, opened), (opened, closed), (closed, end)];
+    let in_spans = |class| spans.map(|(from, to)| p99(&notes.seen, class, from, to));
+    // What goes past the pods waits for the machine alone.
+    let machine = in_spans(Class::Direct).map(|time| time.saturating_sub(calm(Class::Direct)).min(MACHINE));
+    let _ = writeln!(told, "    the machine's own: {machine:?}");
+    for class in CLASSES {
+        let (calm, [first, later, back]) = (calm(class), in_spans(class));
         let _ = writeln!(
             told,
             "    p99 of {class:?}: {calm:?} before, {first:?} at first, {later:?} later, {back:?} on return"
         );
         let deadline = match class {
-            Class::Quick | Class::Writes => DEADLINE,
+            Class::Quick | Class::Writes | Class::Direct => DEADLINE,
             // Who found nothing in Redis asks it for the right to fetch, which may take twice as long again.
             Class::Misses => DEADLINE * 3,
         };
-        let afterwards = if fault.opens() { Duration::ZERO } else { deadline };
-        for (what, time, most) in
-            [("at first", first, deadline), ("later", later, afterwards), ("on return", back, deadline)]
-        {
-            if time > calm + most + noise {
+        let afterwards = if *opens { Duration::ZERO } else { deadline };
+        let judged = [("at first", first, deadline), ("later", later, afterwards), ("on return", back, deadline)];
+        for ((what, time, most), machine) in judged.into_iter().zip(machine) {
+            if time > calm + most + LITTLE + machine + super::machine() {
                 wrong.push(format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before"));
             }
         }
@@ -159,6 +159,8 @@ enum Class {
     Misses,
     /// What is not answered before it is logged, or has waited for that.
     Writes,
+    /// What Weir has no part in.
+    Direct,
 }
 
 const CLASSES: [Class; 3] = [Class::Quick, Class::Misses, Class::Writes];
@@ -168,6 +170,7 @@ fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
     let counts = |seen: &Seen| match seen.kind {
         Kind::Order(_) => false,
         Kind::Write(_) => class == Class::Writes,
+        Kind::Direct => class == Class::Direct,
         _ if seen.is_hit || seen.status == 429 => class == Class::Quick,
         _ => class == Class::Misses,
     };

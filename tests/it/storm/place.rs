@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use crate::harness::{
-    Clock, Flaky, Redis, RedisCluster, Sentinels, Setup, clock, flaky, is_before_7, redis_cluster, redis_with_by,
-    sentinels,
+    Clock, Flaky, Redis, RedisCluster, Sentinels, Setup, clock, flaky, is_before_7, redis_cluster_by_clocks,
+    redis_with_by, sentinels_by_clocks,
 };
 
 /// The slot of the log, of which everybody wants to hear.
@@ -56,8 +56,8 @@ impl Place {
                 let relay = flaky(redis.address());
                 Self::Alone { redis: Mutex::new(Arc::new(redis)), relay, clock }
             }
-            Topology::Cluster => Self::Cluster(redis_cluster()),
-            Topology::Sentinels => Self::Sentinels(sentinels()),
+            Topology::Cluster => Self::Cluster(redis_cluster_by_clocks()),
+            Topology::Sentinels => Self::Sentinels(sentinels_by_clocks()),
         }
     }
 
@@ -85,6 +85,40 @@ impl Place {
             Self::Alone { redis, .. } => what(&Arc::clone(&redis.lock().expect("no panic while held"))),
             Self::Cluster(cluster) => cluster.here().into_iter().for_each(|node| what(cluster.node(node))),
             Self::Sentinels(sentinels) => (0..sentinels.servers()).for_each(|server| what(sentinels.server(server))),
+        }
+    }
+
+    /// Ends every server, sentinels among them, at once.
+    pub fn kill(&self) {
+        match self {
+            Self::Alone { .. } => self.alone().kill(),
+            Self::Cluster(cluster) => (0..cluster.len()).for_each(|node| cluster.kill(node)),
+            Self::Sentinels(sentinels) => {
+                (0..sentinels.addresses().len()).for_each(|sentinel| sentinels.kill_sentinel(sentinel));
+                (0..sentinels.servers()).for_each(|server| sentinels.kill(server));
+            }
+        }
+    }
+
+    /// All come back, without data, and with what they knew of one another.
+    pub fn start(&self) {
+        match self {
+            Self::Alone { .. } => self.alone().start(),
+            Self::Cluster(cluster) => (0..cluster.len()).for_each(|node| cluster.restart(node)),
+            Self::Sentinels(sentinels) => {
+                (0..sentinels.servers()).for_each(|server| sentinels.restart(server));
+                (0..sentinels.addresses().len()).for_each(|sentinel| sentinels.restart_sentinel(sentinel));
+            }
+        }
+        self.settle();
+    }
+
+    /// Waits until somebody serves everything.
+    pub fn settle(&self) {
+        match self {
+            Self::Alone { .. } => {}
+            Self::Cluster(cluster) => cluster.is_well(),
+            Self::Sentinels(sentinels) => sentinels.is_calm(),
         }
     }
 
@@ -119,11 +153,18 @@ impl Place {
         }
     }
 
-    /// Sets the only server's clock so many seconds ahead, or back.
+    /// What the clock of the log's master says, in seconds.
+    pub fn time(&self) -> i64 {
+        let said = self.with_master(|redis| redis.cli(&["TIME"]));
+        said.lines().next().and_then(|seconds| seconds.parse().ok()).expect("a time")
+    }
+
+    /// Sets the clock of the log's master so many seconds ahead, or back; those of the others go on as they did.
     pub fn step(&self, seconds: i64) {
         match self {
             Self::Alone { clock, .. } => clock.advance(seconds),
-            _ => panic!("several servers go by the clock that is right"),
+            Self::Cluster(cluster) => cluster.clock(cluster.owner_of(LOG)).advance(seconds),
+            Self::Sentinels(sentinels) => sentinels.clock(sentinels.master()).advance(seconds),
         }
     }
 

@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::fleet::check::{Fault, History, Life, Order, Read, Taken};
+use super::PODS;
+use crate::fleet::check::{Fault, History, Order, Read, Taken};
 use crate::fleet::dice::Dice;
-use crate::fleet::service::{State, path_of};
+use crate::fleet::pods::At;
+use crate::fleet::service::{DIRECT, Service, State, path_of};
 use crate::fleet::{KEYS, Micros, TAGS};
 use crate::harness::{Answer, Load, Report, Request, get, request};
 use crate::limits_fleet::check::Admitted;
@@ -17,15 +19,6 @@ const LONGEST: Duration = Duration::from_secs(900);
 
 /// Identities of the limited routes.
 pub const IDENTITIES: usize = 2;
-
-/// A pod.
-#[derive(Clone, Copy)]
-pub struct At {
-    /// Where requests go.
-    pub proxy: SocketAddr,
-    /// The operator's port.
-    pub admin: SocketAddr,
-}
 
 /// What a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,20 +35,24 @@ pub enum Kind {
     Write(usize),
     /// An order at the operator's port.
     Order(usize),
+    /// Past the pods, to the service: what the machine itself takes.
+    Direct,
 }
 
 /// All traffic of one run.
 pub struct Traffic {
     seed: u64,
-    pods: Vec<At>,
+    pods: Mutex<Vec<At>>,
+    service: SocketAddr,
     state: Arc<State>,
     /// Of each request when it was sent, and what it names.
     sent: Mutex<Vec<Sent>>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Sent {
     at: Micros,
+    to: At,
     keys: Vec<(usize, u64)>,
 }
 
@@ -85,17 +82,32 @@ pub struct Notes {
 }
 
 impl Traffic {
-    /// Between these pods, by this seed.
-    pub fn new(seed: u64, pods: Vec<At>, state: Arc<State>) -> Arc<Self> {
-        Arc::new(Self { seed, pods, state, sent: Mutex::default() })
+    /// Between these pods and their service, by this seed.
+    pub fn new(seed: u64, pods: Vec<At>, service: &Service) -> Arc<Self> {
+        let (pods, state) = (Mutex::new(pods), Arc::clone(&service.state));
+        Arc::new(Self { seed, pods, service: service.address, state, sent: Mutex::default() })
+    }
+
+    /// Where a pod is.
+    pub fn at(&self, pod: usize) -> At {
+        self.pods.lock().expect("no panic while held")[pod]
+    }
+
+    /// From now on a pod is here.
+    pub fn turn_to(&self, at: At) {
+        self.pods.lock().expect("no panic while held")[at.life.pod] = at;
     }
 
     /// So many requests a second.
     pub fn load(self: &Arc<Self>, rate: u32) -> Load {
         let (makes, chooses) = (Arc::clone(self), Arc::clone(self));
         Load::new(rate, LONGEST, move |i| makes.make(i)).choosing(move |i| {
-            let pod = chooses.pods[i % chooses.pods.len()];
-            if matches!(chooses.kind(i), Kind::Order(_)) { pod.admin } else { pod.proxy }
+            let to = chooses.sent.lock().expect("no panic while held")[i].to;
+            match chooses.kind(i) {
+                Kind::Direct => chooses.service,
+                Kind::Order(_) => to.admin,
+                _ => to.proxy,
+            }
         })
     }
 
@@ -104,7 +116,8 @@ impl Traffic {
         // Some are read far more often than others.
         let (key, who) = (dice.below(KEYS).min(dice.below(KEYS)), dice.below(IDENTITIES));
         match dice.below(100) {
-            0..70 => Kind::Hit(key),
+            0..65 => Kind::Hit(key),
+            65..70 => Kind::Direct,
             70..80 => Kind::Miss(key),
             80..88 => Kind::Strict(who),
             88..96 => Kind::Local(who),
@@ -114,8 +127,9 @@ impl Traffic {
     }
 
     fn make(&self, i: usize) -> Request {
-        let (kind, mut keys) = (self.kind(i), Vec::new());
+        let (kind, to, mut keys) = (self.kind(i), self.at(i % PODS), Vec::new());
         let request = match kind {
+            Kind::Direct => get(DIRECT),
             Kind::Hit(key) => get(&path_of(key)),
             Kind::Miss(key) => get(&format!("/m/{}-{i}/{key}", self.seed)),
             Kind::Strict(who) => get("/strict/0").header("x-id", &who.to_string()),
@@ -129,12 +143,12 @@ impl Traffic {
                     (vec![key], format!(r#"{{"urls":["{}"]}}"#, path_of(key)))
                 };
                 keys = named.into_iter().map(|key| (key, self.state.change(key))).collect();
-                let host = self.pods[i % self.pods.len()].admin.to_string();
+                let host = to.admin.to_string();
                 let order = request("POST", "/invalidate").header("host", &host);
                 order.header("content-type", "application/json").body(body)
             }
         };
-        self.sent.lock().expect("no panic while held").push(Sent { at: self.state.now(), keys });
+        self.sent.lock().expect("no panic while held").push(Sent { at: self.state.now(), to, keys });
         request
     }
 
@@ -144,8 +158,8 @@ impl Traffic {
         let mut notes = Notes::default();
         // The load began just before its first request was made.
         let began = sent.first().map_or(0, |first| first.at);
-        for (i, (sample, Sent { at, keys })) in report.samples.iter().zip(sent).enumerate() {
-            let (kind, pod) = (self.kind(i), i % self.pods.len());
+        for (i, (sample, Sent { at, to, keys })) in report.samples.iter().zip(sent).enumerate() {
+            let (kind, life) = (self.kind(i), to.life);
             let due = began + sample.at.as_micros() as Micros;
             let end = due + sample.took.as_micros() as Micros;
             let answer = sample.result.as_ref().ok();
@@ -157,11 +171,10 @@ impl Traffic {
                     Ok(answer) => format!("{status} {}", String::from_utf8_lossy(&answer.body)),
                     Err(error) => error.clone(),
                 };
-                notes.history.faults.push(Fault { pod, start: at, end, what: format!("{kind:?}: {what}") });
+                notes.history.faults.push(Fault { pod: life.pod, start: at, end, what: format!("{kind:?}: {what}") });
                 continue;
             }
             let answer = answer.expect("it has a status");
-            let life = Life { pod, number: 0 };
             match kind {
                 Kind::Hit(key) => {
                     let (got, version) = body_of(answer);
@@ -172,7 +185,7 @@ impl Traffic {
                     let admitted = Admitted { from: at * 1000, to: end * 1000 };
                     notes.admitted.entry(kind).or_default().push(admitted);
                 }
-                Kind::Strict(_) | Kind::Local(_) => {}
+                Kind::Strict(_) | Kind::Local(_) | Kind::Direct => {}
                 Kind::Write(key) => {
                     let version = answer.number("x-version").expect("the service says it");
                     let order = Order {
@@ -197,7 +210,7 @@ impl Traffic {
 /// Whether this is what a client hopes for: a limit may deny, and Redis be unable to log.
 fn is_well(kind: Kind, status: u16) -> bool {
     match kind {
-        Kind::Hit(_) | Kind::Miss(_) | Kind::Write(_) => status == 200,
+        Kind::Hit(_) | Kind::Miss(_) | Kind::Write(_) | Kind::Direct => status == 200,
         Kind::Strict(_) | Kind::Local(_) => matches!(status, 200 | 429),
         Kind::Order(_) => matches!(status, 200 | 202),
     }
