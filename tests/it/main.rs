@@ -45,6 +45,7 @@ mod poisoning;
 mod proxy_protocol;
 mod ranges;
 mod real;
+mod reconnecting;
 mod redis_access;
 mod redis_faults;
 mod redis_harness;

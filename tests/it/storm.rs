@@ -63,7 +63,7 @@ const ROUND: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_secs(12);
 
 /// What code that is not optimised may take longer, sharing its cores with other tests.
-fn machine() -> Duration {
+pub fn machine() -> Duration {
     if optimised() { Duration::ZERO } else { Duration::from_millis(400) }
 }
 

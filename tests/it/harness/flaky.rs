@@ -1,12 +1,14 @@
 //! A TCP relay that delays, cuts and swallows.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::background::Background;
 
@@ -16,10 +18,13 @@ pub fn flaky(to: SocketAddr) -> Flaky {
     listener.set_nonblocking(true).expect("non-blocking");
     let address = listener.local_addr().expect("an address");
     let (state, states) = watch::channel(State { mood: Mood::Well, to });
+    let accepted = Arc::<Mutex<Vec<Instant>>>::default();
+    let comes = Arc::clone(&accepted);
     let background = Background::run("flaky", move || async move {
         let listener = TcpListener::from_std(listener).expect("a listener");
         loop {
             let (client, _) = listener.accept().await.expect("accept");
+            comes.lock().expect("no panic while held").push(Instant::now());
             let states = states.clone();
             tokio::spawn(async move {
                 let State { mood, to } = *states.borrow();
@@ -37,13 +42,14 @@ pub fn flaky(to: SocketAddr) -> Flaky {
             });
         }
     });
-    Flaky { address, state, _background: background }
+    Flaky { address, state, accepted, _background: background }
 }
 
 /// A running relay.
 pub struct Flaky {
     address: SocketAddr,
     state: watch::Sender<State>,
+    accepted: Arc<Mutex<Vec<Instant>>>,
     _background: Background,
 }
 
@@ -65,6 +71,11 @@ impl Flaky {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// When connections came, whatever became of them.
+    pub fn accepted(&self) -> Vec<Instant> {
+        self.accepted.lock().expect("no panic while held").clone()
     }
 
     /// Each piece is held for `time`, either way.

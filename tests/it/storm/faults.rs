@@ -329,13 +329,13 @@ impl Fault {
     }
 
     fn inflict_on_the_way(self, place: &Place, length: Duration) {
-        place.each_way(|relay| match self {
-            Self::Swallowed => relay.swallow(),
-            Self::Slow(by) => relay.delay(Duration::from_millis(by)),
-            _ => relay.cut(),
+        place.ways().into_iter().for_each(|way| match self {
+            Self::Swallowed => way.swallow(),
+            Self::Slow(by) => way.delay(Duration::from_millis(by)),
+            _ => way.cut(),
         });
         sleep(length);
-        place.each_way(mend);
+        place.ways().into_iter().for_each(mend);
         place.settle();
     }
 

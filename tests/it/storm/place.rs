@@ -136,12 +136,12 @@ impl Place {
         }
     }
 
-    /// Does something to all ways to it.
-    pub fn each_way(&self, what: impl Fn(&Flaky)) {
+    /// All ways to it.
+    pub fn ways(&self) -> Vec<&Flaky> {
         match self {
-            Self::Alone { relay, .. } => what(relay),
-            Self::Cluster(cluster) => (0..cluster.len()).for_each(|node| what(cluster.relay(node))),
-            Self::Sentinels(sentinels) => (0..sentinels.servers()).for_each(|server| what(sentinels.relay(server))),
+            Self::Alone { relay, .. } => vec![relay],
+            Self::Cluster(cluster) => (0..cluster.len()).map(|node| cluster.relay(node)).collect(),
+            Self::Sentinels(sentinels) => (0..sentinels.servers()).map(|server| sentinels.relay(server)).collect(),
         }
     }
 

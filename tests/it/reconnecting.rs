@@ -1,0 +1,118 @@
+//! F20: a fleet that loses Redis all at once, and finds it again: neither in masses nor in step, and nobody waits for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::harness::{Load, PATIENCE, Weir, get, join_all, optimised, reply, upstream, weir, within_async};
+use crate::storm::place::{Place, Topology};
+
+/// Pods.
+const PODS: usize = 50;
+
+/// Requests a second, to all of them.
+const RATE: u32 = 200;
+
+/// How long Redis is away.
+const AWAY: Duration = Duration::from_secs(4);
+
+/// From then on all that had a connection have found out.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// How often a pod tries each server that is away, a second: at most eight that want a connection, every 250 ms.
+const TRIES: usize = 32;
+
+/// A moment.
+const STEP: Duration = Duration::from_millis(50);
+
+/// No moment has so many times as many tries as the others. In step, all of 250 ms would come in one: five times as many.
+const CROWDED: usize = 3;
+
+/// All use Redis again, so soon after it is back.
+const BACK: Duration = Duration::from_secs(2);
+
+/// Connections of a pod with one worker: two for each master, and at most ten that the process has for itself.
+fn connections(topology: Topology) -> usize {
+    let masters = if topology == Topology::Cluster { 3 } else { 1 };
+    2 * masters + 10
+}
+
+async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(what).await.expect("no panic")
+}
+
+/// Whether no pod goes without Redis.
+async fn all_use_it(weirs: &[Weir]) -> bool {
+    join_all(weirs.iter().map(|weir| weir.metric("weir_redis_breaker_open"))).await.iter().all(|open| *open == 0.0)
+}
+
+/// When somebody connected to each of the servers, counted from `from` until now.
+fn tries(place: &Place, from: Instant) -> Vec<Vec<Duration>> {
+    let accepted = place.ways().into_iter().map(|way| way.accepted());
+    accepted.map(|all| all.into_iter().filter_map(|at| at.checked_duration_since(from)).collect()).collect()
+}
+
+async fn come_back(topology: Topology) {
+    let up = upstream();
+    up.route("/a", reply("a").max_age(3600));
+    let place = Arc::new(blocking(move || Place::new(topology).without_failovers()).await);
+    let routes = r#"
+        [[route]]
+        name = "all"
+        path = "/{*path}"
+        limits = [{ name = "own", key = ["header:x-id"], rate = "1000/s" }]
+    "#;
+    let deadline = if optimised() { Duration::from_millis(20) } else { Duration::from_millis(100) };
+    let setup = weir(routes).to(up.url()).set("redis.deadline", format!("{}ms", deadline.as_millis()));
+    let setup = place.apply(setup.set("server.workers", 1).set("log.access", false));
+    let weirs = join_all((0..PODS).map(|_| setup.start())).await;
+    let proxies: Vec<_> = weirs.iter().map(|weir| weir.proxy).collect();
+    let load = Load::new(RATE, PATIENCE * 3, |_| get("/a").header("x-id", "a")).to(&proxies).start();
+    within_async(PATIENCE, "all use Redis", async || all_use_it(&weirs).await).await;
+
+    let (gone, all) = (Instant::now(), Arc::clone(&place));
+    blocking(move || all.kill()).await;
+    tokio::time::sleep_until(gone + AWAY).await;
+    let tried = tries(&place, gone + SETTLED);
+    let all = Arc::clone(&place);
+    blocking(move || all.start()).await;
+    let is_back = Instant::now();
+    let back = within_async(PATIENCE, "all use Redis again", async || all_use_it(&weirs).await).await;
+    let came: usize = tries(&place, is_back).iter().map(Vec::len).sum();
+    let report = load.stop().await;
+
+    let steps = (AWAY - SETTLED).div_duration_f64(STEP) as usize;
+    let most = TRIES * PODS * (AWAY - SETTLED).as_secs() as usize;
+    for server in tried {
+        let mut by_step = vec![0; steps + 1];
+        server.iter().for_each(|at| by_step[(at.div_duration_f64(STEP) as usize).min(steps)] += 1);
+        let busiest = by_step.iter().max().copied().unwrap_or(0);
+        eprintln!("{topology:?}: {} tries, {busiest} in {STEP:?}", server.len());
+        assert!(server.len() <= most, "{} tries of a server, not {most}", server.len());
+        // A server that hardly anybody wants has too few for that.
+        assert!(server.len() < PODS || busiest <= CROWDED * server.len() / steps, "in step: {by_step:?}");
+    }
+    eprintln!("{topology:?}: {came} connections in {back:?} since it is back; {report}");
+    assert!(back <= BACK + crate::storm::machine() * 2, "used again {back:?} after it came back");
+    let most = PODS * connections(topology);
+    assert!(came <= most, "{came} connections, not {most}");
+    assert_eq!(report.errors(), Vec::<String>::new());
+    let slow = report.quantile(0.99);
+    assert!(slow <= deadline + crate::storm::machine(), "the p99 was {slow:?}");
+}
+
+#[tokio::test]
+async fn fifty_pods_come_back_to_a_redis() {
+    come_back(Topology::Alone).await;
+}
+
+#[tokio::test]
+async fn fifty_pods_come_back_to_a_cluster() {
+    come_back(Topology::Cluster).await;
+}
+
+#[tokio::test]
+async fn fifty_pods_come_back_to_what_sentinels_watch_over() {
+    come_back(Topology::Sentinels).await;
+}
