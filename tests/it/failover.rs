@@ -29,6 +29,9 @@ const KEYS: usize = 60;
 
 const NAMED: usize = 10;
 
+/// Servers that take over, one from the other.
+const HANDOVERS: usize = 4;
+
 /// What a pod says when it trusts again what was fetched before.
 pub const TRUSTED: &str = "answers from before are used again";
 
@@ -80,12 +83,17 @@ impl Stage {
 
     /// Nobody gets what was invalidated, nor has anything else fetched.
     async fn check(&self, weirs: &[Weir], what: &str) {
+        self.check_but(NAMED, weirs, what).await;
+    }
+
+    /// The same, where only the first `named` were invalidated.
+    async fn check_but(&self, named: usize, weirs: &[Weir], what: &str) {
         for key in 0..KEYS {
             for weir in weirs {
                 let (path, answer) = (item(key), weir.get(&item(key)).await);
-                let version = if key < NAMED { 2 } else { 1 };
+                let version = if key < named { 2 } else { 1 };
                 assert_eq!(answer.text(), format!("{path} v{version}"), "{what}: {answer:?}");
-                assert!(key < NAMED || self.up.count(&path) == 1, "{what}: {path} was fetched again");
+                assert!(key < named || self.up.count(&path) == 1, "{what}: {path} was fetched again");
             }
         }
     }
@@ -197,6 +205,38 @@ async fn what_a_failover_lost_is_logged_again_and_the_rest_is_kept() {
     let late = [setup.set("cache.max_staleness", "1s").start().await];
     says(&late[0], TRUSTED).await;
     stage.check(&late, "in a new pod").await;
+}
+
+/// Who upgrades servers one after the other has the log handed over more than once: what lives for longer than that is kept, and
+/// what was invalidated under any of them stays so.
+#[tokio::test]
+async fn what_is_stored_outlives_one_failover_after_the_other() {
+    let mut stage = Stage::of(2, "10s").await;
+    stage.warm().await;
+    stage.version.store(2, Ordering::SeqCst);
+    for round in 1..=HANDOVERS {
+        let heir = replica(&stage.redis).await;
+        take_over(&stage.redis, &heir, true).await;
+        stage.relay.lead_to(heir.address());
+        stage.redis = heir;
+        stage.check_but(round - 1, &stage.weirs, "at once").await;
+        for weir in &stage.weirs {
+            let trusts = || weir.output().iter().filter(|line| line.contains(TRUSTED)).count() == round;
+            within_async(SOON, "trusts what was before", async || trusts()).await;
+        }
+        stage.check_but(round - 1, &stage.weirs, "under the new log").await;
+        assert_eq!(
+            stage.weirs[round % 2].invalidate(&format!(r#"{{"tags":["item:{}"]}}"#, round - 1)).await.status,
+            200
+        );
+        for weir in &stage.weirs {
+            within_async(SOON, "applied", async || weir.get(&item(round - 1)).await.text().ends_with("v2")).await;
+        }
+    }
+    let setup = weir(ROUTES).to(stage.up.url()).redis_at(stage.relay.address());
+    let late = [setup.set("cache.max_staleness", "1s").start().await];
+    says(&late[0], TRUSTED).await;
+    stage.check_but(HANDOVERS, &late, "in a new pod").await;
 }
 
 #[tokio::test]

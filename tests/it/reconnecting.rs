@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::harness::{Load, PATIENCE, Weir, get, join_all, optimised, reply, upstream, weir, within_async};
+use crate::harness::{Flaky, Load, PATIENCE, Weir, get, join_all, optimised, reply, upstream, weir, within_async};
 use crate::storm::place::{Place, Topology};
 
 /// Pods.
@@ -49,7 +49,7 @@ async fn all_use_it(weirs: &[Weir]) -> bool {
 
 /// When somebody connected to each of the servers, counted from `from` until now.
 fn tries(place: &Place, from: Instant) -> Vec<Vec<Duration>> {
-    let accepted = place.ways().into_iter().map(|way| way.accepted());
+    let accepted = place.ways().into_iter().map(Flaky::accepted);
     accepted.map(|all| all.into_iter().filter_map(|at| at.checked_duration_since(from)).collect()).collect()
 }
 

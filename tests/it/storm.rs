@@ -141,14 +141,8 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
         }
         let healed = state.now();
         let back = used_again(&pods.weirs, &mark).await;
-        events.push(Event {
-            fault,
-            forgets: fault.forgets(topology),
-            opens: fault.opens(topology),
-            from,
-            healed,
-            back,
-        });
+        let (forgets, opens) = (fault.forgets(topology, place.clocks_differ()), fault.opens(topology));
+        events.push(Event { fault, forgets, opens, from, healed, back });
         let all = Arc::clone(&place);
         tokio::task::spawn_blocking(move || fault.tidy_up(&all)).await.expect("all come back");
         tokio::time::sleep(PAUSE).await;
@@ -273,7 +267,7 @@ each! {
         cluster_turning_away: [Fault::Busy, Fault::Crowded, Fault::Locked],
         cluster_taking_no_writes: [Fault::Full, Fault::Unsaved, Fault::WithoutReplicas, Fault::Forbidding],
         cluster_forgetful: [Fault::ScriptsGone, Fault::BusKicked, Fault::LogTrimmed, Fault::Flushed, Fault::Evicting],
-        cluster_by_a_wrong_clock: [Fault::ClockForward, Fault::ClockBack, Fault::ClockBack],
+        cluster_by_a_wrong_clock: [Fault::ClockForward, Fault::ClockBack, Fault::ClockBack, Fault::EmptyClockBack],
         cluster_by_pods: [Fault::DownAtStart, Fault::LeaderKilled, Fault::LeaderStalled, Fault::Uncacheable],
     }
     Sentinels {
@@ -285,7 +279,7 @@ each! {
         sentinels_taking_no_writes: [Fault::Full, Fault::Unsaved, Fault::WithoutReplicas, Fault::Forbidding],
         sentinels_forgetful: [Fault::ScriptsGone, Fault::BusKicked, Fault::LogTrimmed, Fault::Flushed, Fault::Evicting],
         sentinels_turning_away: [Fault::Busy, Fault::Crowded, Fault::Locked],
-        sentinels_by_a_wrong_clock: [Fault::ClockForward, Fault::ClockBack, Fault::ClockBack],
+        sentinels_by_a_wrong_clock: [Fault::ClockForward, Fault::ClockBack, Fault::ClockBack, Fault::EmptyClockBack],
         sentinels_by_pods: [Fault::DownAtStart, Fault::LeaderKilled, Fault::LeaderStalled, Fault::Uncacheable],
     }
 }

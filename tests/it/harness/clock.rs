@@ -43,6 +43,11 @@ impl Clock {
         self.step(|ahead| ahead + seconds);
     }
 
+    /// How many seconds it is ahead of what is right.
+    pub fn ahead(&self) -> i64 {
+        *self.seconds.lock().expect("no panic while held")
+    }
+
     fn step(&self, to: impl FnOnce(i64) -> i64) {
         let mut seconds = self.seconds.lock().expect("no panic while held");
         *seconds = to(*seconds);

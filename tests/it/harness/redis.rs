@@ -305,10 +305,13 @@ impl Redis {
     }
 
     fn connect(&self, longest: Duration) -> io::Result<Line> {
-        let mut line = match &self.socket {
-            Some(socket) => Line::to_socket(socket, longest)?,
-            None => Line::to(self.address(), longest)?,
-        };
+        let mut line = Line::to(
+            match &self.socket {
+                Some(socket) => Peer::Unix(socket.clone()),
+                None => Peer::Tcp(self.address()),
+            },
+            longest,
+        )?;
         if let Some(password) = &self.password {
             line.say(&["AUTH", password])?;
         }
@@ -317,7 +320,16 @@ impl Redis {
 }
 
 /// A connection to a Redis.
-pub struct Line(BufReader<Stream>);
+pub struct Line {
+    stream: BufReader<Stream>,
+    peer: Peer,
+}
+
+#[derive(Clone)]
+enum Peer {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
 
 enum Stream {
     Tcp(TcpStream),
@@ -334,16 +346,20 @@ impl Read for Stream {
 }
 
 impl Line {
-    fn to(address: SocketAddr, longest: Duration) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, longest)?;
-        stream.set_read_timeout(Some(longest))?;
-        Ok(Self(BufReader::new(Stream::Tcp(stream))))
-    }
-
-    fn to_socket(path: &Path, longest: Duration) -> io::Result<Self> {
-        let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(longest))?;
-        Ok(Self(BufReader::new(Stream::Unix(stream))))
+    fn to(peer: Peer, longest: Duration) -> io::Result<Self> {
+        let stream = match &peer {
+            Peer::Tcp(address) => {
+                let stream = TcpStream::connect_timeout(address, longest)?;
+                stream.set_read_timeout(Some(longest))?;
+                Stream::Tcp(stream)
+            }
+            Peer::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_read_timeout(Some(longest))?;
+                Stream::Unix(stream)
+            }
+        };
+        Ok(Self { stream: BufReader::new(stream), peer })
     }
 
     /// A command, and what it answers.
@@ -360,7 +376,7 @@ impl Line {
     /// # Errors
     /// It does not answer, or by an error.
     pub fn answer(&mut self) -> io::Result<String> {
-        read_reply(&mut self.0)
+        read_reply(&mut self.stream)
     }
 
     /// Another to the same.
@@ -368,12 +384,7 @@ impl Line {
     /// # Errors
     /// It is not let in.
     pub fn another(&self) -> io::Result<Self> {
-        match self.0.get_ref() {
-            Stream::Tcp(stream) => Self::to(stream.peer_addr()?, ANSWER),
-            Stream::Unix(stream) => {
-                Self::to_socket(stream.peer_addr()?.as_pathname().expect("a server has a path"), ANSWER)
-            }
-        }
+        Self::to(self.peer.clone(), ANSWER)
     }
 
     /// A command that is not answered soon.
@@ -385,7 +396,7 @@ impl Line {
         for word in words {
             command += &format!("${}\r\n{word}\r\n", word.len());
         }
-        match self.0.get_mut() {
+        match self.stream.get_mut() {
             Stream::Tcp(stream) => stream.write_all(command.as_bytes()),
             Stream::Unix(stream) => stream.write_all(command.as_bytes()),
         }

@@ -58,7 +58,7 @@ pub enum Fault {
     ClockForward,
     /// Its clock is set back.
     ClockBack,
-    /// It comes back empty, and by a clock that was set back.
+    /// Its data is lost, and its clock was set back.
     EmptyClockBack,
     /// They have forgotten all scripts.
     ScriptsGone,
@@ -122,21 +122,15 @@ const OF_ALL: &[Fault] = &[
     Fault::Locked,
     Fault::ClockForward,
     Fault::ClockBack,
+    Fault::EmptyClockBack,
     Fault::DownAtStart,
     Fault::LeaderKilled,
     Fault::LeaderStalled,
     Fault::Uncacheable,
 ];
 
-const OF_ONE: &[Fault] = &[
-    Fault::Killed,
-    Fault::RestartedEmpty,
-    Fault::Loading,
-    Fault::ReadOnly,
-    Fault::MasterDown,
-    Fault::TakenOver,
-    Fault::EmptyClockBack,
-];
+const OF_ONE: &[Fault] =
+    &[Fault::Killed, Fault::RestartedEmpty, Fault::Loading, Fault::ReadOnly, Fault::MasterDown, Fault::TakenOver];
 
 const OF_CLUSTERS: &[Fault] = &[
     Fault::MasterKilled,
@@ -171,8 +165,10 @@ pub fn of(topology: Topology) -> Vec<Fault> {
 
 impl Fault {
     /// Whether limits may be forgotten by it, or be as they were before.
-    pub fn forgets(self, topology: Topology) -> bool {
+    pub fn forgets(self, topology: Topology, clocks_differ: bool) -> bool {
         match self {
+            // Another server may have the buckets then, by whose clock all of them are full.
+            _ if clocks_differ && !self.spares_limits() => true,
             Self::Killed
             | Self::RestartedEmpty
             | Self::Flushed
@@ -290,10 +286,7 @@ impl Fault {
             Self::LogTrimmed => place.with_master(|redis| {
                 redis.cli(&["XTRIM", &format!("it:log:{LOG}"), "MAXLEN", "0"]);
             }),
-            Self::Flushed => place.each(|redis| {
-                // A replica takes no such order.
-                let _ = redis.try_cli(&["FLUSHALL"]);
-            }),
+            Self::Flushed => flush(place),
             Self::Evicting => {
                 place.each(|redis| evict(&mut redis.line()).expect("Redis does as it is told"));
                 sleep(length);
@@ -306,12 +299,18 @@ impl Fault {
                 assert!((place.time() - before - by).abs() < STEP / 2, "Redis goes by another clock");
                 place.settle();
             }
-            Self::EmptyClockBack => {
-                let redis = place.alone();
-                redis.kill();
-                place.step(-STEP);
-                redis.start();
-            }
+            Self::EmptyClockBack => match place {
+                Place::Alone { .. } => {
+                    place.kill();
+                    place.step(-STEP);
+                    place.start();
+                }
+                _ => {
+                    place.step(-STEP);
+                    flush(place);
+                    place.settle();
+                }
+            },
             Self::Locked | Self::Busy | Self::Crowded => {
                 by_line(place, |line| match self {
                     Self::Locked => lock(line, length),
@@ -467,6 +466,13 @@ impl Fault {
 fn mend(relay: &Flaky) {
     relay.cut();
     relay.heal();
+}
+
+fn flush(place: &Place) {
+    place.each(|redis| {
+        // A replica takes no such order.
+        let _ = redis.try_cli(&["FLUSHALL"]);
+    });
 }
 
 fn other_than(cluster: &RedisCluster, master: usize) -> usize {

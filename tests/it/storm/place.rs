@@ -1,5 +1,6 @@
 //! Redis, however it is set up, and what the pods reach it by.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use crate::harness::{
@@ -157,6 +158,18 @@ impl Place {
     pub fn time(&self) -> i64 {
         let said = self.with_master(|redis| redis.cli(&["TIME"]));
         said.lines().next().and_then(|seconds| seconds.parse().ok()).expect("a time")
+    }
+
+    /// Whether servers go by different clocks.
+    pub fn clocks_differ(&self) -> bool {
+        let ahead: BTreeSet<i64> = match self {
+            Self::Alone { .. } => BTreeSet::new(),
+            Self::Cluster(cluster) => (0..cluster.len()).map(|node| cluster.clock(node).ahead()).collect(),
+            Self::Sentinels(sentinels) => {
+                (0..sentinels.servers()).map(|server| sentinels.clock(server).ahead()).collect()
+            }
+        };
+        ahead.len() > 1
     }
 
     /// Sets the clock of the log's master so many seconds ahead, or back; those of the others go on as they did.
