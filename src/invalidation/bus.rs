@@ -282,7 +282,7 @@ impl Keeper {
         let is_younger = self.state.followed().is_none() && proof.age.as_millis() as u64 <= lived_ms;
         self.state.change(|mirror| {
             self.owed.append(&mut self.given);
-            let owed = mirror.follow(head, random(), proof.lineage);
+            let owed = mirror.follow(head, random(), proof.lineage.clone());
             for one in &owed {
                 let (selectors, soft) = read_order(one.order.as_bytes()).unwrap_or((vec![Selector::All], false));
                 self.owing.push(mirror.owe(&selectors, soft));
@@ -295,8 +295,8 @@ impl Keeper {
             if is_younger {
                 mirror.unknown_past();
             }
-            fleet.trust.followed_another(mirror.former());
-            is_heir = mirror.former().is_some();
+            is_heir = mirror.has_former();
+            fleet.trust.followed_another(is_heir.then_some(head.incarnation));
         });
         self.pods_before = fleet.pods.load(Ordering::Relaxed);
         self.backfill = Some(head.seq);

@@ -15,6 +15,9 @@ pub const RECORDS: usize = 8192;
 /// Bytes that they may take.
 pub const BYTES: usize = 4 << 20;
 
+/// Incarnations before the one that is followed whose answers are used; `log.lua` keeps as many.
+pub const GENERATIONS: usize = 8;
+
 /// The order that stands for all those that are not known one by one.
 const EVERYTHING: &str = "{\"all\":true}";
 
@@ -34,23 +37,40 @@ impl Owed {
     }
 }
 
-/// What one incarnation goes on from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lineage {
-    /// The incarnation before.
-    pub parent: u64,
-    /// The last record that both have.
-    pub base: u64,
-}
+/// What one incarnation goes on from: its parent and the last record that both have, the parent's parent and the last that
+/// those have, and so on; [`GENERATIONS`] at most. An heir of an heir has what its parent had of the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lineage(Vec<Position>);
 
 impl Lineage {
-    /// The position of the incarnation `child` that stands for one of its parent: whatever was logged after the last common
+    /// Of these, the parent first; none of an incarnation that goes on from none.
+    pub fn of(mut ancestors: Vec<Position>) -> Option<Self> {
+        // What the heir of an heir lacks of its parent it lacks of those before, too.
+        let mut common = u64::MAX;
+        for ancestor in &mut ancestors {
+            common = common.min(ancestor.seq);
+            ancestor.seq = common;
+        }
+        ancestors.truncate(GENERATIONS);
+        (!ancestors.is_empty()).then_some(Self(ancestors))
+    }
+
+    /// The last record that it has in common with its parent.
+    pub fn base(&self) -> u64 {
+        self.0.first().map_or(0, |parent| parent.seq)
+    }
+
+    /// The last record that it has in common with this one; `None` if it does not go on from that.
+    pub fn common_with(&self, incarnation: u64) -> Option<u64> {
+        self.0.iter().find(|ancestor| ancestor.incarnation == incarnation).map(|ancestor| ancestor.seq)
+    }
+
+    /// The position of the incarnation `child` that stands for one of an ancestor: whatever was logged after the last common
     /// record counts as later.
-    pub fn translate(self, position: Position, child: u64) -> Position {
-        if position.incarnation == self.parent {
-            Position { incarnation: child, seq: position.seq.min(self.base) }
-        } else {
-            position
+    pub fn translate(&self, position: Position, child: u64) -> Position {
+        match self.common_with(position.incarnation) {
+            Some(common) => Position { incarnation: child, seq: position.seq.min(common) },
+            None => position,
         }
     }
 }
@@ -97,13 +117,13 @@ impl Records {
         self.above = self.above.max(seq);
     }
 
-    /// What the heir of this log may have lost.
-    pub fn owed(&self, Lineage { parent, base }: Lineage) -> Vec<Owed> {
+    /// What an heir of this log, the one of `incarnation`, may have lost that has its records up to `base`.
+    pub fn owed(&self, incarnation: u64, base: u64) -> Vec<Owed> {
         if base < self.above {
-            return vec![Owed::everything(parent)];
+            return vec![Owed::everything(incarnation)];
         }
         let after = self.orders.range(base + 1..);
-        after.map(|(seq, order)| Owed { name: format!("{parent} {seq}"), order: Arc::clone(order) }).collect()
+        after.map(|(seq, order)| Owed { name: format!("{incarnation} {seq}"), order: Arc::clone(order) }).collect()
     }
 }
 
@@ -112,7 +132,7 @@ mod tests {
     use super::*;
 
     fn owed(records: &Records, base: u64) -> Vec<String> {
-        records.owed(Lineage { parent: 1, base }).iter().map(|owed| owed.order.to_string()).collect()
+        records.owed(1, base).iter().map(|owed| owed.order.to_string()).collect()
     }
 
     #[test]
@@ -148,10 +168,23 @@ mod tests {
 
     #[test]
     fn a_parents_position_counts_up_to_the_last_common_record() {
-        let lineage = Lineage { parent: 1, base: 10 };
         let at = |incarnation, seq| Position { incarnation, seq };
+        assert_eq!(Lineage::of(Vec::new()), None);
+        let lineage = Lineage::of(vec![at(1, 10), at(5, 4), at(6, 8)]).unwrap();
+        assert_eq!(lineage.base(), 10);
         assert_eq!(lineage.translate(at(1, 7), 2), at(2, 7));
         assert_eq!(lineage.translate(at(1, 12), 2), at(2, 10));
-        assert_eq!(lineage.translate(at(3, 12), 2), at(3, 12));
+        assert_eq!(lineage.translate(at(3, 12), 2), at(3, 12), "of none of them");
+        assert_eq!(lineage.translate(at(5, 12), 2), at(2, 4));
+        assert_eq!(lineage.translate(at(6, 7), 2), at(2, 4), "what an heir lacks, its own heirs lack, too");
+    }
+
+    #[test]
+    fn so_many_generations_are_known_and_no_more() {
+        let all: Vec<_> = (1..=20).map(|incarnation| Position { incarnation, seq: 100 - incarnation }).collect();
+        let lineage = Lineage::of(all).unwrap();
+        let known = |incarnation: &u64| lineage.common_with(*incarnation).is_some();
+        assert_eq!((1..=20).filter(known).count(), GENERATIONS);
+        assert!(include_str!("../kv/log.lua").contains(&format!("local GENERATIONS = {GENERATIONS}\n")));
     }
 }

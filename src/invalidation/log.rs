@@ -138,7 +138,7 @@ pub struct Proof {
     pub pods: u32,
     /// What lies at the door.
     pub door: Vec<Entry>,
-    /// The incarnation that this one continues.
+    /// The incarnations that this one goes on from.
     pub lineage: Option<Lineage>,
     /// Time since this one began.
     pub age: Duration,
@@ -261,17 +261,16 @@ impl Log {
         let number = |i: usize| reply.items().get(i).and_then(Reply::number).ok_or_else(malformed);
         let door = reply.items().get(4).map(doors::entries).unwrap_or_default();
         let pods = u32::try_from(number(3)?).unwrap_or(u32::MAX);
-        let parent = reply.items().get(5).and_then(Reply::number);
-        let base = number(6)?;
+        let line = reply.items().get(5).map(text).unwrap_or_default();
         Ok(Proof {
             head: position(&reply)?,
             time_ms: number(2)?,
             pods,
             door,
-            lineage: parent.map(|parent| Lineage { parent, base }),
-            age: Duration::from_millis(number(7)?),
-            behind: number(8)?,
-            lost_ms: number(9)?,
+            lineage: Lineage::of(read_line(&line).ok_or_else(malformed)?),
+            age: Duration::from_millis(number(6)?),
+            behind: number(7)?,
+            lost_ms: number(8)?,
         })
     }
 
@@ -348,6 +347,15 @@ fn position(reply: &Reply) -> Result<Position, Unavailable> {
 /// A reply that none of the scripts gives: something else lies under the keys.
 fn malformed() -> Unavailable {
     Unavailable::Refused("MALFORMED".to_owned())
+}
+
+/// Incarnations and records, by turns.
+fn read_line(text: &[u8]) -> Option<Vec<Position>> {
+    let words = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
+    let numbers = words.map(|word| word.parse().ok()).collect::<Option<Vec<u64>>>()?;
+    let (pairs, rest) = numbers.as_chunks::<2>();
+    rest.is_empty()
+        .then(|| pairs.iter().map(|[incarnation, seq]| Position { incarnation: *incarnation, seq: *seq }).collect())
 }
 
 /// A string of a reply.

@@ -52,6 +52,16 @@ struct Former {
     applied: u64,
     floor: u64,
     epochs: Epochs,
+    /// Those of which it was the heir.
+    lineage: Option<Lineage>,
+}
+
+impl Former {
+    /// A position that it can judge, as one of its own.
+    fn translated(&self, position: Position) -> Option<Position> {
+        let own = self.lineage.iter().fold(position, |position, line| line.translate(position, self.incarnation));
+        (own.incarnation == self.incarnation && own.seq >= self.floor).then_some(own)
+    }
 }
 
 /// Invalidations that are remembered one by one.
@@ -83,9 +93,9 @@ struct Followed {
     early: u64,
     /// Until the log was followed up to here, every fill carries an own position.
     own_until: u64,
-    /// The log that it continues.
+    /// The logs that it goes on from.
     lineage: Option<Lineage>,
-    /// Whether all that was applied under that is in this one.
+    /// Whether all that was applied under those is in this one.
     is_heir: bool,
 }
 
@@ -150,13 +160,15 @@ impl Mirror {
 
     /// What is known of an answer whose fill began at `position`.
     pub fn verdict(&self, position: Position, subject: &Subject<'_>) -> Verdict {
-        let position = self.translated(position);
+        let mut position = self.translated(position);
         let (epoch, pending) = if position.incarnation == self.own.incarnation {
             (self.epochs.of(subject).own, Verdict::Valid)
         } else {
             let epochs = match (&self.log, &self.former) {
                 (Some(log), _) if log.incarnation == position.incarnation && position.seq >= log.floor => &self.epochs,
-                (_, Some(former)) if former.incarnation == position.incarnation && position.seq >= former.floor => {
+                (_, Some(former)) => {
+                    let Some(translated) = former.translated(position) else { return Verdict::Gone };
+                    position = translated;
                     &former.epochs
                 }
                 _ => return Verdict::Gone,
@@ -172,10 +184,12 @@ impl Mirror {
         }
     }
 
-    /// A position of the incarnation before, as one of the present, once that is its heir.
+    /// A position of an incarnation before, as one of the present, once that is its heir.
     fn translated(&self, position: Position) -> Position {
-        let heir = self.log.as_ref().filter(|log| log.is_heir).and_then(|log| Some((log.lineage?, log.incarnation)));
-        heir.map_or(position, |(lineage, child)| lineage.translate(position, child))
+        match self.log.as_ref().filter(|log| log.is_heir) {
+            Some(Followed { lineage: Some(lineage), incarnation, .. }) => lineage.translate(position, *incarnation),
+            _ => position,
+        }
     }
 
     /// Whether nothing was applied between two positions, themselves left out, that names `subject`; false where that is
@@ -217,24 +231,26 @@ impl Mirror {
     /// Begins to follow a log that stands at `head`: all of it is still to be read. If another was followed before, every
     /// answer from before is refused, own ones too: what was logged last in the old one may be lost, unseen.
     ///
-    /// If the new one continues the old one by `lineage`, what was known is kept for the old one's answers, until
-    /// [`inherit`](Self::inherit); and what the new one may have lost of it is returned, to be logged once more. If it
-    /// continues another, as one does that comes back with an old copy, that is everything.
+    /// If the new one goes on from the old one, or from an heir of that, by `lineage`, what was known is kept for the old one's
+    /// answers, until [`inherit`](Self::inherit); and what the new one may have lost of it is returned, to be logged once more.
+    /// If it goes on from others, as one does that comes back with an old copy, that is everything.
     pub fn follow(&mut self, head: Position, new_own: u64, lineage: Option<Lineage>) -> Vec<Owed> {
         let mut owed = Vec::new();
         if let Some(old) = self.log.take() {
             // What is not in the old log is in the new one no more than it was in the old one.
             let (pending, elsewhere) = (std::mem::take(&mut self.pending), std::mem::take(&mut self.elsewhere));
             let known = std::mem::replace(self, Self { pending, elsewhere, ..Self::new(new_own) });
-            // One that goes on from another than was followed lacks what was known since, and does not say from where.
-            if lineage.is_some_and(|lineage| lineage.parent != old.incarnation) {
-                owed = vec![Owed::everything(old.incarnation)];
-            }
-            if let Some(lineage) = lineage.filter(|lineage| lineage.parent == old.incarnation) {
-                owed = known.records.owed(lineage);
-                // What the heir has beyond the common record was never known under its parent, whatever its number.
-                let (incarnation, applied, floor) = (old.incarnation, old.applied.min(lineage.base), old.floor);
-                self.former = Some(Former { incarnation, applied, floor, epochs: known.epochs });
+            let Followed { incarnation, applied, floor, lineage: line, is_heir, .. } = old;
+            match lineage.as_ref().map(|lineage| lineage.common_with(incarnation)) {
+                None => {}
+                // One that does not go on from what was followed lacks what was known since, and does not say from where.
+                Some(None) => owed = vec![Owed::everything(incarnation)],
+                Some(Some(common)) => {
+                    owed = known.records.owed(incarnation, common);
+                    // What the heir has beyond the common record was never known under its parent, whatever its number.
+                    let (applied, lineage) = (applied.min(common), line.filter(|_| is_heir));
+                    self.former = Some(Former { incarnation, applied, floor, epochs: known.epochs, lineage });
+                }
             }
         }
         self.records = Records::new(head.seq);
@@ -253,12 +269,12 @@ impl Mirror {
     /// The last record that the log has in common with the one that it continues; its own beginning, if there is none.
     pub fn base(&self) -> Option<Position> {
         let log = self.log.as_ref()?;
-        Some(Position { incarnation: log.incarnation, seq: log.lineage.map_or(0, |lineage| lineage.base) })
+        Some(Position { incarnation: log.incarnation, seq: log.lineage.as_ref().map_or(0, Lineage::base) })
     }
 
-    /// The incarnation whose answers are still judged by what was known under it.
-    pub fn former(&self) -> Option<u64> {
-        self.former.as_ref().map(|former| former.incarnation)
+    /// Whether answers of an incarnation before are still judged by what was known under it.
+    pub fn has_former(&self) -> bool {
+        self.former.is_some()
     }
 
     /// Whether there is an incarnation before, whose answers are not trusted by this one yet.
@@ -266,7 +282,7 @@ impl Mirror {
         self.log.as_ref().is_some_and(|log| log.lineage.is_some() && !log.is_heir)
     }
 
-    /// Every pod has logged what it had applied under the incarnation before: its answers are judged by this one.
+    /// Every pod has logged what it had applied under the incarnations before: their answers are judged by this one.
     pub fn inherit(&mut self) {
         if let Some(log) = &mut self.log {
             log.is_heir = log.lineage.is_some();

@@ -39,9 +39,9 @@ pub(super) struct Trust {
     bounds: RwLock<Bounds>,
     /// When the question of the last proof was sent; 0 is never.
     proven_at: AtomicU64,
-    /// The incarnation whose answers are still judged by what was known under it, or 0; and when currency was last proven
-    /// under it.
-    former: AtomicU64,
+    /// The incarnation that is followed, if answers of others are still judged by what was known before, or 0; and when
+    /// currency was last proven by then.
+    heir: AtomicU64,
     former_proven_at: AtomicU64,
 }
 
@@ -51,7 +51,7 @@ impl Trust {
         Self {
             bounds: RwLock::new(bounds),
             proven_at: AtomicU64::new(0),
-            former: AtomicU64::new(0),
+            heir: AtomicU64::new(0),
             former_proven_at: AtomicU64::new(0),
         }
     }
@@ -86,15 +86,16 @@ impl Trust {
         self.proven_at.load(Ordering::Acquire)
     }
 
-    /// Another log is followed from now on; answers of `former` are judged by what was known until now.
-    pub fn followed_another(&self, former: Option<u64>) {
+    /// Another log is followed from now on; if it is an `heir`, answers that are not its own are judged by what was known until
+    /// now.
+    pub fn followed_another(&self, heir: Option<u64>) {
         self.former_proven_at.store(self.proven_at(), Ordering::Release);
-        self.former.store(former.unwrap_or_default(), Ordering::Release);
+        self.heir.store(heir.unwrap_or_default(), Ordering::Release);
     }
 
-    /// Answers of the former one are judged by the present one.
+    /// Answers of those before are judged by the present one.
     pub fn inherited(&self) {
-        self.former.store(0, Ordering::Release);
+        self.heir.store(0, Ordering::Release);
     }
 
     /// Whether an entry of `position` may be used at `now`: currency was proven within `bound`, or this pod asked the
@@ -107,8 +108,8 @@ impl Trust {
         let spread_ms = (bound_ms as f64 * (1.0 - SPREAD * spread.clamp(0.0, 1.0))) as u64;
         // In this order: a proof under a new incarnation comes after the note of the former one.
         let proven_at = self.proven_at();
-        let is_proven = match self.former.load(Ordering::Acquire) {
-            former if former == position.incarnation && former != 0 => {
+        let is_proven = match self.heir.load(Ordering::Acquire) {
+            heir if heir != position.incarnation && heir != 0 => {
                 within(self.former_proven_at.load(Ordering::Acquire), spread_ms)
             }
             _ => within(proven_at, spread_ms),
@@ -131,7 +132,7 @@ mod tests {
         let is_in = |position, now, spread| trust.is_in(position, (now, 0), bound, spread);
         assert!(!is_in(one, 1, 0.0), "nothing was proven");
         trust.proven(1_000);
-        trust.followed_another(Some(1));
+        trust.followed_another(Some(2));
         trust.proven(5_000);
         assert!(is_in(one, 11_000, 0.0) && !is_in(one, 11_001, 0.0) && !is_in(one, 9_001, 1.0));
         assert!(is_in(other, 15_000, 0.0) && !is_in(other, 15_001, 0.0) && !is_in(other, 13_001, 1.0));

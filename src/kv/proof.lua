@@ -7,9 +7,8 @@
 -- ARGV    2 pod  3 how long a pod counts after it was last heard of (ms)  4 most door entries  5 oldest record (ms)
 --         6 how far the pod has followed the log, "<incarnation> <seq>", '' if it follows none
 --         7 bus channel  8 most records  9 the incarnation that the pod followed last, '' if none
--- Reply   { incarnation, seq, Redis' time (ms), pods, door entries, parent incarnation ('' if there is none),
---           up to which record the parent's are the same, time since this incarnation began (ms),
---           pods that do not follow it yet, when Redis was found to have lost its data (ms, 0 if it was not) }
+-- Reply   { incarnation, seq, Redis' time (ms), pods, door entries, "<parent> <base> <its parent> <base> ..." ('' if there is
+--           none), time since this incarnation began (ms), pods that do not follow it yet, when Redis was found to have lost its data (ms, 0 if it was not) }
 
 local TRIMMED_AT_ONCE = 100
 local PROMOTED_AT_ONCE = 64
@@ -77,16 +76,15 @@ for _, applied in ipairs(redis.call('HVALS', KEYS[6])) do
     behind = behind + 1
   end
 end
-local line = redis.call('HMGET', KEYS[1], 'parent', 'base', 'lost')
-local lost = tonumber(line[3] or '0')
+local parents = ancestors()
+local lost = tonumber(redis.call('HGET', KEYS[1], 'lost') or '0')
 -- Who followed a log that this one does not continue has seen a loss; a Redis that is new to all has lost nothing.
-if lost == 0 and (line[1] or '') == '' and ARGV[9] ~= '' and ARGV[9] ~= incarnation then
+if lost == 0 and parents == '' and ARGV[9] ~= '' and ARGV[9] ~= incarnation then
   lost = began
   redis.pcall('HSET', KEYS[1], 'lost', integer(lost))
 end
 local door = redis.call('XRANGE', KEYS[4], '-', '+', 'COUNT', ARGV[4])
 return {
   incarnation, seq, now, redis.call('ZCARD', KEYS[5]), door,
-  line[1] or '', tonumber(line[2] or '0'), now - began, behind,
-  lost,
+  parents, now - began, behind, lost,
 }

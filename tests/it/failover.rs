@@ -32,6 +32,9 @@ const NAMED: usize = 10;
 /// Servers that take over, one from the other.
 const HANDOVERS: usize = 4;
 
+/// What a pod says when it follows another log, which goes on from the one before.
+pub const GOES_ON: &str = "Redis goes on from a copy of the invalidation log";
+
 /// What a pod says when it trusts again what was fetched before.
 pub const TRUSTED: &str = "answers from before are used again";
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::failover::{TRUSTED, incarnation};
+use crate::failover::{GOES_ON, TRUSTED, incarnation};
 use crate::harness::{
     Load, PATIENCE, Setup, Upstream, Weir, get, optimised, reply, scale, upstream, weir, within_async,
 };
@@ -244,11 +244,11 @@ async fn all_servers_of_a_cluster_and_all_sidecars_are_upgraded_one_after_the_ot
         aims[i % aims.len()]
     };
     let load = Load::new(rate, Duration::from_secs(60), make).choosing(choose).start();
-    // Copies first, so that each master hands over once, to one that is new already.
+    // Masters first: who takes over from one is itself to be upgraded, and hands over again.
     let nodes = away_from(&place, |place| {
         let cluster = cluster(place);
         let mut nodes: Vec<_> = (0..cluster.len()).collect();
-        nodes.sort_by_key(|node| cluster.masters().contains(node));
+        nodes.sort_by_key(|node| !cluster.masters().contains(node));
         nodes
     });
     let (nodes, mut renewed) = (nodes.await, 0);
@@ -294,10 +294,14 @@ fn cluster(place: &Place) -> &crate::harness::RedisCluster {
     }
 }
 
-/// Waits until all know what was stored under the log before, if another than the first has gone on from it.
+/// Waits until all know what was stored under the logs before, if another than the first has gone on from it.
 async fn trust(weirs: &[Weir], first: &str) {
     for weir in weirs {
-        let trusts = || weir.output().iter().any(|line| line.contains(TRUSTED));
+        let trusts = || {
+            let said = weir.output();
+            let last = |what: &str| said.iter().rposition(|line| line.contains(what));
+            last(TRUSTED).is_some_and(|at| last(GOES_ON).is_none_or(|before| before < at))
+        };
         within_async(SOON, "what was stored is trusted", async || trusts() || incarnation(weir).await == first).await;
     }
 }

@@ -206,6 +206,11 @@ fn trimmed_records_raise_the_floor() {
     assert_eq!(verdict(&mirror, at(9), "a"), Verdict::Valid);
 }
 
+/// Incarnations that one goes on from, each with the last record that it has in common with the one that came of it.
+fn line(ancestors: &[(u64, u64)]) -> Option<Lineage> {
+    Lineage::of(ancestors.iter().map(|(incarnation, seq)| Position { incarnation: *incarnation, seq: *seq }).collect())
+}
+
 fn next(seq: u64) -> Position {
     Position { incarnation: 8, seq }
 }
@@ -218,7 +223,7 @@ fn heir() -> (Mirror, Vec<Owed>) {
     for seq in 6..=9 {
         mirror.record(at(seq), &tag(&format!("t{seq}")), false, &seq.to_string().into());
     }
-    let owed = mirror.follow(next(6), 3, Some(Lineage { parent: 7, base: 6 }));
+    let owed = mirror.follow(next(6), 3, line(&[(7, 6)]));
     (mirror, owed)
 }
 
@@ -226,7 +231,7 @@ fn heir() -> (Mirror, Vec<Owed>) {
 fn an_heir_is_told_what_it_lost_and_judges_answers_from_before_when_it_has_it() {
     let (mut mirror, owed) = heir();
     assert_eq!(owed.iter().map(|owed| &*owed.order).collect::<Vec<_>>(), ["7", "8", "9"]);
-    assert!(mirror.may_inherit() && mirror.former() == Some(7));
+    assert!(mirror.may_inherit() && mirror.has_former());
     // Until then, by what was known, and what came since.
     assert_eq!((verdict(&mirror, at(8), "t9"), verdict(&mirror, at(9), "t9")), (Verdict::Gone, Verdict::Valid));
     assert_eq!((verdict(&mirror, at(5), "a"), verdict(&mirror, at(12), "a")), (Verdict::Valid, Verdict::Valid));
@@ -240,7 +245,7 @@ fn an_heir_is_told_what_it_lost_and_judges_answers_from_before_when_it_has_it() 
     }
     mirror.lower_floor(0);
     mirror.inherit();
-    assert!(!mirror.may_inherit() && mirror.former().is_none());
+    assert!(!mirror.may_inherit() && !mirror.has_former());
     assert_eq!((verdict(&mirror, at(5), "t6"), verdict(&mirror, at(6), "t6")), (Verdict::Gone, Verdict::Valid));
     assert_eq!(verdict(&mirror, at(9), "t9"), Verdict::Gone, "what has no number in both counts as older");
     assert_eq!((verdict(&mirror, at(9), "b"), verdict(&mirror, next(10), "t9")), (Verdict::Valid, Verdict::Valid));
@@ -253,7 +258,7 @@ fn what_another_pod_was_ahead_by_is_known_before_it_is_inherited() {
     mirror.follow(at(5), 2, None);
     mirror.lower_floor(0);
     // Records 6 to 8 came to the heir, but not to this process.
-    mirror.follow(next(8), 3, Some(Lineage { parent: 7, base: 8 }));
+    mirror.follow(next(8), 3, line(&[(7, 8)]));
     assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Valid, "within the bound");
     mirror.backfill(7, &tag("a"), false, &text());
     assert_eq!(verdict(&mirror, at(5), "a"), Verdict::Gone);
@@ -264,16 +269,63 @@ fn of_another_line_nothing_is_kept() {
     let (mut mirror, _) = heir();
     let other = |seq| Position { incarnation: 9, seq };
     // It comes back with an old copy: what was logged since may name whatever it has.
-    assert_eq!(mirror.follow(other(6), 4, Some(Lineage { parent: 5, base: 6 })), [Owed::everything(8)]);
-    assert!(mirror.former().is_none());
+    assert_eq!(mirror.follow(other(6), 4, line(&[(5, 6)])), [Owed::everything(8)]);
+    assert!(!mirror.has_former());
     mirror.lower_floor(0);
     mirror.inherit();
     assert_eq!((verdict(&mirror, at(6), "b"), verdict(&mirror, next(6), "b")), (Verdict::Gone, Verdict::Gone));
-    // A later one of the same line leaves out one generation.
+}
+
+#[test]
+fn an_heir_of_an_heir_inherits_from_both() {
+    let grandchild = |seq| Position { incarnation: 9, seq };
+    let both = |mirror: &Mirror| (verdict(mirror, at(9), "b"), verdict(mirror, next(7), "b"));
     let (mut mirror, _) = heir();
-    assert_eq!(mirror.follow(other(6), 4, Some(Lineage { parent: 8, base: 6 })), []);
+    mirror.lower_floor(0);
+    for (i, seq) in (7..=9).enumerate() {
+        mirror.record(next(7 + i as u64), &tag(&format!("t{seq}")), false, &text());
+    }
     mirror.inherit();
+    assert_eq!(both(&mirror), (Verdict::Valid, Verdict::Valid));
+    // Its heir has its records up to 8. Until that has inherited, both are judged by what is known.
+    let owed = mirror.follow(grandchild(8), 4, line(&[(8, 8), (7, 6)]));
+    assert_eq!(owed.iter().map(|owed| &*owed.name).collect::<Vec<_>>(), ["8 9"]);
+    assert_eq!(both(&mirror), (Verdict::Valid, Verdict::Valid));
+    let of_nine = |mirror: &Mirror| [at(5), at(9), next(7)].map(|position| verdict(mirror, position, "t9"));
+    assert_eq!(of_nine(&mirror), [Verdict::Gone; 3]);
+    mirror.record(grandchild(9), &tag("t9"), false, &text());
+    mirror.record(grandchild(10), &tag("c"), false, &text());
+    mirror.lower_floor(0);
+    mirror.inherit();
+    assert_eq!(both(&mirror), (Verdict::Valid, Verdict::Valid));
+    assert_eq!(of_nine(&mirror), [Verdict::Gone; 3]);
+    let of_c = [at(9), next(8), grandchild(9), grandchild(10)].map(|position| verdict(&mirror, position, "c"));
+    assert_eq!(of_c, [Verdict::Gone, Verdict::Gone, Verdict::Gone, Verdict::Valid]);
+    assert_eq!(verdict(&mirror, Position { incarnation: 6, seq: 1 }, "b"), Verdict::Gone, "of no ancestor");
+}
+
+#[test]
+fn what_was_not_inherited_yet_is_not_judged_by_what_an_heir_knew() {
+    // The first heir ended before it had all of its parent.
+    let (mut mirror, _) = heir();
+    mirror.follow(Position { incarnation: 9, seq: 6 }, 4, line(&[(8, 6), (7, 6)]));
     assert_eq!((verdict(&mirror, at(6), "b"), verdict(&mirror, next(6), "b")), (Verdict::Gone, Verdict::Valid));
+    mirror.lower_floor(0);
+    mirror.inherit();
+    assert_eq!((verdict(&mirror, at(6), "b"), verdict(&mirror, next(6), "b")), (Verdict::Valid, Verdict::Valid));
+}
+
+#[test]
+fn who_never_followed_the_first_heir_knows_what_the_second_may_lack() {
+    let mut mirror = Mirror::new(1);
+    mirror.follow(at(5), 2, None);
+    mirror.lower_floor(0);
+    for seq in 6..=9 {
+        mirror.record(at(seq), &tag(&format!("t{seq}")), false, &seq.to_string().into());
+    }
+    let owed = mirror.follow(Position { incarnation: 9, seq: 20 }, 3, line(&[(8, 15), (7, 6)]));
+    assert_eq!(owed.iter().map(|owed| &*owed.order).collect::<Vec<_>>(), ["7", "8", "9"]);
+    assert_eq!((verdict(&mirror, at(8), "t9"), verdict(&mirror, at(9), "t9")), (Verdict::Gone, Verdict::Valid));
 }
 
 #[test]
@@ -305,7 +357,7 @@ fn what_an_heir_logged_under_a_number_that_its_parent_had_too_counts_for_both() 
     }
     // This process logged it with the heir before it followed it.
     mirror.foreign(8, &tag("a"), false, &text());
-    mirror.follow(next(7), 3, Some(Lineage { parent: 7, base: 6 }));
+    mirror.follow(next(7), 3, line(&[(7, 6)]));
     assert_eq!(verdict(&mirror, at(9), "a"), Verdict::Gone, "pending");
     mirror.backfill(7, &tag("a"), false, &text());
     let elsewhere = mirror.elsewhere();
