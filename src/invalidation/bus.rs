@@ -75,7 +75,7 @@ pub(super) struct Keeper {
     given: Vec<Owed>,
     /// By what all of these are settled.
     owing: Vec<Ticket>,
-    /// Pods that were heard of under the incarnation before.
+    /// Pods that were heard of under the incarnations before that are not inherited; 0 if that is not known.
     pods_before: u32,
     due: Instant,
     /// When the log was asked last.
@@ -84,6 +84,8 @@ pub(super) struct Keeper {
     page_due: Instant,
     /// When a loss was said last.
     said: Option<Instant>,
+    /// Since when the log that is followed is.
+    since: SteadyMs,
     started: SteadyMs,
 }
 
@@ -106,6 +108,7 @@ impl Keeper {
             asked: Instant::now(),
             page_due: Instant::now(),
             said: None,
+            since: started,
             started,
         }
     }
@@ -276,29 +279,41 @@ impl Keeper {
             return self.catch_up_to(head, before).await;
         }
         let fleet = self.state.fleet.as_ref().expect("there is a fleet");
-        let mut is_heir = false;
+        let (mut is_heir, mut was_inherited) = (false, false);
+        let now = self.state.clock.steady();
+        // One that was there before the one that is left, as a master that was cut off is, lacks whatever that had.
+        let is_older = proof.lineage.is_none() && proof.age.as_millis() as u64 > now.saturating_sub(self.since);
+        self.since = now;
         // Before this process first reached Redis there may have been another log, of which it knows nothing.
-        let lived_ms = self.state.clock.steady().saturating_sub(self.started);
+        let lived_ms = now.saturating_sub(self.started);
         let is_younger = self.state.followed().is_none() && proof.age.as_millis() as u64 <= lived_ms;
         self.state.change(|mirror| {
             self.owed.append(&mut self.given);
-            let owed = mirror.follow(head, random(), proof.lineage.clone());
+            was_inherited = !mirror.may_inherit();
+            let mut owed = mirror.follow(head, random(), proof.lineage.clone());
+            owed.extend(before.filter(|_| is_older).map(Owed::everything));
             for one in &owed {
                 let (selectors, soft) = read_order(one.order.as_bytes()).unwrap_or((vec![Selector::All], false));
                 self.owing.push(mirror.owe(&selectors, soft));
             }
             self.owed.extend(owed);
             if let Some(before) = before.filter(|_| self.owed.len() > lineage::RECORDS) {
-                self.owed = vec![Owed::everything(before.incarnation)];
+                self.owed = vec![Owed::everything(before)];
                 self.owing.push(mirror.owe(&[Selector::All], false));
             }
             if is_younger {
                 mirror.unknown_past();
             }
             is_heir = mirror.has_former();
-            fleet.trust.followed_another(is_heir.then_some(head.incarnation));
+            fleet.trust.followed_another(is_heir.then_some([head.incarnation, mirror.own().incarnation]));
         });
-        self.pods_before = fleet.pods.load(Ordering::Relaxed);
+        let pods = fleet.pods.load(Ordering::Relaxed);
+        self.pods_before = match self.pods_before {
+            _ if was_inherited => pods,
+            // Those of whom nobody knows how many they were are still waited for.
+            0 => 0,
+            others => others.max(pods),
+        };
         self.backfill = Some(head.seq);
         if is_heir {
             let given = self.owed.len();

@@ -2,7 +2,8 @@
 //!
 //! A replica that is promoted, or a Redis that comes back from its disk, goes on from the records that it has, as a new
 //! incarnation. The last ones may be missing. Whoever applied them logs them once more; when every pod has, nothing that
-//! was fetched under the old incarnation is worse known than what is fetched under the new one.
+//! was fetched under the old incarnation is worse known than what is fetched under the new one; nor is what was fetched
+//! under those of which the old one was the heir in its turn.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,9 +32,9 @@ pub struct Owed {
 }
 
 impl Owed {
-    /// What stands for whatever was known under this incarnation.
-    pub fn everything(incarnation: u64) -> Self {
-        Self { name: format!("{incarnation} all"), order: EVERYTHING.into() }
+    /// What stands for whatever is known of a log that was followed up to `at`.
+    pub fn everything(at: Position) -> Self {
+        Self { name: format!("{} all {}", at.incarnation, at.seq), order: EVERYTHING.into() }
     }
 }
 
@@ -117,12 +118,12 @@ impl Records {
         self.above = self.above.max(seq);
     }
 
-    /// What an heir of this log, the one of `incarnation`, may have lost that has its records up to `base`.
-    pub fn owed(&self, incarnation: u64, base: u64) -> Vec<Owed> {
+    /// What an heir of this log, which was followed up to `at`, may have lost that has its records up to `base`.
+    pub fn owed(&self, at: Position, base: u64) -> Vec<Owed> {
         if base < self.above {
-            return vec![Owed::everything(incarnation)];
+            return vec![Owed::everything(at)];
         }
-        let after = self.orders.range(base + 1..);
+        let (incarnation, after) = (at.incarnation, self.orders.range(base + 1..));
         after.map(|(seq, order)| Owed { name: format!("{incarnation} {seq}"), order: Arc::clone(order) }).collect()
     }
 }
@@ -132,7 +133,7 @@ mod tests {
     use super::*;
 
     fn owed(records: &Records, base: u64) -> Vec<String> {
-        records.owed(1, base).iter().map(|owed| owed.order.to_string()).collect()
+        records.owed(Position { incarnation: 1, seq: 20 }, base).iter().map(|owed| owed.order.to_string()).collect()
     }
 
     #[test]

@@ -142,7 +142,7 @@ pub struct Proof {
     pub lineage: Option<Lineage>,
     /// Time since this one began.
     pub age: Duration,
-    /// Pods that do not follow it yet, or have yet to log what they know of the one before.
+    /// Pods that do not follow it yet, or have yet to log what they know of those before.
     pub behind: u64,
     /// When Redis, which had a log that somebody followed, began without one, by its own time in ms; 0: that was not seen.
     pub lost_ms: u64,

@@ -31,7 +31,7 @@ pub struct Mirror {
     elsewhere: Vec<Elsewhere>,
     /// The last records of the log.
     records: Records,
-    /// What was known under the incarnation before, until its answers are trusted again.
+    /// What was known under the incarnation before, and those that it had inherited from, until their answers are trusted again.
     former: Option<Former>,
 }
 
@@ -244,9 +244,9 @@ impl Mirror {
             match lineage.as_ref().map(|lineage| lineage.common_with(incarnation)) {
                 None => {}
                 // One that does not go on from what was followed lacks what was known since, and does not say from where.
-                Some(None) => owed = vec![Owed::everything(incarnation)],
+                Some(None) => owed = vec![Owed::everything(Position { incarnation, seq: applied })],
                 Some(Some(common)) => {
-                    owed = known.records.owed(incarnation, common);
+                    owed = known.records.owed(Position { incarnation, seq: applied }, common);
                     // What the heir has beyond the common record was never known under its parent, whatever its number.
                     let (applied, lineage) = (applied.min(common), line.filter(|_| is_heir));
                     self.former = Some(Former { incarnation, applied, floor, epochs: known.epochs, lineage });
@@ -277,7 +277,7 @@ impl Mirror {
         self.former.is_some()
     }
 
-    /// Whether there is an incarnation before, whose answers are not trusted by this one yet.
+    /// Whether there are incarnations before, whose answers are not trusted by this one yet.
     pub fn may_inherit(&self) -> bool {
         self.log.as_ref().is_some_and(|log| log.lineage.is_some() && !log.is_heir)
     }

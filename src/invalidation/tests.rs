@@ -295,6 +295,57 @@ async fn redis_back_empty_is_another_incarnation() {
     assert_eq!(other.shared.lost_ms(), one.shared.lost_ms(), "who starts later is told");
 }
 
+/// Redis is promoted twice, and forgets who was there: those who were there before the first time are still waited for.
+#[tokio::test]
+async fn who_was_there_before_an_heir_that_never_inherited_is_waited_for() {
+    let server = Server::up().await;
+    let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
+    eventually("both are seen", async || one.state.status().pods == 2).await;
+    drop(other);
+    let keys = &server.shared().keys;
+    let [counter, pods, applied] =
+        [keys.counter(), keys.pods(), keys.applied()].map(|key| String::from_utf8(key).unwrap());
+    for run_id in ["one", "two"] {
+        let before = one.state.followed();
+        server.command(&["DEL", &pods, &applied]).await;
+        server.command(&["HSET", &counter, "run_id", run_id]).await;
+        eventually("it follows the heir", async || {
+            one.state.followed().map(|at| at.incarnation) != before.map(|at| at.incarnation)
+        })
+        .await;
+    }
+    let (began, may_inherit) = (Stopwatch::start(), || one.state.mirror.read().unwrap().may_inherit());
+    assert!(may_inherit());
+    eventually("it inherits", async || !may_inherit()).await;
+    assert!(began.elapsed() >= BOUND.mul_f64(0.75), "{:?}", began.elapsed());
+}
+
+/// A master that was cut off is reached again: it lacks what its heir has, whose child it is not.
+#[tokio::test]
+async fn an_older_log_that_is_found_again_is_told_that_it_lacks_what_came_since() {
+    let server = Server::up().await;
+    let pod = Pod::ready(&server).await;
+    pod.state.submit(&tags("a"), Door::Admin).await.unwrap();
+    let older = pod.state.followed().unwrap();
+    let keys = &server.shared().keys;
+    let both = [keys.counter(), keys.log()].map(|key| String::from_utf8(key).unwrap());
+    for key in &both {
+        server.command(&["COPY", key, &format!("older {key}")]).await;
+    }
+    let follows =
+        |what: fn(u64, u64) -> bool| pod.state.followed().is_some_and(|at| what(at.incarnation, older.incarnation));
+    server.command(&["HSET", &both[0], "run_id", "another"]).await;
+    eventually("it follows the heir", async || follows(|now, older| now != older)).await;
+    pod.state.submit(&tags("b"), Door::Admin).await.unwrap();
+    for key in &both {
+        server.command(&["COPY", &format!("older {key}"), key, "REPLACE"]).await;
+    }
+    eventually("it is back", async || follows(|now, older| now == older)).await;
+    assert_eq!(pod.verdict(older, "b"), Verdict::Gone);
+    eventually("it is told", async || log_length(&server).await == older.seq + 1).await;
+    assert_eq!(pod.verdict(pod.state.followed().unwrap(), "b"), Verdict::Valid);
+}
+
 #[tokio::test]
 async fn while_redis_is_away_it_is_applied_here_and_logged_later() {
     let mut server = Server::up().await;

@@ -39,9 +39,9 @@ pub(super) struct Trust {
     bounds: RwLock<Bounds>,
     /// When the question of the last proof was sent; 0 is never.
     proven_at: AtomicU64,
-    /// The incarnation that is followed, if answers of others are still judged by what was known before, or 0; and when
-    /// currency was last proven by then.
-    heir: AtomicU64,
+    /// The incarnation that is followed and the process' own, if answers of others are still judged by what was known before,
+    /// or 0; and when currency was last proven by then.
+    present: [AtomicU64; 2],
     former_proven_at: AtomicU64,
 }
 
@@ -51,7 +51,7 @@ impl Trust {
         Self {
             bounds: RwLock::new(bounds),
             proven_at: AtomicU64::new(0),
-            heir: AtomicU64::new(0),
+            present: Default::default(),
             former_proven_at: AtomicU64::new(0),
         }
     }
@@ -86,16 +86,18 @@ impl Trust {
         self.proven_at.load(Ordering::Acquire)
     }
 
-    /// Another log is followed from now on; if it is an `heir`, answers that are not its own are judged by what was known until
-    /// now.
-    pub fn followed_another(&self, heir: Option<u64>) {
+    /// Another log is followed from now on. If it is an heir, these are `present`: its incarnation and the process' own; answers of
+    /// others are judged by what was known until now.
+    pub fn followed_another(&self, present: Option<[u64; 2]>) {
         self.former_proven_at.store(self.proven_at(), Ordering::Release);
-        self.heir.store(heir.unwrap_or_default(), Ordering::Release);
+        let [log, own] = present.unwrap_or_default();
+        self.present[1].store(own, Ordering::Release);
+        self.present[0].store(log, Ordering::Release);
     }
 
     /// Answers of those before are judged by the present one.
     pub fn inherited(&self) {
-        self.heir.store(0, Ordering::Release);
+        self.present[0].store(0, Ordering::Release);
     }
 
     /// Whether an entry of `position` may be used at `now`: currency was proven within `bound`, or this pod asked the
@@ -108,12 +110,10 @@ impl Trust {
         let spread_ms = (bound_ms as f64 * (1.0 - SPREAD * spread.clamp(0.0, 1.0))) as u64;
         // In this order: a proof under a new incarnation comes after the note of the former one.
         let proven_at = self.proven_at();
-        let is_proven = match self.heir.load(Ordering::Acquire) {
-            heir if heir != position.incarnation && heir != 0 => {
-                within(self.former_proven_at.load(Ordering::Acquire), spread_ms)
-            }
-            _ => within(proven_at, spread_ms),
-        };
+        let [log, own] = [&self.present[0], &self.present[1]].map(|present| present.load(Ordering::Acquire));
+        let is_former = log != 0 && ![log, own].contains(&position.incarnation);
+        let proven_at = if is_former { self.former_proven_at.load(Ordering::Acquire) } else { proven_at };
+        let is_proven = within(proven_at, spread_ms);
         is_proven || within(asked, bound_ms)
     }
 }
@@ -132,10 +132,12 @@ mod tests {
         let is_in = |position, now, spread| trust.is_in(position, (now, 0), bound, spread);
         assert!(!is_in(one, 1, 0.0), "nothing was proven");
         trust.proven(1_000);
-        trust.followed_another(Some(2));
+        trust.followed_another(Some([2, 3]));
         trust.proven(5_000);
         assert!(is_in(one, 11_000, 0.0) && !is_in(one, 11_001, 0.0) && !is_in(one, 9_001, 1.0));
         assert!(is_in(other, 15_000, 0.0) && !is_in(other, 15_001, 0.0) && !is_in(other, 13_001, 1.0));
+        let own = Position { incarnation: 3, seq: 1 };
+        assert!(is_in(own, 15_000, 0.0) && !is_in(own, 15_001, 0.0));
         assert!(trust.is_in(one, (12_000, 4_000), bound, 1.0), "asked for here");
         trust.inherited();
         assert!(is_in(one, 15_000, 0.0));

@@ -37,7 +37,7 @@ pub use load::{Load, Report};
 pub use raw_upstream::{black_hole, raw_upstream, refusing};
 pub use recorder::{Recorder, Seen, recorder};
 pub use redis::{
-    Identity, Line, Redis, free_port, is_before_7, redis, redis_by, redis_not_started, redis_with, redis_with_by,
+    Identity, Line, Redis, free_port, is_before_7, poll, redis, redis_by, redis_not_started, redis_with, redis_with_by,
 };
 pub use redis_cluster::{RedisCluster, redis_cluster, redis_cluster_by_clocks, redis_cluster_over_tls};
 pub use reply::{Reply, reply};

@@ -52,7 +52,7 @@ impl Keeper {
         }
     }
 
-    /// Trusts the answers of the incarnation before, once every pod that may know what this one has lost has logged it. Who
+    /// Trusts the answers of the incarnations before, once every pod that may know what this one has lost has logged it. Who
     /// has not been heard of for the bound is not waited for, and is not counted as behind any more.
     pub(super) fn inherit(&mut self, proof: &Proof, before: Option<Position>) {
         if !self.may_inherit() || before.map(|at| at.incarnation) != Some(proof.head.incarnation) {

@@ -269,7 +269,7 @@ fn of_another_line_nothing_is_kept() {
     let (mut mirror, _) = heir();
     let other = |seq| Position { incarnation: 9, seq };
     // It comes back with an old copy: what was logged since may name whatever it has.
-    assert_eq!(mirror.follow(other(6), 4, line(&[(5, 6)])), [Owed::everything(8)]);
+    assert_eq!(mirror.follow(other(6), 4, line(&[(5, 6)])), [Owed::everything(next(6))]);
     assert!(!mirror.has_former());
     mirror.lower_floor(0);
     mirror.inherit();

@@ -100,7 +100,7 @@ pub(super) fn redis_of_file(more: &str, is_sentinel: bool) -> Redis {
 }
 
 /// Waits, on this very thread, until `condition` holds.
-pub(super) fn poll(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn poll(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
         assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
