@@ -84,8 +84,8 @@ pub(super) struct Keeper {
     page_due: Instant,
     /// When a loss was said last.
     said: Option<Instant>,
-    /// Since when the log that is followed is.
-    since: SteadyMs,
+    /// When the log was joined that is followed.
+    joined: SteadyMs,
     started: SteadyMs,
 }
 
@@ -108,7 +108,7 @@ impl Keeper {
             asked: Instant::now(),
             page_due: Instant::now(),
             said: None,
-            since: started,
+            joined: started,
             started,
         }
     }
@@ -281,17 +281,20 @@ impl Keeper {
         let fleet = self.state.fleet.as_ref().expect("there is a fleet");
         let (mut is_heir, mut was_inherited) = (false, false);
         let now = self.state.clock.steady();
-        // One that was there before the one that is left, as a master that was cut off is, lacks whatever that had.
-        let is_older = proof.lineage.is_none() && proof.age.as_millis() as u64 > now.saturating_sub(self.since);
-        self.since = now;
+        // One that was there beside the one that is left, as a master that was cut off is, lacks whatever that had. One that
+        // begins when the other is lost is younger than what was proven last.
+        let last_known = self.joined.max(fleet.trust.proven_at());
+        let was_beside = proof.lineage.is_none() && proof.age.as_millis() as u64 > now.saturating_sub(last_known);
+        self.joined = now;
         // Before this process first reached Redis there may have been another log, of which it knows nothing.
         let lived_ms = now.saturating_sub(self.started);
         let is_younger = self.state.followed().is_none() && proof.age.as_millis() as u64 <= lived_ms;
         self.state.change(|mirror| {
             self.owed.append(&mut self.given);
             was_inherited = !mirror.may_inherit();
+            let left = mirror.followed();
             let mut owed = mirror.follow(head, random(), proof.lineage.clone());
-            owed.extend(before.filter(|_| is_older).map(Owed::everything));
+            owed.extend(left.filter(|_| was_beside).map(Owed::everything));
             for one in &owed {
                 let (selectors, soft) = read_order(one.order.as_bytes()).unwrap_or((vec![Selector::All], false));
                 self.owing.push(mirror.owe(&selectors, soft));
@@ -305,7 +308,7 @@ impl Keeper {
                 mirror.unknown_past();
             }
             is_heir = mirror.has_former();
-            fleet.trust.followed_another(is_heir.then_some([head.incarnation, mirror.own().incarnation]));
+            fleet.trust.followed_another(is_heir.then_some(head.incarnation), mirror.own().incarnation);
         });
         let pods = fleet.pods.load(Ordering::Relaxed);
         self.pods_before = match self.pods_before {

@@ -39,9 +39,11 @@ pub(super) struct Trust {
     bounds: RwLock<Bounds>,
     /// When the question of the last proof was sent; 0 is never.
     proven_at: AtomicU64,
-    /// The incarnation that is followed and the process' own, if answers of others are still judged by what was known before,
-    /// or 0; and when currency was last proven by then.
-    present: [AtomicU64; 2],
+    /// The incarnation that is followed, if answers of those before are still judged by what was known under them, or 0.
+    heir: AtomicU64,
+    /// The process' own since then.
+    own: AtomicU64,
+    /// When currency was last proven before.
     former_proven_at: AtomicU64,
 }
 
@@ -51,7 +53,8 @@ impl Trust {
         Self {
             bounds: RwLock::new(bounds),
             proven_at: AtomicU64::new(0),
-            present: Default::default(),
+            heir: AtomicU64::new(0),
+            own: AtomicU64::new(0),
             former_proven_at: AtomicU64::new(0),
         }
     }
@@ -86,18 +89,17 @@ impl Trust {
         self.proven_at.load(Ordering::Acquire)
     }
 
-    /// Another log is followed from now on. If it is an heir, these are `present`: its incarnation and the process' own; answers of
-    /// others are judged by what was known until now.
-    pub fn followed_another(&self, present: Option<[u64; 2]>) {
+    /// Another log is followed from now on. If it is an `heir`, answers that are neither of its incarnation nor of `own`, the
+    /// process', are judged by what was known until now.
+    pub fn followed_another(&self, heir: Option<u64>, own: u64) {
         self.former_proven_at.store(self.proven_at(), Ordering::Release);
-        let [log, own] = present.unwrap_or_default();
-        self.present[1].store(own, Ordering::Release);
-        self.present[0].store(log, Ordering::Release);
+        self.own.store(own, Ordering::Release);
+        self.heir.store(heir.unwrap_or_default(), Ordering::Release);
     }
 
     /// Answers of those before are judged by the present one.
     pub fn inherited(&self) {
-        self.present[0].store(0, Ordering::Release);
+        self.heir.store(0, Ordering::Release);
     }
 
     /// Whether an entry of `position` may be used at `now`: currency was proven within `bound`, or this pod asked the
@@ -110,8 +112,8 @@ impl Trust {
         let spread_ms = (bound_ms as f64 * (1.0 - SPREAD * spread.clamp(0.0, 1.0))) as u64;
         // In this order: a proof under a new incarnation comes after the note of the former one.
         let proven_at = self.proven_at();
-        let [log, own] = [&self.present[0], &self.present[1]].map(|present| present.load(Ordering::Acquire));
-        let is_former = log != 0 && ![log, own].contains(&position.incarnation);
+        let heir = self.heir.load(Ordering::Acquire);
+        let is_former = heir != 0 && ![heir, self.own.load(Ordering::Acquire)].contains(&position.incarnation);
         let proven_at = if is_former { self.former_proven_at.load(Ordering::Acquire) } else { proven_at };
         let is_proven = within(proven_at, spread_ms);
         is_proven || within(asked, bound_ms)
@@ -132,7 +134,7 @@ mod tests {
         let is_in = |position, now, spread| trust.is_in(position, (now, 0), bound, spread);
         assert!(!is_in(one, 1, 0.0), "nothing was proven");
         trust.proven(1_000);
-        trust.followed_another(Some([2, 3]));
+        trust.followed_another(Some(2), 3);
         trust.proven(5_000);
         assert!(is_in(one, 11_000, 0.0) && !is_in(one, 11_001, 0.0) && !is_in(one, 9_001, 1.0));
         assert!(is_in(other, 15_000, 0.0) && !is_in(other, 15_001, 0.0) && !is_in(other, 13_001, 1.0));

@@ -42,7 +42,7 @@ const BURST: u32 = 20;
 const DEADLINE: Duration = if cfg!(debug_assertions) { Duration::from_millis(100) } else { Duration::from_millis(20) };
 
 /// So long a pod that ends answers who has not heard yet that another is in its place.
-const LAME_DUCK: &str = "200ms";
+const LAME_DUCK: &str = "1s";
 
 /// From the load's beginning to the first fault.
 const CALM: Duration = Duration::from_millis(2500);
@@ -63,7 +63,7 @@ const ROUND: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_secs(12);
 
 /// What code that is not optimised may take longer, sharing its cores with other tests.
-pub fn machine() -> Duration {
+pub fn slack() -> Duration {
     if optimised() { Duration::ZERO } else { Duration::from_millis(400) }
 }
 
@@ -132,17 +132,25 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
     let (mut events, mut wrong) = (Vec::new(), Vec::new());
     while let Some((fault, length)) = next() {
         let (from, mark) = (state.now(), format!("{fault:?}-{}", events.len()).replace(['(', ')'], "-"));
-        if fault.is_of_pods() {
+        let undone = if fault.is_of_pods() {
             wrong.extend(pods.befall(fault, &traffic, &mark).await);
+            state.now()
         } else {
-            let all = Arc::clone(&place);
-            let inflict = tokio::task::spawn_blocking(move || fault.inflict(&all, length));
-            inflict.await.unwrap_or_else(|_| panic!("{topology:?}, WEIR_SEED={seed}: {fault:?} could not be done"));
-        }
+            let (all, state) = (Arc::clone(&place), Arc::clone(&state));
+            let inflict = tokio::task::spawn_blocking(move || {
+                fault.inflict(&all, length);
+                let undone = state.now();
+                if fault.unsettles() {
+                    all.settle();
+                }
+                undone
+            });
+            inflict.await.unwrap_or_else(|_| panic!("{topology:?}, WEIR_SEED={seed}: {fault:?} could not be done"))
+        };
         let healed = state.now();
         let back = used_again(&pods.weirs, &mark).await;
         let (forgets, opens) = (fault.forgets(topology, place.clocks_differ()), fault.opens(topology));
-        events.push(Event { fault, forgets, opens, from, healed, back });
+        events.push(Event { fault, forgets, opens, from, undone, healed, back });
         let all = Arc::clone(&place);
         tokio::task::spawn_blocking(move || fault.tidy_up(&all)).await.expect("all come back");
         tokio::time::sleep(PAUSE).await;

@@ -18,7 +18,7 @@ use crate::harness::Background;
 const LONGEST: Duration = Duration::from_millis(15);
 
 /// What an answer under [`SLOW`] and [`OWN`] takes.
-pub const SLOWLY: Duration = Duration::from_millis(400);
+pub const SLOWLY: Duration = Duration::from_secs(1);
 
 /// Paths below this are answered slowly, by how often they were asked for.
 pub const SLOW: &str = "/slow/";

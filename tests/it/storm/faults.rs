@@ -168,7 +168,7 @@ impl Fault {
     pub fn forgets(self, topology: Topology, clocks_differ: bool) -> bool {
         match self {
             // Another server may have the buckets then, by whose clock all of them are full.
-            _ if clocks_differ && !self.spares_limits() => true,
+            _ if clocks_differ && self.replaces() => true,
             Self::Killed
             | Self::RestartedEmpty
             | Self::Flushed
@@ -218,12 +218,20 @@ impl Fault {
             | Self::Swallowed
             | Self::Slow(100..)
             | Self::MasterDown
-            | Self::Frozen
-            | Self::DownAtStart => true,
+            | Self::Frozen => true,
             // Sentinels take the master for dead, and another is there.
             Self::Busy | Self::Locked => topology != Topology::Sentinels,
             _ => false,
         }
+    }
+
+    /// Whether buckets may come to be another server's.
+    fn replaces(self) -> bool {
+        let keeps = matches!(
+            self,
+            Self::Slow(..=100) | Self::Full | Self::Unsaved | Self::WithoutReplicas | Self::Forbidding | Self::Evicting
+        );
+        !keeps && !self.spares_limits()
     }
 
     /// How often pods begin to have a part of their own of what limits allow.
@@ -241,7 +249,24 @@ impl Fault {
         matches!(self, Self::DownAtStart | Self::LeaderKilled | Self::LeaderStalled | Self::Uncacheable)
     }
 
-    /// Does it, holds it for `length` where it has one, and undoes it or waits until Redis has: from then on all is well.
+    /// Whether several servers may take each other for dead by it, and have to agree again when it is over.
+    pub fn unsettles(self) -> bool {
+        matches!(
+            self,
+            Self::Frozen
+                | Self::Cut
+                | Self::Swallowed
+                | Self::Slow(_)
+                | Self::Locked
+                | Self::Busy
+                | Self::Crowded
+                | Self::ClockForward
+                | Self::ClockBack
+                | Self::EmptyClockBack
+        )
+    }
+
+    /// Does it, holds it for `length` where it has one, and undoes it or waits until Redis has.
     pub fn inflict(self, place: &Place, length: Duration) {
         match self {
             Self::Killed => {
@@ -269,7 +294,6 @@ impl Fault {
                 place.each(Redis::freeze);
                 sleep(length);
                 place.each(Redis::thaw);
-                place.settle();
             }
             Self::Full => hold(place, ["maxmemory", "1"], ["maxmemory", "0"], length),
             Self::WithoutReplicas => {
@@ -298,7 +322,6 @@ impl Fault {
                 place.step(by);
                 // Some look at it ten times a second.
                 poll("Redis goes by that clock", || (place.time() - before - by).abs() < STEP / 2);
-                place.settle();
             }
             Self::EmptyClockBack => match place {
                 Place::Alone { .. } => {
@@ -309,17 +332,11 @@ impl Fault {
                 _ => {
                     place.step(-STEP);
                     flush(place);
-                    place.settle();
                 }
             },
-            Self::Locked | Self::Busy | Self::Crowded => {
-                by_line(place, |line| match self {
-                    Self::Locked => lock(line, length),
-                    Self::Busy => keep_busy(line, length),
-                    _ => crowd(line, length),
-                });
-                place.settle();
-            }
+            Self::Locked => by_line(place, |line| lock(line, length)),
+            Self::Busy => by_line(place, |line| keep_busy(line, length)),
+            Self::Crowded => by_line(place, |line| crowd(line, length)),
             _ => match place {
                 Place::Cluster(cluster) => self.inflict_on_cluster(cluster, length),
                 Place::Sentinels(_) => self.inflict_on_sentinels(place, length),
@@ -336,7 +353,6 @@ impl Fault {
         });
         sleep(length);
         place.ways().into_iter().for_each(mend);
-        place.settle();
     }
 
     fn inflict_on_cluster(self, cluster: &RedisCluster, length: Duration) {

@@ -8,12 +8,12 @@ use tokio::time::Instant;
 use super::faults::Fault;
 use super::place::Place;
 use super::traffic::Traffic;
-use super::{PODS, machine, setup};
-use crate::cold::TAKEOVER;
+use super::{PODS, setup};
+use crate::cold::{TAKEOVER, margin};
 use crate::fleet::check::Life;
 use crate::fleet::pods::At;
 use crate::fleet::service::{OWN, SLOW, SLOWLY, Service};
-use crate::harness::{Answer, PATIENCE, Setup, Weir, eventually, get, join_all, patiently};
+use crate::harness::{Answer, PATIENCE, Setup, Weir, eventually, get, join_all, patiently, within_async};
 use crate::leases::LEASE;
 
 /// Clients of each pod that want at once what may not be stored.
@@ -44,9 +44,9 @@ impl Pods {
         self.place.apply(setup(life, &format!("http://{}", self.service.address)))
     }
 
-    /// One that no client of the load knows.
+    /// One that no client of the load knows, and that takes its time to find what others stored.
     async fn another(&self) -> Weir {
-        self.setup(Life { pod: PODS, number: 0 }).start().await
+        self.setup(Life { pod: PODS, number: 0 }).set("redis.deadline", "1s").start().await
     }
 
     /// Where they are.
@@ -89,8 +89,9 @@ impl Pods {
 
     /// F17: who waits for a fetch of which the pod crashes waits for the rest of its lease, and for one fetch more.
     async fn leader_dies(&self, path: &str) -> Result<(), String> {
-        let (mut leader, asking) = self.leader(path).await;
+        let (before, (mut leader, asking)) = (self.misses().await, self.leader(path).await);
         let waiting = self.begin_all(path, 1);
+        within_async(PATIENCE, "all wait", async || self.misses().await >= before + self.weirs.len() as f64).await;
         leader.kill();
         let killed = Instant::now();
         let answers = patiently("answers", waiting).await.expect("no panic");
@@ -98,7 +99,7 @@ impl Pods {
         // Its own client sees it die.
         let _ = asking.await;
         self.is_second(path, &answers)?;
-        let most = LEASE + TAKEOVER + SLOWLY + machine();
+        let most = LEASE + TAKEOVER + SLOWLY + margin();
         if took > most { Err(format!("answered {took:?} after the crash, not {most:?}")) } else { Ok(()) }
     }
 
@@ -125,7 +126,7 @@ impl Pods {
         for (round, fetches) in [("at first", 2), ("once it is known", 1)] {
             let (began, before) = (Instant::now(), self.service.state.asked(path));
             let answers = self.ask_all(path, CLIENTS).await;
-            let (took, most) = (began.elapsed(), SLOWLY * fetches + TAKEOVER + machine());
+            let (took, most) = (began.elapsed(), SLOWLY * fetches + TAKEOVER + margin());
             let asked = self.service.state.asked(path) - before;
             if asked != answers.len() || answers.iter().any(|answer| answer.status != 200) {
                 return Err(format!("{asked} fetches {round}: {answers:?}"));
@@ -135,6 +136,12 @@ impl Pods {
             }
         }
         Ok(())
+    }
+
+    /// What these pods did not find of what the service is slow to answer.
+    async fn misses(&self) -> f64 {
+        let of = |weir: &Weir| weir.metric(r#"weir_cache_lookups_total{route="slow",tier="memory",result="miss"}"#);
+        join_all(self.weirs.iter().map(of)).await.into_iter().sum()
     }
 
     /// Another pod fetches this for a client of its own, who waits.
