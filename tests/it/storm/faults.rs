@@ -213,12 +213,7 @@ impl Fault {
     /// Whether Redis does not answer in time, so that soon nobody waits for it.
     pub fn opens(self, topology: Topology) -> bool {
         match self {
-            Self::Killed
-            | Self::Cut
-            | Self::Swallowed
-            | Self::Slow(100..)
-            | Self::MasterDown
-            | Self::Frozen => true,
+            Self::Killed | Self::Cut | Self::Swallowed | Self::Slow(100..) | Self::MasterDown | Self::Frozen => true,
             // Sentinels take the master for dead, and another is there.
             Self::Busy | Self::Locked => topology != Topology::Sentinels,
             _ => false,
