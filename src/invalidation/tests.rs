@@ -343,7 +343,8 @@ async fn an_older_log_that_is_found_again_is_told_that_it_lacks_what_came_since(
     eventually("it is back", async || follows(|now, older| now == older)).await;
     assert_eq!(pod.verdict(older, "b"), Verdict::Gone);
     eventually("it is told", async || log_length(&server).await == older.seq + 1).await;
-    assert_eq!(pod.verdict(pod.state.followed().unwrap(), "b"), Verdict::Valid);
+    let since = || pod.verdict(pod.state.followed().unwrap(), "b");
+    eventually("what is fetched since is kept", async || since() == Verdict::Valid).await;
 }
 
 #[tokio::test]

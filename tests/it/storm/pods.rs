@@ -140,8 +140,8 @@ impl Pods {
 
     /// What these pods did not find of what the service is slow to answer.
     async fn misses(&self) -> f64 {
-        let of = |weir: &Weir| weir.metric(r#"weir_cache_lookups_total{route="slow",tier="memory",result="miss"}"#);
-        join_all(self.weirs.iter().map(of)).await.into_iter().sum()
+        const MISSES: &str = r#"weir_cache_lookups_total{route="slow",tier="memory",result="miss"}"#;
+        join_all(self.weirs.iter().map(|weir| weir.metric(MISSES))).await.into_iter().sum()
     }
 
     /// Another pod fetches this for a client of its own, who waits.
