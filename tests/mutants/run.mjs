@@ -45,8 +45,8 @@ const MUTANTS = [
   ['what cannot be logged takes the next number', 'src/invalidation/mirror.rs',
     ['(epochs.of(subject).log, self.pending.verdict(subject))', '(epochs.of(subject).log, Verdict::Valid)'],
     ['.filter(|_| self.pending.is_empty())', '']],
-  ['what a new master lost is not logged again', 'src/invalidation/mirror.rs', ['owed = known.records.owed(lineage);', 'drop(known.records);']],
-  ['an old copy is taken for the heir', 'src/invalidation/mirror.rs', ['owed = vec![Owed::everything(old.incarnation)];', 'owed = Vec::new();']],
+  ['what a new master lost is not logged again', 'src/invalidation/mirror.rs', ['owed = known.records.owed(Position { incarnation, seq: applied }, common);', 'drop(known.records);']],
+  ['an old copy is taken for the heir', 'src/invalidation/mirror.rs', ['owed = vec![Owed::everything(Position { incarnation, seq: applied })],', 'owed = Vec::new(),']],
   ['answers of before are judged as if nothing had come since', 'src/invalidation/mirror.rs',
     ['former.epochs.raise(selector, Stamp::of(u64::MAX, self.own.seq, soft));', 'former.epochs.raise(selector, Stamp::default());']]
 ]
