@@ -80,7 +80,7 @@ const LIMITS = [
 const ALONE = [
   // A fleet has to lose what no pod remembers.
   ['invalidation::lineage', 'a new master counts what was beyond the common record as its own', 'src/invalidation/lineage.rs',
-    ['seq: position.seq.min(self.base)', 'seq: position.seq.saturating_add(0 * self.base)']],
+    ['seq: position.seq.min(common)', 'seq: position.seq.saturating_add(0 * common)']],
   // A Redis that stands still answers what was asked meanwhile in the end, which takes from its bucket too.
   ['limit::tests::what_was_admitted_while_redis_was_away_is_owed', 'nothing is owed for what was admitted meanwhile', 'src/limit/bucket.lua', ['s.credit = math.max(s.credit - units, math.min(s.credit, 0))', 's.credit = math.max(s.credit, math.min(s.credit, 0))']]
 ]
