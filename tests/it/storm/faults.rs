@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::means::{by_line, hold, leave_unsaved, load, lock, take_over};
+use super::means::{by_line, flush, hold, leave_unsaved, load, lock, mend, take_over};
 use super::place::{LOG, Place, Topology};
 use crate::fleet::faults::{crowd, evict, keep_busy};
-use crate::harness::{Flaky, Redis, RedisCluster, poll};
+use crate::harness::{Redis, RedisCluster, poll};
 
 /// How far clocks are set, in seconds.
 const STEP: i64 = 3600;
@@ -472,19 +472,6 @@ impl Fault {
             }
         }
     }
-}
-
-/// What was held back leaves connections with a past of their own: they are broken off.
-fn mend(relay: &Flaky) {
-    relay.cut();
-    relay.heal();
-}
-
-fn flush(place: &Place) {
-    place.each(|redis| {
-        // A replica takes no such order.
-        let _ = redis.try_cli(&["FLUSHALL"]);
-    });
 }
 
 fn other_than(cluster: &RedisCluster, master: usize) -> usize {

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use super::place::{Place, server};
-use crate::harness::{Line, Redis, is_before_7};
+use crate::harness::{Flaky, Line, Redis, is_before_7};
 
 pub fn hold(place: &Place, worse: [&str; 2], well: [&str; 2], length: Duration) {
     let set = |[name, value]: [&str; 2]| place.say(&["CONFIG", "SET", name, value]);
@@ -71,4 +71,18 @@ pub fn lock(line: &mut Line, length: Duration) -> std::io::Result<()> {
 pub fn by_line(place: &Place, what: impl FnOnce(&mut Line) -> std::io::Result<()>) {
     let mut line = place.with_master(Redis::line);
     what(&mut line).expect("Redis does as it is told");
+}
+
+/// Deletes all data.
+pub fn flush(place: &Place) {
+    place.each(|redis| {
+        // A replica takes no such order.
+        let _ = redis.try_cli(&["FLUSHALL"]);
+    });
+}
+
+/// What was held back leaves connections with a past of their own: they are broken off.
+pub fn mend(relay: &Flaky) {
+    relay.cut();
+    relay.heal();
 }
