@@ -1,6 +1,7 @@
 -- What invalidate.lua, drain.lua and proof.lua share; it stands in front of each.
 --
--- KEYS[1] counter: hash { incarnation, seq, run_id, parent, base, before, began (ms), lost (ms) }   KEYS[2] log: stream, ids <seq>-0, fields t (ms), o (JSON)
+-- KEYS[1] counter: hash { incarnation, seq, run_id, parent, base, before, began (ms), lost (ms) }
+-- KEYS[2] log: stream, ids <seq>-0, fields t (ms), o (JSON)
 -- KEYS[3] seen: hash { content hash = seq }            ARGV[1] a random number, the incarnation if a new one begins
 --
 -- Invariants: seq only grows within an incarnation; a record has a number if and only if it is in the log (or was

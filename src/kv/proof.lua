@@ -8,7 +8,8 @@
 --         6 how far the pod has followed the log, "<incarnation> <seq>", '' if it follows none
 --         7 bus channel  8 most records  9 the incarnation that the pod followed last, '' if none
 -- Reply   { incarnation, seq, Redis' time (ms), pods, door entries, "<parent> <base> <its parent> <base> ..." ('' if there is
---           none), time since this incarnation began (ms), pods that do not follow it yet, when Redis was found to have lost its data (ms, 0 if it was not) }
+--           none), time since this incarnation began (ms), pods that do not follow it yet,
+--           when Redis was found to have lost its data (ms, 0 if it was not) }
 
 local TRIMMED_AT_ONCE = 100
 local PROMOTED_AT_ONCE = 64

@@ -261,8 +261,10 @@ each! {
         alone_turning_away: [Fault::Busy, Fault::Crowded, Fault::Locked],
         alone_taking_no_writes: [Fault::Full, Fault::Unsaved, Fault::WithoutReplicas, Fault::Forbidding],
         alone_forgetful: [Fault::ScriptsGone, Fault::BusKicked, Fault::LogTrimmed, Fault::Flushed, Fault::Evicting],
-        alone_by_a_wrong_clock: [Fault::ClockForward, Fault::ClockBack, Fault::ClockBack, Fault::EmptyClockBack],
-        alone_by_pods: [Fault::DownAtStart, Fault::LeaderKilled, Fault::LeaderStalled, Fault::Uncacheable],
+        alone_by_clocks_and_pods: [
+            Fault::ClockForward, Fault::ClockBack, Fault::ClockBack, Fault::EmptyClockBack,
+            Fault::DownAtStart, Fault::LeaderKilled, Fault::LeaderStalled, Fault::Uncacheable
+        ],
     }
     Cluster {
         cluster_masters_killed: [Fault::MasterKilled, Fault::OtherMasterKilled],
@@ -275,8 +277,10 @@ each! {
         cluster_turning_away: [Fault::Busy, Fault::Crowded, Fault::Locked],
         cluster_taking_no_writes: [Fault::Full, Fault::Unsaved, Fault::WithoutReplicas, Fault::Forbidding],
         cluster_forgetful: [Fault::ScriptsGone, Fault::BusKicked, Fault::LogTrimmed, Fault::Flushed, Fault::Evicting],
-        cluster_by_a_wrong_clock: [Fault::ClockForward, Fault::ClockBack, Fault::ClockBack, Fault::EmptyClockBack],
-        cluster_by_pods: [Fault::DownAtStart, Fault::LeaderKilled, Fault::LeaderStalled, Fault::Uncacheable],
+        cluster_by_clocks_and_pods: [
+            Fault::ClockForward, Fault::ClockBack, Fault::ClockBack, Fault::EmptyClockBack,
+            Fault::DownAtStart, Fault::LeaderKilled, Fault::LeaderStalled, Fault::Uncacheable
+        ],
     }
     Sentinels {
         sentinels_master_gone: [Fault::MasterKilled, Fault::MasterFrozen],
@@ -287,8 +291,10 @@ each! {
         sentinels_taking_no_writes: [Fault::Full, Fault::Unsaved, Fault::WithoutReplicas, Fault::Forbidding],
         sentinels_forgetful: [Fault::ScriptsGone, Fault::BusKicked, Fault::LogTrimmed, Fault::Flushed, Fault::Evicting],
         sentinels_turning_away: [Fault::Busy, Fault::Crowded, Fault::Locked],
-        sentinels_by_a_wrong_clock: [Fault::ClockForward, Fault::ClockBack, Fault::ClockBack, Fault::EmptyClockBack],
-        sentinels_by_pods: [Fault::DownAtStart, Fault::LeaderKilled, Fault::LeaderStalled, Fault::Uncacheable],
+        sentinels_by_clocks_and_pods: [
+            Fault::ClockForward, Fault::ClockBack, Fault::ClockBack, Fault::EmptyClockBack,
+            Fault::DownAtStart, Fault::LeaderKilled, Fault::LeaderStalled, Fault::Uncacheable
+        ],
     }
 }
 
