@@ -161,7 +161,12 @@ impl Check<'_, '_> {
         let remedy = format!("write nodes = [\"10.0.0.1:{port}\", \"10.0.0.2:{port}\"], the addresses of {who}");
         let listed = raw.nodes.as_deref().unwrap_or_default();
         if listed.is_empty() {
-            self.error(span, "`redis` has no key `nodes`", remedy);
+            let is_there = raw.nodes.is_some();
+            self.error(
+                span,
+                if is_there { "`redis.nodes` names no server" } else { "`redis` has no key `nodes`" },
+                remedy,
+            );
             return None;
         }
         let read = |node: &At<String>| {
