@@ -13,6 +13,12 @@ const ELSEWHERE_MS = 1000
  */
 const IN_FLIGHT_MS = 100
 
+/**
+ * Whether the origin failed at this page while the request was under way, or just before: a fetch that fails is under way
+ * until Weir hears of that, and who joins it meanwhile shares the failure, in another pod too.
+ */
+export const failed = ({ page, start, end }) => page.failures.some(({ from, to }) => from <= end && to >= start - IN_FLIGHT_MS)
+
 const HEURISTIC = new Set([200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501])
 
 /** Seconds of freshness (4.2.1, 4.2.2). */
@@ -50,10 +56,9 @@ function notUsable (request, answer, event) {
   const left = lifetime(says, answer) - age
   if (says['no-cache']) return { why: 'no-cache (5.2.2.4)', stale: 0 }
   if (wants['no-cache']) return { why: "the request's no-cache (5.2.1.4)", stale: 0 }
-  const failed = answer.page.failures.some(({ from, to }) => from <= request.end && to >= request.start - IN_FLIGHT_MS)
   const strict = ['must-revalidate', 'proxy-revalidate'].find(name => says[name] !== undefined)
   // "Regardless of other freshness information" (RFC 5861, 4).
-  if (failed && !strict && -left <= (says['stale-if-error'] ?? -Infinity) + TOLERANCE_S) return { why: null, stale: Math.max(0, -left) }
+  if (failed(request) && !strict && -left <= (says['stale-if-error'] ?? -Infinity) + TOLERANCE_S) return { why: null, stale: Math.max(0, -left) }
   if (wants['max-age'] !== undefined && age > wants['max-age'] + TOLERANCE_S) return { why: "the request's max-age (5.2.1.1)", stale: 0 }
   if (wants['min-fresh'] !== undefined && left < wants['min-fresh'] - TOLERANCE_S) return { why: "the request's min-fresh (5.2.1.3)", stale: 0 }
   if (left > -TOLERANCE_S) return { why: null, stale: Math.max(0, -left) }

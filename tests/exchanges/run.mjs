@@ -9,7 +9,7 @@ import { beside, pause } from '../lib/servers.mjs'
 import { Client, httpDate } from '../lib/http.mjs'
 import { Random } from '../lib/random.mjs'
 import { Origin, USERS } from './origin.mjs'
-import { against, malformed } from './observer.mjs'
+import { against, failed, malformed } from './observer.mjs'
 import { expected, lies, relays } from './mutants.mjs'
 
 /** Exchanges after which the clients go on to other pages, and pages of them at a time. */
@@ -163,8 +163,7 @@ class Run {
   /** Weir's own 502, 503 and 504 are right only while the origin fails. */
   ownError (request, { status }) {
     this.counts['own errors']++
-    const failed = request.page.failures.some(({ from, to }) => from <= request.end && to >= request.start)
-    return failed && [502, 503, 504].includes(status) ? null : `${status} of Weir's own without a failure, or an answer that nobody made`
+    return failed(request) && [502, 503, 504].includes(status) ? null : `${status} of Weir's own without a failure, or an answer that nobody made`
   }
 
   report (request, seen, why) {
