@@ -18,12 +18,13 @@ use crate::clock::WallMs;
 use crate::config::CacheTiers;
 use crate::invalidation::Position;
 use crate::kv::keys::Keys;
-use crate::kv::{self, Budget, Redis, Reply, Script, Unavailable};
+use crate::kv::{self, Budget, Redis, Reply, Script, Server, Unavailable};
 use crate::metrics::Lookup;
 
+mod ended;
 mod lease;
 
-use lease::Unreturned;
+use ended::Ended;
 use lease::{FAILURE, gateway_status};
 pub use lease::{LEASE, Lease, Leased, Token};
 
@@ -63,7 +64,7 @@ pub struct SharedTier {
     max_object: usize,
     compress_over: usize,
     preload: usize,
-    unreturned: Arc<Unreturned>,
+    ended: Arc<Ended>,
 }
 
 /// What was found for a request, and where.
@@ -94,7 +95,7 @@ impl SharedTier {
             max_object: settings.max_object,
             compress_over: settings.compress_over,
             preload: settings.preload,
-            unreturned: Arc::default(),
+            ended: Arc::default(),
         }
     }
 
@@ -370,16 +371,22 @@ impl SharedTier {
         budget: &mut Budget,
     ) -> Result<Reply, Unavailable> {
         let failed = what.failed;
-        let written = self.write_once(redis, hash, lease, what, budget).await;
-        if let (Err(_), Some(lease)) = (&written, lease) {
-            self.unreturned(lease.clone(), failed);
+        let server = lease.and_then(|_| redis.server_of(&self.keys.lease(hash)));
+        let written = self.write_to(redis, None, hash, lease, what, budget).await;
+        if let Some(lease) = lease {
+            match &written {
+                Ok(_) => self.ended.given_back(lease, server),
+                Err(_) => self.ended.unheard(lease.clone(), failed),
+            }
         }
         written
     }
 
-    async fn write_once(
+    /// Writes it where the key is, or at this server.
+    async fn write_to(
         &self,
         redis: &Redis,
+        server: Option<&Server>,
         hash: &[u8; 16],
         lease: Option<&Lease>,
         what: What,
@@ -411,7 +418,10 @@ impl SharedTier {
             status.as_str().as_bytes(),
             remembered_ms.as_bytes(),
         ];
-        redis.run_with_body(&STORE_SCRIPT, keys, &args, budget).await
+        match server {
+            None => redis.run_with_body(&STORE_SCRIPT, keys, &args, budget).await,
+            Some(server) => redis.run_at(server, &STORE_SCRIPT, keys, &args, *budget).await,
+        }
     }
 }
 

@@ -118,6 +118,7 @@ impl Keeper {
         let state = Arc::clone(&self.state);
         let fleet = state.fleet.as_ref().expect("there is a fleet");
         let mut leaving = fleet.leaving.subscribe();
+        let mut moved = self.shared.changes();
         self.shared.found().await;
         loop {
             let kicked = fleet.kick.notified();
@@ -126,11 +127,16 @@ impl Keeper {
                 _ = leaving.changed() => break,
                 // Proofs before messages, and what they wait for: a flood of messages must not cost the trust in every entry.
                 () = tokio::time::sleep_until(self.due) => self.tick().await,
+                // Whoever waits for a server to subscribe at waits no longer.
+                Ok(()) = moved.changed(), if self.subscription.is_none() => self.due = Instant::now(),
                 () = kicked => self.due = self.due.min(self.asked + ASKED_EVERY),
                 () = tokio::time::sleep_until(self.page_due), if self.backfill.is_some() => self.read_back().await,
                 message = next(&mut self.subscription) => match message {
                     Some(message) => self.hear(message).await,
-                    None => self.lose(),
+                    None => {
+                        moved.mark_unchanged();
+                        self.lose();
+                    }
                 },
             }
         }
@@ -195,6 +201,8 @@ impl Keeper {
                 Bus::Tracking => Some(keys.log()),
             };
             self.subscription = Some(Subscription::open(&self.shared, &channels, tracked.as_deref()).await?);
+            // Bells that rang meanwhile were not heard.
+            self.shared.bells().ring_some();
         }
         Ok(())
     }

@@ -11,6 +11,9 @@ use tokio::sync::oneshot;
 /// Most waiters in this process; who comes later is not woken, and polls.
 pub const WAITERS: usize = 16_384;
 
+/// Of whom so many are woken at once when it is not known for whom it rang; the others poll.
+const WOKEN: usize = 256;
+
 /// The process's waiters, by key.
 #[derive(Debug, Default)]
 pub struct Doorbells(Arc<Mutex<Waiting>>);
@@ -58,10 +61,21 @@ impl Doorbells {
         let woken = waiting.by_key.remove(&key).unwrap_or_default();
         waiting.count -= woken.len();
         drop(waiting);
-        for (_, sender) in woken {
-            // A waiter that left in this moment needs no waking.
-            let _ = sender.send(());
+        wake(woken);
+    }
+
+    /// Bells may have rung unheard: whoever waits looks, or as many of them as one may ask for at once.
+    pub fn ring_some(&self) {
+        let mut waiting = self.0.lock().expect("no panic while held");
+        let mut woken = Vec::new();
+        while woken.len() < WOKEN
+            && let Some(key) = waiting.by_key.keys().next().copied()
+        {
+            woken.append(&mut waiting.by_key.remove(&key).unwrap_or_default());
         }
+        waiting.count -= woken.len();
+        drop(waiting);
+        wake(woken);
     }
 }
 
@@ -97,6 +111,13 @@ impl Drop for Ring {
     }
 }
 
+fn wake(waiters: Vec<Waiter>) {
+    for (_, sender) in waiters {
+        // A waiter that left in this moment needs no waking.
+        let _ = sender.send(());
+    }
+}
+
 fn key_of(payload: &[u8]) -> Option<[u8; 16]> {
     match payload.len() {
         16 => payload.try_into().ok(),
@@ -120,6 +141,19 @@ mod tests {
         drop(other);
         let waiting = bells.0.lock().unwrap();
         assert_eq!((waiting.count, waiting.by_key.len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn of_all_who_wait_some_are_woken_and_the_others_wait_on() {
+        let bells = Doorbells::default();
+        let key = |i: usize| [i.to_be_bytes(), i.to_be_bytes()].concat().try_into().unwrap();
+        let rings: Vec<_> = (0..WOKEN + 3).map(|i| bells.listen(&key(i))).collect();
+        bells.ring_some();
+        assert_eq!(bells.0.lock().unwrap().count, 3);
+        bells.ring_some();
+        for ring in rings {
+            ring.await;
+        }
     }
 
     #[tokio::test]

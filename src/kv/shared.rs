@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::dial::{Dialer, NoConnection};
 use super::doorbell::Doorbells;
 use super::health::Health;
@@ -139,6 +141,11 @@ impl Shared {
     pub(super) fn home(&self) -> Option<Arc<Node>> {
         let map = self.topology.map();
         map.owner(&self.keys.door_stream()).map(|master| Arc::clone(&master.node))
+    }
+
+    /// Tells when other servers may have keys.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.topology.changes()
     }
 
     /// Completes when it is known which server has the log, or after a moment: before that there is nothing to complain of.

@@ -114,6 +114,12 @@ impl Server {
     }
 }
 
+/// As if `server` had taken the place of the one that was known.
+pub(crate) fn turn_to(shared: &Shared, server: &Server) {
+    let address = config::Address::Unix(server.socket());
+    shared.topology.adopt(&topology::Found { masters: vec![(address, Vec::new())], ..topology::Found::default() });
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -1,18 +1,17 @@
 //! The right to fetch a key for the fleet: asked for, renewed while the fetch goes on, and given back.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
+use super::ended::Ended;
 use super::{LEASE_SCRIPT, SharedTier, What, name};
 use crate::cache::entry::{Stored, codec};
 use crate::invalidation::Position;
-use crate::kv::{self, Budget, Redis, Reply, Script, Unavailable};
+use crate::kv::{self, Budget, Redis, Reply, Script, Server, Unavailable};
 
 /// How long a fetch is leased: a leader that crashed holds the key up for so long at most. Since a fetch that goes on is
 /// renewed, it need not be as long as fetches are; it is as long as a pod may stand still (starved of its processor,
@@ -25,15 +24,6 @@ pub(super) const FAILURE: Duration = LEASE;
 /// Renewals come so far apart: one may be lost before the lease is. A fetch that is over by then costs none.
 const RENEWAL: Duration = Duration::from_millis(LEASE.as_millis() as u64 / 3);
 
-/// Leases that Redis did not take back, at most; of one more the oldest lapses by itself.
-const UNRETURNED: usize = 4_096;
-
-/// Pause before Redis is asked again to take one back.
-const RETURN_EVERY: Duration = Duration::from_millis(20);
-
-/// How long Redis may take for that; nobody waits for it.
-const RETURN_DEADLINE: Duration = Duration::from_millis(100);
-
 static RENEW_SCRIPT: Script = Script { name: "renew", source: include_str!("../renew.lua") };
 
 /// By this Redis knows who holds a lease, and what who does not has waited for. Dropped while it is not known whether Redis
@@ -45,7 +35,7 @@ pub struct Token {
     waited: Option<u64>,
     /// What it asked for last, while there is no answer to that.
     unheard: Option<[u8; 16]>,
-    unreturned: Arc<Unreturned>,
+    ended: Arc<Ended>,
 }
 
 impl Token {
@@ -59,8 +49,8 @@ impl Token {
 
     fn doubt(&mut self) {
         if let Some(hash) = self.unheard.take() {
-            let lease = Lease { token: self.id.clone(), hash, fence: 0, since: Instant::now() };
-            self.unreturned.add(Instant::now() + LEASE, lease, None);
+            let lease = Lease { token: self.id.clone(), hash, fence: 0, since: Instant::now(), giver: None };
+            self.ended.unheard(lease, None);
         }
     }
 }
@@ -80,46 +70,8 @@ pub struct Lease {
     pub fence: u64,
     /// When it was asked for.
     pub(super) since: Instant,
-}
-
-/// Leases that are over, and that Redis may take for held: others would wait until they lapse.
-#[derive(Debug, Default)]
-pub(super) struct Unreturned {
-    over: Mutex<VecDeque<Over>>,
-    added: Notify,
-}
-
-#[derive(Debug)]
-struct Over {
-    lease: Lease,
-    /// How its fetch failed, for the fleet to count.
-    failed: Option<StatusCode>,
-    /// By then nobody waits for it any more, as far as is known.
-    lapses: Instant,
-}
-
-impl Unreturned {
-    fn add(&self, lapses: Instant, lease: Lease, failed: Option<StatusCode>) {
-        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        if over.len() == UNRETURNED {
-            over.pop_front();
-        }
-        over.push_back(Over { lease, failed, lapses });
-        drop(over);
-        self.added.notify_one();
-    }
-
-    /// The next that has not lapsed; waits for one.
-    async fn next(&self) -> Over {
-        loop {
-            let next = self.over.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            match next {
-                Some(over) if Instant::now() < over.lapses => return over,
-                Some(_) => {}
-                None => self.added.notified().await,
-            }
-        }
-    }
+    /// Who had the key then.
+    pub(super) giver: Option<Server>,
 }
 
 /// What asking for a lease gave.
@@ -184,10 +136,11 @@ impl SharedTier {
             least.as_bytes(),
             waited.as_bytes(),
         ];
+        let giver = redis.server_of(&keys[1]);
         match redis.run(&LEASE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await {
             Ok(reply) => {
                 token.unheard = None;
-                let lease = |fence| Lease { token: id, hash, fence, since };
+                let lease = |fence| Lease { token: id, hash, fence, since, giver };
                 self.leased(&reply, token, lease)
             }
             Err(Unavailable::Timeout) if is_sent => Leased::Late,
@@ -223,24 +176,7 @@ impl SharedTier {
     /// A token that is nobody's yet.
     pub fn token(&self) -> Token {
         let id = Bytes::from(format!("{:016x}{:016x}", kv::random(), kv::random()));
-        Token { id, waited: None, unheard: None, unreturned: Arc::clone(&self.unreturned) }
-    }
-
-    /// A lease is over, but Redis did not say that it knows.
-    pub(super) fn unreturned(&self, lease: Lease, failed: Option<StatusCode>) {
-        self.unreturned.add(Instant::now() + LEASE, lease, failed);
-    }
-
-    /// Gives back what Redis did not take, as soon as it does; for as long as the process runs.
-    pub async fn give_back(&self, redis: &Redis) {
-        loop {
-            let Over { lease, failed, lapses } = self.unreturned.next().await;
-            let (what, budget) = (What { failed, ..What::default() }, &mut Budget::new(RETURN_DEADLINE));
-            if self.write_once(redis, &lease.hash, Some(&lease), what, budget).await.is_err() {
-                self.unreturned.add(lapses, lease, failed);
-                sleep(RETURN_EVERY).await;
-            }
-        }
+        Token { id, waited: None, unheard: None, ended: Arc::clone(&self.ended) }
     }
 
     /// Ends a lease without storing anything. If the service has `failed` for whoever asked, the fleet counts it.
@@ -263,52 +199,6 @@ impl SharedTier {
             if reply.is_ok_and(|reply| reply.number() == Some(0)) {
                 return;
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::CacheTiers;
-    use crate::kv::tests::{Server, eventually};
-
-    const KEY: &[u8] = b"key";
-
-    /// Redis gives it, but is heard too late: nobody waits until it lapses.
-    #[tokio::test]
-    async fn a_lease_that_nobody_heard_of_is_given_back() {
-        let server = Server::up().await;
-        let settings = CacheTiers {
-            memory: 0,
-            fill_memory: 0,
-            max_object: 1,
-            compress_over: 0,
-            max_staleness: Duration::ZERO,
-            generation: String::new(),
-            preload: 0,
-            preload_wait: Duration::ZERO,
-        };
-        let kv = server.shared();
-        let tier = SharedTier::new(Arc::clone(&kv), &server.config(), &settings);
-        let redis = Redis::new(kv);
-        let ask = async |key: &[u8], token: &mut Token, longest| {
-            let place = (Position::default(), 0);
-            tier.lease(&redis, key, token, place, None, &mut Budget::new(longest)).await
-        };
-        let long = Duration::from_secs(5);
-        assert!(matches!(ask(b"another", &mut tier.token(), long).await, Leased::Lead(_)));
-        let mut token = tier.token();
-        server.freeze(true);
-        assert!(matches!(ask(KEY, &mut token, Duration::from_millis(50)).await, Leased::Late));
-        server.freeze(false);
-        let lease = tier.keys.lease(&name(KEY));
-        eventually("it is given", async || server.command_bytes(&[b"EXISTS", &lease]).await.number() == Some(1)).await;
-        drop(token);
-        let next = async || matches!(ask(KEY, &mut tier.token(), long).await, Leased::Lead(_));
-        tokio::select! {
-            () = tier.give_back(&redis) => {}
-            next = tokio::time::timeout(LEASE / 4, eventually("another leads", next)) => next.expect("soon"),
         }
     }
 }
