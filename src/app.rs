@@ -253,7 +253,7 @@ impl Parts {
         let tier = kv.as_ref().zip(config.redis.as_ref());
         let tier = tier.map(|(kv, redis)| Arc::new(SharedTier::new(Arc::clone(kv), redis, &config.cache)));
         if let Some((kv, tier)) = kv.as_ref().zip(tier.as_ref()) {
-            runtime.spawn(chores::give_back(Arc::clone(tier), Arc::clone(kv)));
+            runtime.spawn(chores::tell_ended(Arc::clone(tier), Arc::clone(kv)));
         }
         warm::start(runtime, &readiness, &cache, tier.as_ref().zip(kv.as_ref()));
         let limiter = Arc::new(Limiter::new(

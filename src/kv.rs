@@ -32,12 +32,14 @@ pub mod keys;
 mod link;
 mod reply;
 mod sentinel;
+mod server;
 mod shared;
 mod topology;
 
 pub use budget::Budget;
 pub use doorbell::Ring;
 pub use reply::Reply;
+pub use server::Server;
 pub use shared::Shared;
 
 use link::Slot;
@@ -95,22 +97,6 @@ pub struct Script {
 /// This runtime's way to Redis; cheap to clone. Its connections live on the runtime on which it was made.
 #[derive(Clone)]
 pub struct Redis(Arc<Inner>);
-
-/// One server of Redis.
-#[derive(Clone)]
-pub struct Server(Arc<Node>);
-
-impl PartialEq for Server {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.id == other.0.id
-    }
-}
-
-impl std::fmt::Debug for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0.address)
-    }
-}
 
 struct Inner {
     shared: Arc<Shared>,
@@ -195,11 +181,6 @@ impl Redis {
         Budget::new(self.0.shared.deadline)
     }
 
-    /// The server that has `key`, as far as is known.
-    pub fn server_of(&self, key: &[u8]) -> Option<Server> {
-        self.0.shared.topology.map().owner(key).map(|master| Server(Arc::clone(&master.node)))
-    }
-
     /// Waits for `key`'s bell.
     pub fn listen(&self, key: &[u8; 16]) -> Ring {
         self.0.shared.bells.listen(key)
@@ -262,28 +243,6 @@ impl Redis {
         budget: &mut Budget,
     ) -> Result<Reply, Unavailable> {
         self.run_on(Lane::Bodies, script, keys, args, budget).await
-    }
-
-    /// [`Redis::run_with_body`] at this server, whatever is known of whose keys these are: nothing is concluded from its answer.
-    ///
-    /// # Errors
-    /// It gave no answer.
-    pub async fn run_at(
-        &self,
-        server: &Server,
-        script: &'static Script,
-        keys: &[&[u8]],
-        args: &[&[u8]],
-        budget: Budget,
-    ) -> Result<Reply, Unavailable> {
-        let (way, until) = (self.way(&server.0), Instant::now() + budget.left());
-        let mut command = invocation("EVALSHA", &self.known(script).sha1, keys, args);
-        let mut answer = self.attempt(&way, (Lane::Bodies, false), &command, until).await;
-        if matches!(&answer, Err(Fault::Refused(kind)) if kind == NOSCRIPT) {
-            command = invocation("EVAL", script.source, keys, args);
-            answer = self.attempt(&way, (Lane::Bodies, false), &command, until).await;
-        }
-        answer.map_err(Into::into)
     }
 
     async fn run_on(

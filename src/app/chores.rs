@@ -30,9 +30,9 @@ pub(super) async fn repay(limiter: Arc<Limiter>, kv: Arc<kv::Shared>) {
     }
 }
 
-/// Gives back leases that Redis did not take back when their fetches ended, for as long as the process runs.
-pub(super) async fn give_back(tier: Arc<SharedTier>, kv: Arc<kv::Shared>) {
-    tier.give_back(&kv::Redis::control(kv)).await;
+/// Tells servers of leases that have ended what they may not know, for as long as the process runs.
+pub(super) async fn tell_ended(tier: Arc<SharedTier>, kv: Arc<kv::Shared>) {
+    tier.tell_ended(&kv::Redis::control(kv)).await;
 }
 
 /// Reads for whom limits are others, for as long as the process runs.

@@ -371,12 +371,12 @@ impl SharedTier {
         budget: &mut Budget,
     ) -> Result<Reply, Unavailable> {
         let failed = what.failed;
-        let server = lease.and_then(|_| redis.server_of(&self.keys.lease(hash)));
+        let owner = lease.and_then(|lease| self.owner(redis, lease));
         let written = self.write_to(redis, None, hash, lease, what, budget).await;
-        if let Some(lease) = lease {
-            match &written {
-                Ok(_) => self.ended.given_back(lease, server),
-                Err(_) => self.ended.unheard(lease.clone(), failed),
+        if let Some(lease) = lease.cloned() {
+            match owner.filter(|_| written.is_ok()) {
+                Some(owner) => self.ended.is_heard(lease, failed, &owner, |lease| self.owner(redis, lease)),
+                None => self.ended.is_unheard(lease, failed),
             }
         }
         written

@@ -26,7 +26,7 @@ mod heard;
 mod heir;
 
 /// Pause before Redis is tried again.
-const RETRY_EVERY: Duration = Duration::from_millis(250);
+pub(super) const RETRY_EVERY: Duration = Duration::from_millis(250);
 
 /// Pause before a lost subscription is renewed: a fleet that lost it at once does not come back at once.
 const RENEW_AFTER: Duration = Duration::from_millis(20);
@@ -127,16 +127,17 @@ impl Keeper {
                 _ = leaving.changed() => break,
                 // Proofs before messages, and what they wait for: a flood of messages must not cost the trust in every entry.
                 () = tokio::time::sleep_until(self.due) => self.tick().await,
-                // Whoever waits for a server to subscribe at waits no longer.
-                Ok(()) = moved.changed(), if self.subscription.is_none() => self.due = Instant::now(),
+                Ok(()) = moved.changed() => {
+                    // Whoever waits for a server to subscribe at waits no longer.
+                    if self.subscription.is_none() {
+                        self.due = Instant::now();
+                    }
+                }
                 () = kicked => self.due = self.due.min(self.asked + ASKED_EVERY),
                 () = tokio::time::sleep_until(self.page_due), if self.backfill.is_some() => self.read_back().await,
                 message = next(&mut self.subscription) => match message {
                     Some(message) => self.hear(message).await,
-                    None => {
-                        moved.mark_unchanged();
-                        self.lose();
-                    }
+                    None => self.lose(),
                 },
             }
         }
@@ -200,7 +201,13 @@ impl Keeper {
                 }
                 Bus::Tracking => Some(keys.log()),
             };
-            self.subscription = Some(Subscription::open(&self.shared, &channels, tracked.as_deref()).await?);
+            let mut moved = self.shared.changes();
+            let open = tokio::select! {
+                open = Subscription::open(&self.shared, &channels, tracked.as_deref()) => open?,
+                // One who has the log no more may take his time.
+                Ok(()) = moved.changed() => return Err(Unavailable::NotSent),
+            };
+            self.subscription = Some(open);
             // Bells that rang meanwhile were not heard.
             self.shared.bells().ring_some();
         }

@@ -1,11 +1,12 @@
 use prometheus::Registry;
 use tokio::task::JoinHandle;
 
+use super::bus::RETRY_EVERY;
 use super::*;
 use crate::clock::Stopwatch;
 use crate::config::{self, Bus};
 use crate::kv::bus::Dedicated;
-use crate::kv::tests::{Server, eventually};
+use crate::kv::tests::{Server, eventually, turn_to};
 
 /// The bound B of these tests: a proof each 250 ms.
 const BOUND: Duration = Duration::from_secs(1);
@@ -385,6 +386,34 @@ async fn after_a_freeze_it_hears_again() {
     other.learns("what was queued", before, "a", Verdict::Gone).await;
     assert!(watch.elapsed() < Duration::from_secs(2), "{:?}", watch.elapsed());
     assert_eq!(other.state.position(&ANYTHING).incarnation, before.incarnation, "nothing was lost");
+}
+
+/// Who waited for a key meanwhile may have waited for what is there by now.
+#[tokio::test]
+async fn once_it_hears_again_who_waits_for_a_key_looks() {
+    let server = Server::up().await;
+    let one = Pod::ready(&server).await;
+    let ring = one.shared.bells().listen(&[7; 16]);
+    server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    tokio::time::timeout(Duration::from_secs(10), ring).await.expect("nobody rang");
+}
+
+/// On average it would have to wait for half of the pause between two tries.
+#[tokio::test]
+async fn another_server_with_the_log_is_joined_as_soon_as_it_is_known() {
+    const TIMES: u32 = 12;
+    let (server, gone) = (Server::up().await, Server::down());
+    let one = Pod::ready(&server).await;
+    let mut waited = Duration::ZERO;
+    for _ in 0..TIMES {
+        turn_to(&one.shared, &gone);
+        eventually("it is gone", async || !one.state.status().connected).await;
+        turn_to(&one.shared, &server);
+        let watch = Stopwatch::start();
+        eventually("it is back", async || one.state.status().connected).await;
+        waited += watch.elapsed();
+    }
+    assert!(waited < RETRY_EVERY * TIMES * 3 / 10, "{waited:?}");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 /// Most waiters in this process; who comes later is not woken, and polls.
 pub const WAITERS: usize = 16_384;
 
-/// Of whom so many are woken at once when it is not known for whom it rang; the others poll.
+/// Of whom so many are woken at once when it is not known for whom it rang, and who waits for the same as the last; the others poll.
 const WOKEN: usize = 256;
 
 /// The process's waiters, by key.
@@ -151,9 +151,12 @@ mod tests {
         bells.ring_some();
         assert_eq!(bells.0.lock().unwrap().count, 3);
         bells.ring_some();
-        for ring in rings {
-            ring.await;
-        }
+        let all = async {
+            for ring in rings {
+                ring.await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), all).await.expect("all are woken");
     }
 
     #[tokio::test]

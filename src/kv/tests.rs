@@ -108,9 +108,12 @@ impl Server {
         self.command_bytes(&parts).await
     }
 
+    pub(crate) async fn connection(&self) -> Dedicated {
+        Dedicated::open(&self.shared()).await.unwrap()
+    }
+
     pub(crate) async fn command_bytes(&self, parts: &[&[u8]]) -> Reply {
-        let mut connection = Dedicated::open(&self.shared()).await.unwrap();
-        connection.command(parts, Duration::from_secs(5)).await.unwrap()
+        self.connection().await.command(parts, Duration::from_secs(5)).await.unwrap()
     }
 }
 

@@ -12,6 +12,7 @@ use http::header::{IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
 
 use super::asker::Asker;
 use super::body::Patient;
@@ -86,7 +87,7 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
         let previous = fetch.previous.as_ref().and_then(Previous::entry);
         let key = previous.map_or_else(|| Bytes::copy_from_slice(&fetch.primary), |entry| entry.key.clone());
         let seen = previous.map(|entry| entry.fence);
-        let (mut token, mut waited) = (tier.token(), false);
+        let (mut token, mut until) = (tier.token(), None);
         loop {
             let bell = tier.listen(&key);
             let place = worker.shared.invalidation.place(&asker.subject(&fetch.route.name));
@@ -108,11 +109,10 @@ pub(crate) async fn run_behind(mut fetch: Fetch, asker: Asker) {
                     let end = failing::in_vain(fetch.previous.as_ref(), respond::failed_elsewhere(status));
                     return fetch.permit.end(end);
                 }
-                Leased::Held(_) if waited => return,
+                Leased::Held(_) if until.is_some_and(|until| Instant::now() >= until) => return,
                 // Another pod refreshes it. The flight stays until that is over, or each hit meanwhile would ask again.
                 Leased::Held(_) => {
-                    waited = true;
-                    let _ = tokio::time::timeout(LEASE, bell).await;
+                    let _ = timeout_at(*until.get_or_insert_with(|| Instant::now() + LEASE), bell).await;
                 }
             }
         }

@@ -14,104 +14,123 @@ use super::lease::{LEASE, Lease};
 use super::{SharedTier, What};
 use crate::kv::{Budget, Redis, Server};
 
-/// Leases that some server has yet to be told of, at most; of one more the oldest lapses by itself.
-const UNTOLD: usize = 4_096;
+/// Leases whose end some server has yet to hear of, at most; of one more the oldest lapses by itself.
+const UNHEARD: usize = 4_096;
 
-/// Leases that are remembered when they have been given back, at most: the last ones are those that a copy may lack.
-const GIVEN_BACK: usize = 1_024;
+/// Leases that are remembered once their end was heard, at most: of a server's last commands a copy may lack some.
+const HEARD: usize = 1_024;
 
-/// Told at once, at most.
-const AT_ONCE: usize = 256;
+/// Ends that are told at once, at most.
+const AT_ONCE: usize = 64;
 
-/// Pause before Redis is told again what it did not take.
-const AGAIN_EVERY: Duration = Duration::from_millis(20);
+/// Pause before Redis is told again what it did not take, and the longest while it takes nothing.
+const AGAIN_AFTER: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(80));
 
-/// How long Redis may take for that; nobody waits for it.
+/// How long a server may take to hear of them; nobody waits for it.
 const DEADLINE: Duration = Duration::from_millis(100);
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Ended {
-    untold: Mutex<VecDeque<Untold>>,
-    /// Oldest first.
-    given_back: Mutex<VecDeque<GivenBack>>,
-    added: Notify,
+    /// For whoever has the key, until he hears of it.
+    unheard: Queue<End>,
+    /// For who gave it and is replaced since, once: other pods may not know that yet.
+    replaced: Queue<(End, Server)>,
+    /// Who has heard of it; oldest first.
+    heard: Mutex<VecDeque<(End, Server)>>,
 }
 
-#[derive(Debug)]
-struct Untold {
+/// The end of a lease.
+#[derive(Debug, Clone)]
+struct End {
     lease: Lease,
     /// How its fetch failed, for the fleet to count.
     failed: Option<StatusCode>,
     /// By then nobody waits for it any more, as far as is known.
     lapses: Instant,
-    /// Who is to be told, once; without it, whoever has the key, until he has taken it.
-    whom: Option<Server>,
-}
-
-#[derive(Debug)]
-struct GivenBack {
-    lease: Lease,
-    lapses: Instant,
-    to: Server,
 }
 
 impl Ended {
-    /// Redis did not say that it knows.
-    pub(super) fn unheard(&self, lease: Lease, failed: Option<StatusCode>) {
-        self.add(Untold { lease, failed, lapses: Instant::now() + LEASE, whom: None });
+    /// Redis did not say that it has heard of it.
+    pub(super) fn is_unheard(&self, lease: Lease, failed: Option<StatusCode>) {
+        self.unheard.add(End { lease, failed, lapses: Instant::now() + LEASE });
     }
 
-    /// Whoever has the key now knows; who had it when the lease was given may not.
-    pub(super) fn given_back(&self, lease: &Lease, to: Option<Server>) {
-        let lapses = Instant::now() + LEASE;
-        if let Some(giver) = lease.giver.clone().filter(|giver| Some(giver) != to.as_ref()) {
-            self.add(Untold { lease: lease.clone(), failed: None, lapses, whom: Some(giver) });
+    /// This server has heard of it, and who `owner` says has the key now is to.
+    pub(super) fn is_heard(
+        &self,
+        lease: Lease,
+        failed: Option<StatusCode>,
+        by: &Server,
+        owner: impl Fn(&Lease) -> Option<Server>,
+    ) {
+        self.note(End { lease, failed, lapses: Instant::now() + LEASE }, by, owner);
+    }
+
+    fn note(&self, mut end: End, by: &Server, owner: impl Fn(&Lease) -> Option<Server>) {
+        if let Some(giver) = end.lease.giver.take().filter(|giver| giver != by) {
+            self.replaced.add((end.clone(), giver));
         }
-        let Some(to) = to else { return };
-        let mut given_back = self.given_back.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        while given_back.len() == GIVEN_BACK || given_back.front().is_some_and(|oldest| oldest.lapses <= now) {
-            given_back.pop_front();
+        while heard.len() >= HEARD || heard.front().is_some_and(|(oldest, _)| oldest.lapses <= now) {
+            heard.pop_front();
         }
-        given_back.push_back(GivenBack { lease: lease.clone(), lapses, to });
+        heard.push_back((end.clone(), by.clone()));
+        drop(heard);
+        // A change of owners from now on finds it there.
+        if owner(&end.lease).is_some_and(|owner| owner != *by) {
+            self.unheard.add(end);
+        }
     }
 
-    /// Other servers may have keys now: what was given back to those who had them, the others may not know.
+    /// Keys may have other owners now, who copied leases but perhaps not their ends.
     fn moved(&self, owner: impl Fn(&Lease) -> Option<Server>) {
-        let now = Instant::now();
-        let mut given_back = self.given_back.lock().unwrap_or_else(PoisonError::into_inner);
-        let (known, unknown): (VecDeque<_>, _) = given_back
-            .drain(..)
-            .filter(|one| one.lapses > now)
-            .partition(|one| owner(&one.lease).as_ref() == Some(&one.to));
-        *given_back = known;
-        drop(given_back);
-        // The last first: what ended before has been copied most likely.
-        for GivenBack { lease, lapses, .. } in unknown.into_iter().rev() {
-            self.add(Untold { lease, failed: None, lapses, whom: None });
+        let heard = || self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let (all, mut still) = (std::mem::take(&mut *heard()), VecDeque::new());
+        for (end, by) in all {
+            match owner(&end.lease) {
+                Some(owner) if owner != by => self.unheard.add(end),
+                _ => still.push_back((end, by)),
+            }
         }
+        let mut heard = heard();
+        still.append(&mut heard);
+        *heard = still;
     }
+}
 
-    fn add(&self, one: Untold) {
-        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
-        if untold.len() == UNTOLD {
-            untold.pop_front();
+/// What waits to be told.
+#[derive(Debug)]
+struct Queue<T> {
+    waiting: Mutex<VecDeque<T>>,
+    added: Notify,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self { waiting: Mutex::default(), added: Notify::new() }
+    }
+}
+
+impl<T> Queue<T> {
+    fn add(&self, one: T) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() == UNHEARD {
+            waiting.pop_front();
         }
-        untold.push_back(one);
-        drop(untold);
+        waiting.push_back(one);
+        drop(waiting);
         self.added.notify_one();
     }
 
-    /// The next that have not lapsed; waits for one.
-    async fn next(&self) -> Vec<Untold> {
+    /// The next, so many at most; waits for one.
+    async fn next(&self, most: usize) -> Vec<T> {
         loop {
             let next: Vec<_> = {
-                let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
-                let now = Instant::now();
-                untold.retain(|one| one.lapses > now);
-                let count = untold.len().min(AT_ONCE);
-                untold.drain(..count).collect()
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let count = waiting.len().min(most);
+                waiting.drain(..count).collect()
             };
             if !next.is_empty() {
                 return next;
@@ -122,55 +141,79 @@ impl Ended {
 }
 
 impl SharedTier {
-    /// Tells Redis of leases that are over what it may not know, as soon as it takes it; for as long as the process runs.
-    pub async fn give_back(self: Arc<Self>, redis: &Redis) {
-        let mut changes = self.kv.changes();
+    /// Tells servers of ended leases what they may not know; for as long as the process runs.
+    pub async fn tell_ended(self: Arc<Self>, redis: &Redis) {
+        tokio::join!(self.tell_owners(redis), self.tell_replaced(redis));
+    }
+
+    async fn tell_owners(self: &Arc<Self>, redis: &Redis) {
+        let (mut changes, mut pause) = (self.kv.changes(), AGAIN_AFTER.0);
         changes.mark_changed();
         loop {
             let next = tokio::select! {
                 biased;
                 Ok(()) = changes.changed() => {
-                    self.ended.moved(|lease| redis.server_of(&self.keys.lease(&lease.hash)));
+                    self.ended.moved(|lease| self.owner(redis, lease));
                     continue;
                 }
-                next = self.ended.next() => next,
+                next = self.ended.unheard.next(AT_ONCE) => next,
             };
             let mut round = JoinSet::new();
-            for one in next {
-                round.spawn(Arc::clone(&self).tell(redis.clone(), one, changes.clone()));
+            for end in next.into_iter().filter(|end| end.lapses > Instant::now()) {
+                round.spawn(Arc::clone(self).tell(redis.clone(), end, changes.clone()));
             }
-            let mut is_again = false;
+            let (mut heard, mut left) = (0, 0);
             while let Some(told) = round.join_next().await {
-                if let Ok(Some(untold)) = told {
-                    self.ended.add(untold);
-                    is_again = true;
+                match told {
+                    Ok(Some(unheard)) => {
+                        self.ended.unheard.add(unheard);
+                        left += 1;
+                    }
+                    _ => heard += 1,
                 }
             }
-            if is_again {
-                let _ = timeout(AGAIN_EVERY, changes.clone().changed()).await;
+            pause = if heard > 0 { AGAIN_AFTER.0 } else { (pause * 2).min(AGAIN_AFTER.1) };
+            if left > 0 {
+                let _ = timeout(pause, changes.clone().changed()).await;
             }
         }
     }
 
-    /// What is to be tried again, if it failed.
-    async fn tell(self: Arc<Self>, redis: Redis, one: Untold, mut changes: watch::Receiver<()>) -> Option<Untold> {
-        let (what, budget) = (What { failed: one.failed, ..What::default() }, &mut Budget::new(DEADLINE));
-        let (hash, lease) = (&one.lease.hash, Some(&one.lease));
-        if let Some(whom) = &one.whom {
-            let _ = self.write_to(&redis, Some(whom), hash, lease, what, budget).await;
-            return None;
-        }
-        let server = redis.server_of(&self.keys.lease(hash));
-        let is_told = tokio::select! {
-            written = self.write_to(&redis, None, hash, lease, what, budget) => written.is_ok(),
-            // Whoever is asked need not answer any more.
-            Ok(()) = changes.changed() => false,
+    /// What is to be told again.
+    async fn tell(self: Arc<Self>, redis: Redis, end: End, mut changes: watch::Receiver<()>) -> Option<End> {
+        let owner = self.owner(&redis, &end.lease);
+        let what = What { failed: end.failed, ..What::default() };
+        let budget = &mut Budget::new(DEADLINE);
+        let another = async { while changes.changed().await.is_ok() && self.owner(&redis, &end.lease) == owner {} };
+        let is_heard = tokio::select! {
+            written = self.write_to(&redis, None, &end.lease.hash, Some(&end.lease), what, budget) => written.is_ok(),
+            // Of who was replaced no answer is waited for.
+            () = another => false,
         };
-        if !is_told {
-            return Some(one);
+        match owner.filter(|_| is_heard) {
+            Some(owner) => {
+                self.ended.note(end, &owner, |lease| self.owner(&redis, lease));
+                None
+            }
+            None => Some(end),
         }
-        self.ended.given_back(&one.lease, server);
-        None
+    }
+
+    async fn tell_replaced(&self, redis: &Redis) {
+        loop {
+            for (end, server) in self.ended.replaced.next(1).await {
+                // Who is not there gives nobody an answer, either.
+                if end.lapses > Instant::now() && !server.is_away() {
+                    let (what, budget) = (What::default(), &mut Budget::new(DEADLINE));
+                    let lease = Some(&end.lease);
+                    let _ = self.write_to(redis, Some(&server), &end.lease.hash, lease, what, budget).await;
+                }
+            }
+        }
+    }
+
+    pub(super) fn owner(&self, redis: &Redis, lease: &Lease) -> Option<Server> {
+        redis.server_of(&self.keys.lease(&lease.hash))
     }
 }
 
@@ -230,25 +273,29 @@ mod tests {
             turn_to(self.redis.shared(), server);
         }
 
-        /// While `self` gives back what it has to, `other` leads all of these well before their leases lapse.
-        async fn soon_leads(&self, other: &Self, keys: &[Vec<u8>]) {
-            let all = async {
-                for key in keys {
-                    eventually("another leads", async || other.leads(key).await.is_some()).await;
-                }
-            };
+        /// While `self` tells what it has to, `other` leads well before the lease lapses.
+        async fn soon_leads(&self, other: &Self, key: &[u8]) {
+            let leads = eventually("another leads", async || other.leads(key).await.is_some());
             tokio::select! {
-                () = Arc::clone(&self.tier).give_back(&self.redis) => {}
-                all = timeout(LEASE / 4, all) => all.expect("soon"),
+                () = Arc::clone(&self.tier).tell_ended(&self.redis) => {}
+                led = timeout(LEASE / 4, leads) => led.expect("soon"),
             }
         }
     }
 
-    /// As a copy has it whom its master's last command did not reach.
-    async fn copy(from: &RedisServer, to: &RedisServer, pod: &Pod, key: &[u8]) {
+    /// As copies have it whom their master's last commands did not reach.
+    async fn copy(from: &RedisServer, to: &RedisServer, pod: &Pod, keys: &[Vec<u8>]) {
+        let (mut from, mut to) = (from.connection().await, to.connection().await);
+        for key in keys {
+            let lease = pod.tier.keys.lease(&name(key));
+            let dump = from.command(&[b"DUMP", &lease], LONG).await.unwrap().bytes().cloned().expect("it is there");
+            to.command(&[b"RESTORE", &lease, LEASE.as_millis().to_string().as_bytes(), &dump], LONG).await.unwrap();
+        }
+    }
+
+    async fn holds(server: &RedisServer, pod: &Pod, key: &[u8]) -> bool {
         let lease = pod.tier.keys.lease(&name(key));
-        let dump = from.command_bytes(&[b"DUMP", &lease]).await.bytes().cloned().expect("it is there");
-        to.command_bytes(&[b"RESTORE", &lease, LEASE.as_millis().to_string().as_bytes(), &dump]).await;
+        server.command_bytes(&[b"EXISTS", &lease]).await.number() == Some(1)
     }
 
     /// Redis gives it, but is heard too late: nobody waits until it lapses.
@@ -261,10 +308,9 @@ mod tests {
         server.freeze(true);
         assert!(matches!(pod.ask(KEY, &mut token, Duration::from_millis(50)).await, Leased::Late));
         server.freeze(false);
-        let lease = pod.tier.keys.lease(&name(KEY));
-        eventually("it is given", async || server.command_bytes(&[b"EXISTS", &lease]).await.number() == Some(1)).await;
+        eventually("it is given", async || holds(&server, &pod, KEY).await).await;
         drop(token);
-        pod.soon_leads(&pod, &[KEY.to_vec()]).await;
+        pod.soon_leads(&pod, KEY).await;
     }
 
     #[tokio::test]
@@ -272,11 +318,24 @@ mod tests {
         let (before, after) = (RedisServer::up().await, RedisServer::up().await);
         let (pod, other) = (Pod::of(&before), Pod::of(&after));
         let lease = pod.leads(KEY).await.expect("nobody has it");
-        copy(&before, &after, &pod, KEY).await;
+        copy(&before, &after, &pod, &[KEY.to_vec()]).await;
         pod.release(&lease).await;
         assert!(other.leads(KEY).await.is_none(), "it is held there");
         pod.turns_to(&after);
-        pod.soon_leads(&other, &[KEY.to_vec()]).await;
+        pod.soon_leads(&other, KEY).await;
+    }
+
+    #[tokio::test]
+    async fn who_takes_over_just_as_the_other_answers_is_told() {
+        let (before, after) = (RedisServer::up().await, RedisServer::up().await);
+        let pod = Pod::of(&before);
+        let lease = pod.leads(KEY).await.expect("nobody has it");
+        let owner = |lease: &Lease| pod.tier.owner(&pod.redis, lease);
+        let by = owner(&lease).expect("it is known");
+        pod.turns_to(&after);
+        pod.tier.ended.moved(owner);
+        pod.tier.ended.is_heard(lease, None, &by, owner);
+        assert_eq!(pod.tier.ended.unheard.waiting.lock().unwrap().len(), 1);
     }
 
     /// Others may take that server for the master for a while longer.
@@ -288,33 +347,36 @@ mod tests {
         pod.turns_to(&after);
         pod.release(&lease).await;
         assert!(other.leads(KEY).await.is_none(), "it is held there");
-        pod.soon_leads(&other, &[KEY.to_vec()]).await;
+        pod.soon_leads(&other, KEY).await;
+        assert!(pod.tier.ended.replaced.waiting.lock().unwrap().is_empty(), "nobody is told twice");
     }
 
+    /// More than are told at once, and the answers to the first of them are never heard.
     #[tokio::test]
-    async fn what_a_frozen_server_did_not_take_back_another_does() {
+    async fn all_that_a_frozen_server_did_not_hear_of_another_does() {
         let (before, after) = (RedisServer::up().await, RedisServer::up().await);
-        let (pod, other) = (Pod::of(&before), Pod::of(&after));
-        let keys: Vec<_> = (0..400_u32).map(|key| key.to_be_bytes().to_vec()).collect();
+        let pod = Pod::of(&before);
+        let keys: Vec<_> = (0..2 * AT_ONCE).map(|key| key.to_be_bytes().to_vec()).collect();
         let mut leases = Vec::new();
         for key in &keys {
             leases.push(pod.leads(key).await.expect("nobody has it"));
-            copy(&before, &after, &pod, key).await;
         }
+        copy(&before, &after, &pod, &keys).await;
         before.freeze(true);
         for lease in &leases {
-            let budget = &mut Budget::new(Duration::ZERO);
-            pod.tier.release(&pod.redis, lease, None, budget).await;
+            pod.tier.release(&pod.redis, lease, None, &mut Budget::new(Duration::ZERO)).await;
         }
-        let turn = async {
-            // It is being told.
-            tokio::time::sleep(DEADLINE / 2).await;
+        let none_is_left = async {
+            // They are on their way to the one that is frozen.
+            eventually("told", async || pod.tier.ended.unheard.waiting.lock().unwrap().len() == AT_ONCE).await;
             pod.turns_to(&after);
-            std::future::pending::<()>().await;
+            let mut after = after.connection().await;
+            let mut left = async || after.command(&[b"DBSIZE"], LONG).await.unwrap().number();
+            eventually("all end", async || left().await == Some(0)).await;
         };
         tokio::select! {
-            () = turn => {}
-            () = pod.soon_leads(&other, &keys) => {}
+            () = Arc::clone(&pod.tier).tell_ended(&pod.redis) => {}
+            told = timeout(LEASE / 4, none_is_left) => told.expect("soon"),
         }
         before.freeze(false);
     }

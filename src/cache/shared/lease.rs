@@ -34,23 +34,30 @@ pub struct Token {
     /// Fence of the first fetch that it was told to wait for.
     waited: Option<u64>,
     /// What it asked for last, while there is no answer to that.
-    unheard: Option<[u8; 16]>,
+    unheard: Option<Question>,
     ended: Arc<Ended>,
+}
+
+/// What a lease is asked of, and who is asked.
+#[derive(Debug, Clone)]
+struct Question {
+    hash: [u8; 16],
+    giver: Option<Server>,
 }
 
 impl Token {
     /// It asks for a lease of this.
-    fn asks(&mut self, hash: [u8; 16]) {
-        if self.unheard.is_some_and(|other| other != hash) {
+    fn asks(&mut self, question: Question) {
+        if self.unheard.as_ref().is_some_and(|other| other.hash != question.hash) {
             self.doubt();
         }
-        self.unheard = Some(hash);
+        self.unheard = Some(question);
     }
 
     fn doubt(&mut self) {
-        if let Some(hash) = self.unheard.take() {
-            let lease = Lease { token: self.id.clone(), hash, fence: 0, since: Instant::now(), giver: None };
-            self.ended.unheard(lease, None);
+        if let Some(Question { hash, giver }) = self.unheard.take() {
+            let lease = Lease { token: self.id.clone(), hash, fence: 0, since: Instant::now(), giver };
+            self.ended.is_unheard(lease, None);
         }
     }
 }
@@ -119,8 +126,7 @@ impl SharedTier {
         budget: &mut Budget,
     ) -> Leased {
         let (hash, since, id) = (name(key), Instant::now(), token.id.clone());
-        let (before, is_sent) = (token.unheard, !budget.left().is_zero());
-        token.asks(hash);
+        let (before, is_sent) = (token.unheard.clone(), !budget.left().is_zero());
         let lease_ms = LEASE.as_millis().to_string();
         let incarnation = position.incarnation.to_string();
         let (seq, least) = (position.seq.to_string(), least.to_string());
@@ -137,6 +143,7 @@ impl SharedTier {
             waited.as_bytes(),
         ];
         let giver = redis.server_of(&keys[1]);
+        token.asks(Question { hash, giver: giver.clone() });
         match redis.run(&LEASE_SCRIPT, &[&keys[0], &keys[1]], &args, budget).await {
             Ok(reply) => {
                 token.unheard = None;
@@ -145,7 +152,7 @@ impl SharedTier {
             }
             Err(Unavailable::Timeout) if is_sent => Leased::Late,
             Err(error) => {
-                token.unheard = before.filter(|other| *other == hash);
+                token.unheard = before.filter(|other| other.hash == hash);
                 if error == Unavailable::Timeout { Leased::Late } else { Leased::Unavailable }
             }
         }
