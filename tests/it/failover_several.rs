@@ -253,7 +253,12 @@ async fn all_servers_of_a_cluster_and_all_sidecars_are_upgraded_one_after_the_ot
     });
     let (nodes, mut renewed) = (nodes.await, 0);
     for (turn, node) in nodes.iter().copied().enumerate() {
-        away_from(&place, move |place| roll(place, node)).await;
+        let known: Vec<_> = weirs.iter().map(handovers).collect();
+        if away_from(&place, move |place| roll(place, node)).await {
+            for (weir, known) in weirs.iter().zip(known) {
+                within_async(PATIENCE, "the log was handed over", async || handovers(weir) > known).await;
+            }
+        }
         trust(&weirs, &first).await;
         let turn = turn % weirs.len();
         aims.set(&[&weirs[1 - turn]]);
@@ -308,9 +313,15 @@ async fn trust(weirs: &[Weir], first: &str) {
     }
 }
 
-/// Restarts a node without its data, once a replica has taken over from it if it is a master.
-fn roll(place: &Place, node: usize) {
+/// How often it was told of another log that goes on from the one before.
+fn handovers(weir: &Weir) -> usize {
+    weir.output().iter().filter(|line| line.contains(GOES_ON)).count()
+}
+
+/// Restarts a node without its data, once a replica has taken over from it if it is a master; says whether it had the log.
+fn roll(place: &Place, node: usize) -> bool {
     let cluster = cluster(place);
+    let had_the_log = cluster.owner_of(LOG) == node;
     if cluster.masters().contains(&node) {
         cluster.fail_over(cluster.replica_of(node), true);
         cluster.is_well();
@@ -318,4 +329,5 @@ fn roll(place: &Place, node: usize) {
     cluster.kill(node);
     cluster.restart(node);
     cluster.is_well();
+    had_the_log
 }
