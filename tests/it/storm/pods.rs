@@ -117,7 +117,12 @@ impl Pods {
         let stranger = self.another().await;
         let mut answers = self.ask_all(path, 1).await;
         answers.push(stranger.get(path).await);
-        self.is_second(path, &answers)?;
+        if let Err(what) = self.is_second(path, &answers) {
+            let (metrics, said) = (stranger.metrics().await, stranger.output());
+            let of_redis: Vec<_> =
+                metrics.lines().filter(|line| line.contains("lookups") || line.contains("redis")).collect();
+            return Err(format!("{what}; the last counted {of_redis:#?} and said {said:#?}"));
+        }
         if answers.iter().all(Answer::is_hit) { Ok(()) } else { Err(format!("{path} was not kept: {answers:?}")) }
     }
 
