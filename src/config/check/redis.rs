@@ -109,10 +109,10 @@ impl Check<'_, '_> {
         }
         let database = raw.database.as_ref().map(|_| self.count(&raw.database, 0..=MOST_DATABASE).unwrap_or(0));
         if mode == RedisMode::Standalone {
-            if let Some(first) = raw.nodes.as_ref().and_then(|nodes| nodes.first()) {
+            if let Some(nodes) = &raw.nodes {
                 let remedy = "write mode = \"cluster\" or \"sentinel\" beside it; one server has a `url`";
                 self.error(
-                    &first.span(),
+                    &nodes.value.first().map_or_else(|| nodes.span(), At::span),
                     "`redis.nodes` is for a Cluster or Sentinels, and `mode` does not say so",
                     remedy,
                 );
@@ -121,7 +121,7 @@ impl Check<'_, '_> {
                 let remedy = "write mode = \"sentinel\" or \"cluster\", or remove the line";
                 self.error(&read_from.span(), "one server has no replicas that Weir would know", remedy);
             }
-            if raw.url.is_none() && raw.nodes.as_ref().is_none_or(Vec::is_empty) {
+            if raw.url.is_none() && raw.nodes.is_none() {
                 let remedy = "write url = \"redis://127.0.0.1:6379/0\", or leave the whole table out";
                 self.error(span, "`redis` has no key `url`", remedy);
             }
@@ -159,14 +159,13 @@ impl Check<'_, '_> {
             _ => ("some of the Cluster's servers", PORT),
         };
         let remedy = format!("write nodes = [\"10.0.0.1:{port}\", \"10.0.0.2:{port}\"], the addresses of {who}");
-        let listed = raw.nodes.as_deref().unwrap_or_default();
+        let Some(nodes) = &raw.nodes else {
+            self.error(span, "`redis` has no key `nodes`", remedy);
+            return None;
+        };
+        let listed = &nodes.value;
         if listed.is_empty() {
-            let is_there = raw.nodes.is_some();
-            self.error(
-                span,
-                if is_there { "`redis.nodes` names no server" } else { "`redis` has no key `nodes`" },
-                remedy,
-            );
+            self.error(&nodes.span(), "`redis.nodes` names no server", remedy);
             return None;
         }
         let read = |node: &At<String>| {
