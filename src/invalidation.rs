@@ -337,7 +337,8 @@ impl Invalidation {
         }
     }
 
-    /// Completes when everything that was logged before the start is known, or after `redis.startup_wait`.
+    /// Completes when everything that was logged before the start is known, and is known to be, so that what others stored
+    /// may be used; or after `redis.startup_wait`.
     pub async fn ready(&self) {
         let Some(fleet) = &self.fleet else { return };
         let left = Duration::from_millis(fleet.ready_by.saturating_sub(self.clock.steady()));

@@ -262,15 +262,21 @@ impl Keeper {
             let heard = self.heard.filter(|heard| heard.incarnation == head.incarnation).map_or(0, |heard| heard.seq);
             self.heard = Some(Position { incarnation: head.incarnation, seq: heard.max(head.seq) });
         }
+        let state = Arc::clone(&self.state);
         if proof.door.is_empty()
-            && let Some(fleet) = &self.state.fleet
+            && let Some(fleet) = &state.fleet
         {
+            fleet.pods.store(proof.pods, Ordering::Relaxed);
             // While the log's past is not read back, something in it may name what is stored here.
-            if self.backfill.is_none() {
+            let is_proven = self.backfill.is_none();
+            if is_proven {
                 fleet.trust.proven(sent);
             }
-            fleet.pods.store(proof.pods, Ordering::Relaxed);
             self.inherit(&proof, before);
+            if is_proven {
+                // What others stored may be used from now on.
+                fleet.ready.send_replace(true);
+            }
         }
         Ok(())
     }
@@ -431,9 +437,6 @@ impl Keeper {
         }
         self.backfill = None;
         self.due = Instant::now();
-        if let Some(fleet) = &self.state.fleet {
-            fleet.ready.send_replace(true);
-        }
     }
 
     /// Takes Redis' time over, half a round trip old.

@@ -98,6 +98,20 @@ async fn without_redis_it_counts_by_itself() {
 }
 
 #[tokio::test]
+async fn who_is_ready_uses_what_others_stored() {
+    let server = Server::up().await;
+    let one = Pod::ready(&server).await;
+    one.state.submit(&tags("past"), Door::Admin).await.unwrap();
+    let stored = one.state.position(&ANYTHING);
+    for _ in 0..3 {
+        let new = Pod::start(&server);
+        new.state.ready().await;
+        assert_eq!(new.verdict(stored, "any"), Verdict::Valid);
+        assert!(new.state.trusted(stored, (new.shared.clock.steady(), 0), BOUND, 1.0));
+    }
+}
+
+#[tokio::test]
 async fn each_door_reaches_the_other_pod() {
     let server = Server::up().await;
     let (one, other) = (Pod::ready(&server).await, Pod::ready(&server).await);
