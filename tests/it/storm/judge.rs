@@ -141,9 +141,10 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
         };
         let afterwards = if *opens { Duration::ZERO } else { deadline };
         let judged = [("at first", first, deadline), ("later", later, afterwards), ("on return", back, deadline)];
-        for ((what, time, most), machine) in judged.into_iter().zip(machine) {
+        for (((what, time, most), machine), span) in judged.into_iter().zip(machine).zip(spans) {
             if time > calm + most + LITTLE + machine + slack() {
-                wrong.push(format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before"));
+                let slow = slow(&notes.seen, class, span, calm + most + LITTLE);
+                wrong.push(format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before: {slow}"));
             }
         }
     }
@@ -167,17 +168,35 @@ enum Class {
 
 const CLASSES: [Class; 3] = [Class::Quick, Class::Misses, Class::Writes];
 
-/// Of those due between the two.
-fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
-    let counts = |seen: &Seen| match seen.kind {
+/// Those of a class that were due between the two.
+fn due(seen: &[Seen], class: Class, (from, to): (Micros, Micros)) -> impl Iterator<Item = &Seen> {
+    let counts = move |seen: &&Seen| match seen.kind {
         Kind::Order(_) => false,
         Kind::Write(_) => class == Class::Writes,
         Kind::Direct => class == Class::Direct,
         _ if seen.is_hit || seen.status == 429 => class == Class::Quick,
         _ => class == Class::Misses,
     };
-    let due = seen.iter().filter(|seen| counts(seen) && seen.due >= from && seen.due < to);
-    let mut times: Vec<Duration> = due.map(|seen| seen.took).collect();
+    seen.iter().filter(counts).filter(move |seen| seen.due >= from && seen.due < to)
+}
+
+/// Which of them took longer than that: how many, when, of which pods, and how late they were sent.
+fn slow(seen: &[Seen], class: Class, span: (Micros, Micros), than: Duration) -> String {
+    let slow: Vec<&Seen> = due(seen, class, span).filter(|seen| seen.took > than).collect();
+    let (Some(first), Some(last)) = (slow.first(), slow.last()) else { return "none".to_owned() };
+    let [first, last] = [first, last].map(|seen| seen.due as f64 / 1e6);
+    let by_pod = [0, 1].map(|pod| slow.iter().filter(|seen| seen.pod == pod).count());
+    let late = slow.iter().map(|seen| seen.late).max().unwrap_or_default();
+    let past = due(seen, Class::Direct, span).map(|seen| seen.took).max().unwrap_or_default();
+    format!(
+        "by pod {by_pod:?} took more than {than:?}, due from {first:.3} to {last:.3} s, sent up to {late:?} late; past the \
+         pods {past:?} at most"
+    )
+}
+
+/// Of those due between the two.
+fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
+    let mut times: Vec<Duration> = due(seen, class, (from, to)).map(|seen| seen.took).collect();
     times.sort_unstable();
     // Of few, all but one.
     let last = times.len().saturating_sub(1);

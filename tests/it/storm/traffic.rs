@@ -64,6 +64,10 @@ pub struct Seen {
     pub due: Micros,
     /// From then to its answer's end.
     pub took: Duration,
+    /// How much of that it was not sent yet: clients wait for the machine, too.
+    pub late: Duration,
+    /// To which pod, if it went to one.
+    pub pod: usize,
     /// The answer's status; 0 if there was none.
     pub status: u16,
     /// Whether it was there already.
@@ -165,7 +169,8 @@ impl Traffic {
             let answer = sample.result.as_ref().ok();
             let status = answer.map_or(0, |answer| answer.status);
             let is_hit = answer.is_some_and(|answer| answer.header("cache-status").is_some() && answer.is_hit());
-            notes.seen.push(Seen { kind, due, took: sample.took, status, is_hit });
+            let late = Duration::from_micros(at.saturating_sub(due));
+            notes.seen.push(Seen { kind, due, took: sample.took, late, pod: life.pod, status, is_hit });
             if !is_well(kind, status) {
                 let what = match &sample.result {
                     Ok(answer) => format!("{status} {}", String::from_utf8_lossy(&answer.body)),
