@@ -29,6 +29,12 @@ const BACK: Duration = Duration::from_secs(2);
 /// So long tokens may be spent that were lent.
 const LENT: Duration = Duration::from_secs(2);
 
+/// Requests that may be sent later than this..
+const LATE: Duration = Duration::from_millis(10);
+
+/// ..at most so large a part of all, or the machine is too slow for such a load.
+const LATE_AT_MOST: f64 = 0.02;
+
 /// What doubles and two clocks that are held to one time may differ by, in requests.
 const ROUNDING: f64 = 0.01;
 
@@ -63,6 +69,11 @@ pub fn judge(notes: &Notes, events: &[Event], start: Micros) -> (Vec<String>, St
         wrong.push("no read was tempted".to_owned());
     }
     limits(notes, events, &mut wrong, &mut told);
+    let late = notes.seen.iter().filter(|seen| seen.late > LATE).count();
+    let _ = writeln!(told, "  {late} sent more than {LATE:?} late");
+    if optimised() && late as f64 > notes.seen.len() as f64 * LATE_AT_MOST {
+        wrong.push(format!("the machine is too slow: {late} requests were sent more than {LATE:?} late"));
+    }
     let before = events.first().map_or(0, |event| event.from);
     let calm = |class| p99(&notes.seen, class, start + WARM.as_micros() as Micros, before);
     for event in events {
@@ -182,12 +193,12 @@ fn due(seen: &[Seen], class: Class, (from, to): (Micros, Micros)) -> impl Iterat
 
 /// Which of them took longer than that: how many, when, of which pods, and how late they were sent.
 fn slow(seen: &[Seen], class: Class, span: (Micros, Micros), than: Duration) -> String {
-    let slow: Vec<&Seen> = due(seen, class, span).filter(|seen| seen.took > than).collect();
+    let slow: Vec<&Seen> = due(seen, class, span).filter(|seen| seen.waited() > than).collect();
     let (Some(first), Some(last)) = (slow.first(), slow.last()) else { return "none".to_owned() };
     let [first, last] = [first, last].map(|seen| seen.due as f64 / 1e6);
     let by_pod = [0, 1].map(|pod| slow.iter().filter(|seen| seen.pod == pod).count());
     let late = slow.iter().map(|seen| seen.late).max().unwrap_or_default();
-    let past = due(seen, Class::Direct, span).map(|seen| seen.took).max().unwrap_or_default();
+    let past = due(seen, Class::Direct, span).map(Seen::waited).max().unwrap_or_default();
     format!(
         "by pod {by_pod:?} took more than {than:?}, due from {first:.3} to {last:.3} s, sent up to {late:?} late; past the \
          pods {past:?} at most"
@@ -196,7 +207,7 @@ fn slow(seen: &[Seen], class: Class, span: (Micros, Micros), than: Duration) -> 
 
 /// Of those due between the two.
 fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
-    let mut times: Vec<Duration> = due(seen, class, (from, to)).map(|seen| seen.took).collect();
+    let mut times: Vec<Duration> = due(seen, class, (from, to)).map(Seen::waited).collect();
     times.sort_unstable();
     // Of few, all but one.
     let last = times.len().saturating_sub(1);

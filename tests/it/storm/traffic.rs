@@ -64,7 +64,7 @@ pub struct Seen {
     pub due: Micros,
     /// From then to its answer's end.
     pub took: Duration,
-    /// How much of that it was not sent yet: clients wait for the machine, too.
+    /// How much of that it was not sent yet: its client waited for the machine.
     pub late: Duration,
     /// To which pod, if it went to one.
     pub pod: usize,
@@ -72,6 +72,13 @@ pub struct Seen {
     pub status: u16,
     /// Whether it was there already.
     pub is_hit: bool,
+}
+
+impl Seen {
+    /// How long it was on its way.
+    pub fn waited(&self) -> Duration {
+        self.took.saturating_sub(self.late)
+    }
 }
 
 /// All that was seen.
