@@ -69,8 +69,29 @@ pub fn lock(line: &mut Line, length: Duration) -> std::io::Result<()> {
 
 /// By a connection that is kept, to the master of the log.
 pub fn by_line(place: &Place, what: impl FnOnce(&mut Line) -> std::io::Result<()>) {
-    let mut line = place.with_master(Redis::line);
-    what(&mut line).expect("Redis does as it is told");
+    let watched = match place {
+        Place::Sentinels(sentinels) => Some((sentinels, sentinels.master())),
+        _ => None,
+    };
+    let mut line = match watched {
+        Some((sentinels, master)) => sentinels.server(master).line(),
+        None => place.with_master(Redis::line),
+    };
+    match (what(&mut line), watched) {
+        (Ok(()), _) => {}
+        // Sentinels that have replaced it send away whoever is connected, and nobody may get in to undo what was done.
+        (Err(_), Some((sentinels, replaced))) if sentinels.master() != replaced => {
+            sentinels.kill(replaced);
+            // They have it write down what it goes by, this too.
+            let file = sentinels.server(replaced).directory().join("redis.conf");
+            let settings = std::fs::read_to_string(&file).expect("it has one");
+            let undone = ["maxclients", "requirepass"];
+            let others = settings.lines().filter(|line| !undone.iter().any(|name| line.starts_with(name)));
+            std::fs::write(&file, others.collect::<Vec<_>>().join("\n")).expect("it is written");
+            sentinels.restart(replaced);
+        }
+        (Err(error), _) => panic!("Redis does not do as it is told: {error}"),
+    }
 }
 
 /// Deletes all data.
