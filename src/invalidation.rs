@@ -337,13 +337,13 @@ impl Invalidation {
         }
     }
 
-    /// Completes when everything that was logged before the start is known, and is known to be, so that what others stored
-    /// may be used; or after `redis.startup_wait`.
-    pub async fn ready(&self) {
-        let Some(fleet) = &self.fleet else { return };
+    /// Completes with true when everything that was logged before the start is known, and is known to be, so that what others
+    /// stored under the present incarnation may be used; with false if that is not so after `redis.startup_wait`.
+    pub async fn ready(&self) -> bool {
+        let Some(fleet) = &self.fleet else { return true };
         let left = Duration::from_millis(fleet.ready_by.saturating_sub(self.clock.steady()));
         let mut ready = fleet.ready.subscribe();
-        let _ = tokio::time::timeout(left, ready.wait_for(|ready| *ready)).await;
+        tokio::time::timeout(left, ready.wait_for(|ready| *ready)).await.is_ok()
     }
 
     /// Leaves the fleet: nobody need wait for this pod any more. It proves nothing afterwards.

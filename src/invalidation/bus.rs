@@ -267,14 +267,10 @@ impl Keeper {
             && let Some(fleet) = &state.fleet
         {
             fleet.pods.store(proof.pods, Ordering::Relaxed);
-            // While the log's past is not read back, something in it may name what is stored here.
-            let is_proven = self.backfill.is_none();
-            if is_proven {
+            // While the log's past is not read back, something in it may name what is stored here, or by others.
+            if self.backfill.is_none() {
                 fleet.trust.proven(sent);
-            }
-            self.inherit(&proof, before);
-            if is_proven {
-                // What others stored may be used from now on.
+                self.inherit(&proof, before);
                 fleet.ready.send_replace(true);
             }
         }

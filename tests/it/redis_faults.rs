@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::harness::{
-    Load, Redis, Report, Setup, Upstream, Weir, flaky, get, optimised, redis, redis_not_started, reply, request, scale,
-    upstream, weir, within_async,
+    Load, Redis, Report, Setup, Upstream, Weir, eventually, flaky, get, optimised, redis, redis_not_started, reply,
+    request, scale, upstream, weir, within_async,
 };
 
 const ROUTES: &str = r#"
@@ -115,6 +115,8 @@ async fn down_at_start() {
         assert_eq!((answer.status, answer.text()), (200, "/a"), "served at once");
         let took = weir.ready().await;
         assert!(took < Duration::from_secs(3), "ready after startup_wait, Redis or not: {took:?}");
+        let says = "Redis did not answer in time; serving without it";
+        eventually(says, || weir.output().iter().any(|line| line.contains(says))).await;
         weirs.push(weir);
     }
     redis.start();
