@@ -110,9 +110,10 @@ impl Check<'_, '_> {
         let database = raw.database.as_ref().map(|_| self.count(&raw.database, 0..=MOST_DATABASE).unwrap_or(0));
         if mode == RedisMode::Standalone {
             if let Some(nodes) = &raw.nodes {
-                let remedy = "write mode = \"cluster\" or \"sentinel\" beside it; one server has a `url`";
+                let remedy =
+                    "write mode = \"cluster\" or \"sentinel\" beside it, or remove the line: one server has a `url`";
                 self.error(
-                    &nodes.value.first().map_or_else(|| nodes.span(), At::span),
+                    &nodes.span(),
                     "`redis.nodes` is for a Cluster or Sentinels, and `mode` does not say so",
                     remedy,
                 );

@@ -20,7 +20,7 @@ pub(in crate::config) struct Redis {
     pub(in crate::config) mode: Maybe<RedisMode>,
     /// Some of the Cluster's servers, from which the others are learnt; or the Sentinels.
     #[schemars(example = ["10.0.0.1:6379", "10.0.0.2:6379"])]
-    pub(in crate::config) nodes: Option<At<Vec<At<String>>>>,
+    pub(in crate::config) nodes: Maybe<Vec<At<String>>>,
     /// What the Sentinels call the master.
     #[schemars(example = &"shop")]
     pub(in crate::config) master: Maybe<String>,
