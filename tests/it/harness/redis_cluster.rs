@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::redis::{BUS, free_port_with_bus, is_before_7, poll, redis_not_started, redis_on};
 use super::{Clock, Flaky, Identity, Redis, clock, flaky, free_port};
@@ -12,6 +15,9 @@ const SLOTS: usize = 16_384;
 
 /// After so long without an answer a node counts as failed.
 const NODE_TIMEOUT_MS: &str = "1000";
+
+/// A cluster that is not well after so long does not get well by itself.
+const STUCK: Duration = Duration::from_secs(5);
 
 /// Keys that are moved at once.
 const BATCH: &str = "100";
@@ -149,12 +155,28 @@ impl RedisCluster {
     }
 
     /// Waits until all that are there serve, every replica has a master whose data it has, and all agree.
+    ///
+    /// A master of which the clock was set back since it was started, and which has once stopped serving, does not serve again
+    /// before its clock is where it was at the start (`clusterUpdateState` counts from then): it is started anew.
     pub fn is_well(&self) {
+        let began = Instant::now();
         poll("the cluster is well", || {
             let here = self.here();
+            if began.elapsed() > STUCK {
+                here.iter().filter(|node| self.is_behind_its_start(**node)).for_each(|node| {
+                    self.kill(*node);
+                    self.restart(*node);
+                });
+            }
             let agree = |node: &usize| self.try_agrees(*node).unwrap_or(false);
             here.iter().all(agree) && here.iter().map(|node| self.claims(*node)).sum::<usize>() == SLOTS
         });
+    }
+
+    /// Whether a node does not serve, and its clock says that it was started in the future.
+    fn is_behind_its_start(&self, node: usize) -> bool {
+        let says = |what: &[&str], text: &str| self.nodes[node].try_cli(what).is_ok_and(|told| told.contains(text));
+        says(&["CLUSTER", "INFO"], "cluster_state:fail") && says(&["INFO", "server"], "uptime_in_seconds:-")
     }
 
     /// Waits until every slot is served by a master that knows that it serves.
