@@ -135,18 +135,21 @@ impl Pool {
 }
 
 async fn one(pool: &Pool, request: &Request, began: Instant, due: Instant) -> Sample {
+    let late = due.elapsed();
     let result = match timeout(LONGEST, pool.exchange(request)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("timeout after {LONGEST:?}")),
     };
-    Sample { at: due - began, took: due.elapsed(), result }
+    Sample { at: due - began, late, took: due.elapsed(), result }
 }
 
 /// One request of a load.
 pub struct Sample {
     /// When it was due, from the load's beginning.
     pub at: Duration,
+    /// From then until its client came to send it.
+    pub late: Duration,
     /// From when it was due to its answer's last byte.
     pub took: Duration,
     /// Its answer, or what went wrong.

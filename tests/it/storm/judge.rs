@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::faults::Fault;
-use super::traffic::{Kind, Notes, Seen};
-use super::{BOUND, BURST, DEADLINE, RATE, slack};
+use super::traffic::{Kind, LATE, Notes, Seen};
+use super::{BOUND, BURST, DEADLINE, PODS, RATE, slack};
 use crate::fleet::Micros;
 use crate::fleet::check::{check, story};
 use crate::harness::optimised;
@@ -29,11 +29,11 @@ const BACK: Duration = Duration::from_secs(2);
 /// So long tokens may be spent that were lent.
 const LENT: Duration = Duration::from_secs(2);
 
-/// Requests that may be sent later than this..
-const LATE: Duration = Duration::from_millis(10);
+/// Of all requests at most so large a part may be sent late, or the machine is too slow for such a load..
+const LATE_OF_ALL: f64 = 0.02;
 
-/// ..at most so large a part of all, or the machine is too slow for such a load.
-const LATE_AT_MOST: f64 = 0.02;
+/// ..and of those in a span: else it was for more than a moment that something took the machine, and that may be Weir.
+const LATE_IN_A_SPAN: f64 = 0.1;
 
 /// What doubles and two clocks that are held to one time may differ by, in requests.
 const ROUNDING: f64 = 0.01;
@@ -71,7 +71,7 @@ pub fn judge(notes: &Notes, events: &[Event], start: Micros) -> (Vec<String>, St
     limits(notes, events, &mut wrong, &mut told);
     let late = notes.seen.iter().filter(|seen| seen.late > LATE).count();
     let _ = writeln!(told, "  {late} sent more than {LATE:?} late");
-    if optimised() && late as f64 > notes.seen.len() as f64 * LATE_AT_MOST {
+    if optimised() && late as f64 > notes.seen.len() as f64 * LATE_OF_ALL {
         wrong.push(format!("the machine is too slow: {late} requests were sent more than {LATE:?} late"));
     }
     let before = events.first().map_or(0, |event| event.from);
@@ -139,6 +139,13 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
     // What goes past the pods waits for the machine alone.
     let machine = in_spans(Class::Direct).map(|time| time.saturating_sub(calm(Class::Direct)).min(MACHINE));
     let _ = writeln!(told, "    the machine's own: {machine:?}");
+    for ((from, to), what) in spans.into_iter().zip(SPANS) {
+        let sent = notes.seen.iter().filter(|seen| seen.sent >= from && seen.sent < to);
+        let (late, all) = sent.fold((0, 0), |(late, all), seen| (late + usize::from(seen.late > LATE), all + 1));
+        if optimised() && late as f64 > f64::from(all) * LATE_IN_A_SPAN {
+            wrong.push(format!("{fault:?}: {late} of {all} requests were sent more than {LATE:?} late {what}"));
+        }
+    }
     for class in CLASSES {
         let (calm, [first, later, back]) = (calm(class), in_spans(class));
         let _ = writeln!(
@@ -151,10 +158,11 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
             Class::Misses => DEADLINE * 3,
         };
         let afterwards = if *opens { Duration::ZERO } else { deadline };
-        let judged = [("at first", first, deadline), ("later", later, afterwards), ("on return", back, deadline)];
-        for (((what, time, most), machine), span) in judged.into_iter().zip(machine).zip(spans) {
-            if time > calm + most + LITTLE + machine + slack() {
-                let slow = slow(&notes.seen, class, span, calm + most + LITTLE);
+        let judged = [(first, deadline), (later, afterwards), (back, deadline)];
+        for ((((time, most), machine), span), what) in judged.into_iter().zip(machine).zip(spans).zip(SPANS) {
+            let allowed = calm + most + LITTLE + machine + slack();
+            if time > allowed {
+                let slow = slow(&notes.seen, class, span, allowed);
                 wrong.push(format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before: {slow}"));
             }
         }
@@ -163,6 +171,9 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
         wrong.push(format!("{fault:?}: Redis was used again only after {back:?}"));
     }
 }
+
+/// The spans of a fault: until the breaker is sure to be open, until Redis may answer again, and until it is used.
+const SPANS: [&str; 3] = ["at first", "later", "on return"];
 
 /// Requests that may wait alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,8 +190,8 @@ enum Class {
 
 const CLASSES: [Class; 3] = [Class::Quick, Class::Misses, Class::Writes];
 
-/// Those of a class that were due between the two.
-fn due(seen: &[Seen], class: Class, (from, to): (Micros, Micros)) -> impl Iterator<Item = &Seen> {
+/// Those of a class that were sent between the two.
+fn sent(seen: &[Seen], class: Class, (from, to): (Micros, Micros)) -> impl Iterator<Item = &Seen> {
     let counts = move |seen: &&Seen| match seen.kind {
         Kind::Order(_) => false,
         Kind::Write(_) => class == Class::Writes,
@@ -188,26 +199,26 @@ fn due(seen: &[Seen], class: Class, (from, to): (Micros, Micros)) -> impl Iterat
         _ if seen.is_hit || seen.status == 429 => class == Class::Quick,
         _ => class == Class::Misses,
     };
-    seen.iter().filter(counts).filter(move |seen| seen.due >= from && seen.due < to)
+    seen.iter().filter(counts).filter(move |seen| seen.sent >= from && seen.sent < to)
 }
 
 /// Which of them took longer than that: how many, when, of which pods, and how late they were sent.
 fn slow(seen: &[Seen], class: Class, span: (Micros, Micros), than: Duration) -> String {
-    let slow: Vec<&Seen> = due(seen, class, span).filter(|seen| seen.waited() > than).collect();
+    let slow: Vec<&Seen> = sent(seen, class, span).filter(|seen| seen.took > than).collect();
     let (Some(first), Some(last)) = (slow.first(), slow.last()) else { return "none".to_owned() };
-    let [first, last] = [first, last].map(|seen| seen.due as f64 / 1e6);
-    let by_pod = [0, 1].map(|pod| slow.iter().filter(|seen| seen.pod == pod).count());
+    let [first, last] = [first, last].map(|seen| seen.sent as f64 / 1e6);
+    let by_pod: Vec<_> = (0..PODS).map(|pod| slow.iter().filter(|seen| seen.pod == pod).count()).collect();
     let late = slow.iter().map(|seen| seen.late).max().unwrap_or_default();
-    let past = due(seen, Class::Direct, span).map(Seen::waited).max().unwrap_or_default();
+    let past = sent(seen, Class::Direct, span).map(|seen| seen.took).max().unwrap_or_default();
     format!(
-        "by pod {by_pod:?} took more than {than:?}, due from {first:.3} to {last:.3} s, sent up to {late:?} late; past the \
+        "by pod {by_pod:?} took more than {than:?}, sent from {first:.3} to {last:.3} s, up to {late:?} late; past the \
          pods {past:?} at most"
     )
 }
 
-/// Of those due between the two.
+/// Of those sent between the two.
 fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
-    let mut times: Vec<Duration> = due(seen, class, (from, to)).map(Seen::waited).collect();
+    let mut times: Vec<Duration> = sent(seen, class, (from, to)).map(|seen| seen.took).collect();
     times.sort_unstable();
     // Of few, all but one.
     let last = times.len().saturating_sub(1);

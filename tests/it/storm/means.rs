@@ -80,17 +80,18 @@ pub fn by_line(place: &Place, what: impl FnOnce(&mut Line) -> std::io::Result<()
     match (what(&mut line), watched) {
         (Ok(()), _) => {}
         // Sentinels that have replaced it send away whoever is connected, and nobody may get in to undo what was done.
-        (Err(_), Some((sentinels, replaced))) if sentinels.master() != replaced => {
+        (Err(error), Some((sentinels, replaced))) => {
+            eprintln!("it is taken for replaced: {error}");
+            assert_ne!(sentinels.master(), replaced, "Redis does as it is told");
             sentinels.kill(replaced);
             // They have it write down what it goes by, this too.
             let file = sentinels.server(replaced).directory().join("redis.conf");
             let settings = std::fs::read_to_string(&file).expect("it has one");
-            let undone = ["maxclients", "requirepass"];
-            let others = settings.lines().filter(|line| !undone.iter().any(|name| line.starts_with(name)));
-            std::fs::write(&file, others.collect::<Vec<_>>().join("\n")).expect("it is written");
+            let others: Vec<_> = settings.lines().filter(|line| !line.starts_with("maxclients")).collect();
+            std::fs::write(&file, others.join("\n")).expect("it is written");
             sentinels.restart(replaced);
         }
-        (Err(error), _) => panic!("Redis does not do as it is told: {error}"),
+        (Err(error), None) => panic!("Redis does not do as it is told: {error}"),
     }
 }
 

@@ -17,6 +17,9 @@ use crate::limits_fleet::check::Admitted;
 /// Longest that any load goes on.
 const LONGEST: Duration = Duration::from_secs(900);
 
+/// What clients send later than this, the machine kept from them.
+pub const LATE: Duration = Duration::from_millis(10);
+
 /// Identities of the limited routes.
 pub const IDENTITIES: usize = 2;
 
@@ -60,25 +63,18 @@ struct Sent {
 pub struct Seen {
     /// What it was.
     pub kind: Kind,
-    /// When it was due.
-    pub due: Micros,
-    /// From then to its answer's end.
-    pub took: Duration,
-    /// How much of that it was not sent yet: its client waited for the machine.
+    /// When its client came to send it.
+    pub sent: Micros,
+    /// By how much that was too late: its client had to wait for the machine.
     pub late: Duration,
-    /// To which pod, if it went to one.
+    /// From its being sent to its answer's end, less what the machine stood still meanwhile.
+    pub took: Duration,
+    /// To which pod, unless it went past them.
     pub pod: usize,
     /// The answer's status; 0 if there was none.
     pub status: u16,
     /// Whether it was there already.
     pub is_hit: bool,
-}
-
-impl Seen {
-    /// How long it was on its way.
-    pub fn waited(&self) -> Duration {
-        self.took.saturating_sub(self.late)
-    }
 }
 
 /// All that was seen.
@@ -176,8 +172,10 @@ impl Traffic {
             let answer = sample.result.as_ref().ok();
             let status = answer.map_or(0, |answer| answer.status);
             let is_hit = answer.is_some_and(|answer| answer.header("cache-status").is_some() && answer.is_hit());
-            let late = Duration::from_micros(at.saturating_sub(due));
-            notes.seen.push(Seen { kind, due, took: sample.took, late, pod: life.pod, status, is_hit });
+            let sent = due + sample.late.as_micros() as Micros;
+            let seen =
+                Seen { kind, sent, late: sample.late, took: sample.took - sample.late, pod: life.pod, status, is_hit };
+            notes.seen.push(seen);
             if !is_well(kind, status) {
                 let what = match &sample.result {
                     Ok(answer) => format!("{status} {}", String::from_utf8_lossy(&answer.body)),
@@ -215,8 +213,29 @@ impl Traffic {
                 }
             }
         }
+        let stalls = stalls(&notes.seen);
+        for seen in &mut notes.seen {
+            let (from, to) = (seen.sent, seen.sent + seen.took.as_micros() as Micros);
+            let within = stalls.iter().map(|stall| stall.1.min(to).saturating_sub(stall.0.max(from))).sum();
+            seen.took = seen.took.saturating_sub(Duration::from_micros(within));
+        }
         notes
     }
+}
+
+/// When clients could not send what was due: the machine stood still.
+fn stalls(seen: &[Seen]) -> Vec<(Micros, Micros)> {
+    let late = seen.iter().filter(|seen| seen.late > LATE);
+    let mut late: Vec<_> = late.map(|seen| (seen.sent - seen.late.as_micros() as Micros, seen.sent)).collect();
+    late.sort_unstable();
+    late.dedup_by(|next, last| {
+        let is_same = next.0 <= last.1;
+        if is_same {
+            last.1 = last.1.max(next.1);
+        }
+        is_same
+    });
+    late
 }
 
 /// Whether this is what a client hopes for: a limit may deny, and Redis be unable to log.
