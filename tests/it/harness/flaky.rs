@@ -17,7 +17,7 @@ pub fn flaky(to: SocketAddr) -> Flaky {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.set_nonblocking(true).expect("non-blocking");
     let address = listener.local_addr().expect("an address");
-    let (state, states) = watch::channel(State { mood: Mood::Well, to });
+    let (state, states) = watch::channel(State { mood: Mood::Well, to, cuts: 0 });
     let accepted = Arc::<Mutex<Vec<Instant>>>::default();
     let comes = Arc::clone(&accepted);
     let background = Background::run("flaky", move || async move {
@@ -27,17 +27,17 @@ pub fn flaky(to: SocketAddr) -> Flaky {
             comes.lock().expect("no panic while held").push(Instant::now());
             let states = states.clone();
             tokio::spawn(async move {
-                let State { mood, to } = *states.borrow();
-                if mood == Mood::Cut {
+                let began = *states.borrow();
+                if began.mood == Mood::Cut {
                     return;
                 }
-                let Ok(server) = TcpStream::connect(to).await else { return };
+                let Ok(server) = TcpStream::connect(began.to).await else { return };
                 let _ = (client.set_nodelay(true), server.set_nodelay(true));
                 let (client_read, client_write) = client.into_split();
                 let (server_read, server_write) = server.into_split();
                 tokio::join!(
-                    relay(client_read, server_write, to, states.clone()),
-                    relay(server_read, client_write, to, states.clone())
+                    relay(client_read, server_write, began, states.clone()),
+                    relay(server_read, client_write, began, states.clone())
                 );
             });
         }
@@ -57,6 +57,8 @@ pub struct Flaky {
 struct State {
     mood: Mood,
     to: SocketAddr,
+    /// How often it was cut: a relay that is well again at once was cut all the same.
+    cuts: u64,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -85,7 +87,10 @@ impl Flaky {
 
     /// Open connections break and new ones are closed at once.
     pub fn cut(&self) {
-        self.turn(Mood::Cut);
+        self.state.send_modify(|state| {
+            state.mood = Mood::Cut;
+            state.cuts += 1;
+        });
     }
 
     /// Connections stay and nothing comes through; what was swallowed is gone.
@@ -108,12 +113,7 @@ impl Flaky {
     }
 }
 
-async fn relay(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    server: SocketAddr,
-    mut states: watch::Receiver<State>,
-) {
+async fn relay(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, began: State, mut states: watch::Receiver<State>) {
     let mut piece = vec![0; 16 * 1024];
     let mut gap = false;
     loop {
@@ -122,7 +122,7 @@ async fn relay(
                 Ok(len @ 1..) => len,
                 _ => return,
             },
-            changed = states.wait_for(|state| state.mood == Mood::Cut || state.to != server) => {
+            changed = states.wait_for(|state| state.cuts != began.cuts || state.to != began.to) => {
                 drop(changed);
                 return;
             }
@@ -135,6 +135,7 @@ async fn relay(
             }
             // A stream with a hole in it is no TCP: it breaks instead.
             _ if gap => return,
+            // Those that were open break at once, and new ones do not come so far.
             Mood::Cut => return,
             Mood::Slow(time) => tokio::time::sleep(time).await,
             Mood::Well => {}
