@@ -1,6 +1,9 @@
 //! The harness' clusters and sentinels do what tests take for granted.
 
-use crate::harness::{is_before_7, redis_cluster, sentinels};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use crate::harness::{PATIENCE, flaky, is_before_7, redis_cluster, redis_cluster_by_clocks, sentinels};
 
 #[test]
 fn a_cluster_moves_slots_and_fails_over() {
@@ -57,4 +60,32 @@ fn sentinels_fail_over() {
     sentinels.freeze_sentinel(0);
     sentinels.thaw_sentinel(0);
     assert_eq!(sentinels.master(), third);
+}
+
+#[test]
+fn a_cluster_serves_again_though_a_clock_was_set_back_since_its_start() {
+    let cluster = redis_cluster_by_clocks();
+    cluster.clock(1).set(-3600);
+    cluster.kill(0);
+    cluster.serves();
+    assert_eq!(cluster.started_anew(), 1);
+    cluster.restart(0);
+    cluster.is_well();
+    assert_eq!(cluster.started_anew(), 1);
+}
+
+#[test]
+fn a_connection_that_is_cut_breaks_however_soon_all_is_well_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let relay = flaky(listener.local_addr().unwrap());
+    for _ in 0..100 {
+        let mut client = TcpStream::connect(relay.address()).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(b"x").unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.read_exact(&mut [0]).unwrap();
+        relay.cut();
+        relay.heal();
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    }
 }

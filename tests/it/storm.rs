@@ -132,6 +132,7 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
     let (mut events, mut wrong) = (Vec::new(), Vec::new());
     while let Some((fault, length)) = next() {
         let (from, mark) = (state.now(), format!("{fault:?}-{}", events.len()).replace(['(', ')'], "-"));
+        let started_anew = place.started_anew();
         let undone = if fault.is_of_pods() {
             wrong.extend(pods.befall(fault, &traffic, &mark).await);
             state.now()
@@ -145,14 +146,22 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
                 }
                 undone
             });
-            inflict.await.unwrap_or_else(|_| panic!("{topology:?}, WEIR_SEED={seed}: {fault:?} could not be done"))
+            inflict.await.unwrap_or_else(|_| {
+                let before: Vec<_> = events.iter().map(|event: &Event| event.fault).collect();
+                panic!("{topology:?}, WEIR_SEED={seed}: {fault:?} could not be done, after {before:?}")
+            })
         };
         let healed = state.now();
         let back = used_again(&pods.weirs, &mark).await;
-        let (forgets, opens) = (fault.forgets(topology, place.clocks_differ()), fault.opens(topology));
+        let forgets = fault.forgets(topology, place.clocks_differ()) || place.started_anew() > started_anew;
+        let opens = fault.opens(topology);
         events.push(Event { fault, forgets, opens, from, undone, healed, back });
         let all = Arc::clone(&place);
-        tokio::task::spawn_blocking(move || fault.tidy_up(&all)).await.expect("all come back");
+        let tidied = tokio::task::spawn_blocking(move || fault.tidy_up(&all)).await;
+        tidied.unwrap_or_else(|_| {
+            let before: Vec<_> = events.iter().map(|event| event.fault).collect();
+            panic!("{topology:?}, WEIR_SEED={seed}: not all come back after {before:?}")
+        });
         tokio::time::sleep(PAUSE).await;
     }
     // Whoever may still serve what is old does so within the bound.

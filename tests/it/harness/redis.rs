@@ -1,6 +1,7 @@
 //! A real redis-server of one test's own.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -23,6 +24,12 @@ const PORTS_WITH_BUS: std::ops::Range<u16> = 22_000..22_768;
 
 /// See [`PORTS_WITH_BUS`].
 pub(super) const BUS: u16 = 10_000;
+
+/// Among a server's files: what it says of what happens.
+const SAID: &str = "said";
+
+/// So many lines of it tell what went wrong.
+const LAST_SAID: usize = 40;
 
 /// Longest that a frozen or dead server is waited for by the harness' own commands.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -100,10 +107,17 @@ pub(super) fn redis_of_file(more: &str, is_sentinel: bool) -> Redis {
 }
 
 /// Waits, on this very thread, until `condition` holds.
-pub fn poll(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn poll(what: &str, condition: impl FnMut() -> bool) {
+    poll_or_say(what, condition, String::new);
+}
+
+/// The same, and if it does not, says what is wrong.
+pub fn poll_or_say(what: &str, mut condition: impl FnMut() -> bool, told: impl FnOnce() -> String) {
     let began = Instant::now();
     while !condition() {
-        assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        if began.elapsed() >= PATIENCE {
+            panic!("{what}: not within {PATIENCE:?} {}", told());
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -206,7 +220,7 @@ impl Redis {
                 .args(&self.more)
                 .envs(self.env.iter().cloned())
                 .stdin(Stdio::null())
-                .stdout(Stdio::null())
+                .stdout(self.said().expect("our own file"))
                 .stderr(Stdio::null())
                 .spawn()
                 .expect("redis-server is installed (make test sees to it)");
@@ -220,6 +234,23 @@ impl Redis {
             }
             assert!(began.elapsed() < PATIENCE, "redis-server does not start on port {}", self.port);
         }
+    }
+
+    /// The file that it writes what happens to.
+    fn said(&self) -> std::io::Result<File> {
+        File::options().create(true).append(true).open(self.scratch.path().join(SAID))
+    }
+
+    /// What it says of itself, and what it said last: for who looks for what went wrong.
+    pub fn story(&self) -> String {
+        let ask = |what: &&str| self.try_cli(&["INFO", what]).unwrap_or_else(|error| error.to_string());
+        let asked: String = ["server", "replication"].iter().map(ask).collect();
+        let said = std::fs::read_to_string(self.scratch.path().join(SAID)).unwrap_or_default();
+        let is_known =
+            |line: &&str| ["uptime_in_s", "role", "master_", "slave"].iter().any(|name| line.starts_with(name));
+        let asked = asked.lines().filter(is_known);
+        let last = said.lines().skip(said.lines().count().saturating_sub(LAST_SAID));
+        asked.chain(last).fold(String::new(), |story, line| story + "\n  " + line.trim())
     }
 
     /// Where its files are.

@@ -1,13 +1,15 @@
 //! A real Redis Cluster of one test's own.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::redis::{BUS, free_port_with_bus, is_before_7, poll, redis_not_started, redis_on};
+use super::redis::{BUS, free_port_with_bus, is_before_7, poll, poll_or_say, redis_not_started, redis_on};
 use super::{Clock, Flaky, Identity, Redis, clock, flaky, free_port};
 
 /// Slots of every cluster.
@@ -49,6 +51,8 @@ pub struct RedisCluster {
     relays: Vec<Flaky>,
     /// Killed or frozen: not to be asked.
     away: Mutex<BTreeSet<usize>>,
+    /// How many had to be started anew.
+    started_anew: AtomicUsize,
 }
 
 /// A node, in its own words.
@@ -80,7 +84,7 @@ impl RedisCluster {
     fn made(masters: usize, replicas: usize, secured: Option<(&Identity, Option<&str>)>, clocks: Vec<Clock>) -> Self {
         let count = masters * (1 + replicas);
         let (nodes, relays) = (0..count).map(|node| start(secured, clocks.get(node))).unzip();
-        let cluster = Self { nodes, clocks, relays, away: Mutex::default() };
+        let cluster = Self { nodes, clocks, relays, away: Mutex::default(), started_anew: AtomicUsize::new(0) };
         for (i, node) in cluster.nodes.iter().enumerate() {
             node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(i + 1).to_string()]);
             if i < masters {
@@ -155,39 +159,62 @@ impl RedisCluster {
     }
 
     /// Waits until all that are there serve, every replica has a master whose data it has, and all agree.
-    ///
-    /// A master of which the clock was set back since it was started, and which has once stopped serving, does not serve again
-    /// before its clock is where it was at the start (`clusterUpdateState` counts from then): it is started anew.
     pub fn is_well(&self) {
-        let began = Instant::now();
-        poll("the cluster is well", || {
+        self.wait("the cluster is well", || {
             let here = self.here();
-            if began.elapsed() > STUCK {
-                here.iter().filter(|node| self.is_behind_its_start(**node)).for_each(|node| {
-                    self.kill(*node);
-                    self.restart(*node);
-                });
-            }
             let agree = |node: &usize| self.try_agrees(*node).unwrap_or(false);
             here.iter().all(agree) && here.iter().map(|node| self.claims(*node)).sum::<usize>() == SLOTS
         });
     }
 
-    /// Whether a node does not serve, and its clock says that it was started in the future.
-    fn is_behind_its_start(&self, node: usize) -> bool {
-        let says = |what: &[&str], text: &str| self.nodes[node].try_cli(what).is_ok_and(|told| told.contains(text));
-        says(&["CLUSTER", "INFO"], "cluster_state:fail") && says(&["INFO", "server"], "uptime_in_seconds:-")
-    }
-
     /// Waits until every slot is served by a master that knows that it serves.
     pub fn serves(&self) {
-        poll("every slot is served", || {
+        self.wait("every slot is served", || {
             let masters = self.masters();
             let ok = |node: &usize| {
                 self.nodes[*node].try_cli(&["CLUSTER", "INFO"]).is_ok_and(|it| it.contains("cluster_state:ok"))
             };
             masters.iter().all(ok) && masters.iter().map(|node| self.claims(*node)).sum::<usize>() == SLOTS
         });
+    }
+
+    /// A master of which the clock was set back since it was started does not serve again, once it has stopped, before its clock
+    /// is where it was at the start (`clusterUpdateState` counts from then); and whom it had heard of last before that, it does
+    /// not ask before then, and so does not take for dead (`clusterCron`). If that keeps the cluster, it is started anew.
+    fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        let began = Instant::now();
+        let condition = || {
+            if began.elapsed() > STUCK {
+                self.here().into_iter().filter(|node| self.is_behind_its_start(*node)).for_each(|node| {
+                    self.kill(node);
+                    self.restart(node);
+                    self.started_anew.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+            condition()
+        };
+        poll_or_say(what, condition, || self.told());
+    }
+
+    /// How many had to be started anew while somebody waited for the cluster: it may have lost what they had.
+    pub fn started_anew(&self) -> usize {
+        self.started_anew.load(Ordering::Relaxed)
+    }
+
+    /// Whether a node's clock says that it was started in the future.
+    fn is_behind_its_start(&self, node: usize) -> bool {
+        self.nodes[node].try_cli(&["INFO", "server"]).is_ok_and(|told| told.contains("uptime_in_seconds:-"))
+    }
+
+    /// What each says of itself and the others.
+    fn told(&self) -> String {
+        let mut told = String::new();
+        for node in self.here() {
+            let ahead = self.clocks.get(node).map(Clock::ahead);
+            let nodes = self.nodes[node].try_cli(&["CLUSTER", "NODES"]).unwrap_or_else(|error| error.to_string());
+            let _ = write!(told, "\nnode {node}, its clock ahead by {ahead:?}:\n{nodes}{}", self.nodes[node].story());
+        }
+        told
     }
 
     /// Whether a node sees a whole cluster, and as a replica has its master's data.
@@ -287,7 +314,7 @@ impl RedisCluster {
     /// Waits until another serves what `node` did, and says which.
     pub fn taken_over(&self, slot: usize, from: usize) -> usize {
         let mut owner = from;
-        poll("a replica takes over", || {
+        self.wait("a replica takes over", || {
             owner = self.owner(slot);
             owner != from && self.nodes[owner].cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
         });

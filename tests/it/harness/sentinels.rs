@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::redis::{is_before_7, poll, redis_of_file};
+use super::redis::{is_before_7, poll, poll_or_say, redis_of_file};
 use super::{Clock, Flaky, Identity, Redis, clock, flaky};
 
 /// Sentinels, of which two must agree.
@@ -142,7 +142,17 @@ impl Sentinels {
         };
         let here = (0..SERVERS).filter(|server| *server != master && self.is_here(*server));
         let here: Vec<_> = here.collect();
-        poll("all follow the master", || here.iter().all(follows));
+        poll_or_say("all follow the master", || here.iter().all(follows), || self.told());
+    }
+
+    /// What each server and sentinel says of itself and the others.
+    fn told(&self) -> String {
+        let servers = self.servers.iter().enumerate().map(|(server, redis)| {
+            let ahead = self.clocks.get(server).map(Clock::ahead);
+            format!("\nserver {server} at {}, its clock ahead by {ahead:?}:{}", redis.address(), redis.story())
+        });
+        let sentinels = self.sentinels.iter().map(|sentinel| format!("\na sentinel:{}", sentinel.story()));
+        servers.chain(sentinels).collect()
     }
 
     /// A sentinel.

@@ -172,6 +172,14 @@ impl Place {
         ahead.len() > 1
     }
 
+    /// How many of a cluster's servers were started anew, because it would not have been well again without.
+    pub fn started_anew(&self) -> usize {
+        match self {
+            Self::Cluster(cluster) => cluster.started_anew(),
+            Self::Alone { .. } | Self::Sentinels(_) => 0,
+        }
+    }
+
     /// Sets the clock of the log's master so many seconds ahead, or back; those of the others go on as they did.
     pub fn step(&self, seconds: i64) {
         match self {
