@@ -171,7 +171,7 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
     notes.history.fetches = state.fetches();
     let (found, told) = judge(&notes, &events, start);
     wrong.extend(found);
-    eprintln!("{topology:?}, seed {seed}, {rate} a second to {PODS} pods:\n{told}");
+    eprintln!("{topology:?}, seed {seed}, {rate} a second to {PODS} pods:\n{told}{}", wrong.join("\n"));
     (!wrong.is_empty()).then(|| format!("{topology:?}, WEIR_SEED={seed}:\n{told}{}\n", wrong.join("\n")))
 }
 
