@@ -413,8 +413,11 @@ fn key_secret(config: &Config) -> Secret {
 }
 
 async fn unblock(invalidation: Arc<Invalidation>, item: admin::readiness::Blocker, wait: Duration) {
-    if !invalidation.ready().await {
-        tracing::warn!(?wait, "Redis did not answer in time; serving without it until it does");
+    if !invalidation.ready().await && !wait.is_zero() {
+        tracing::warn!(
+            ?wait,
+            "it is not known in time what was invalidated before the start: what others stored is not used until it is"
+        );
     }
     drop(item);
 }

@@ -221,6 +221,8 @@ fn several_servers_are_named_by_their_addresses() {
     let servers = Servers::Sentinel { sentinels: vec![tcp("a", 26379)], master: "m".to_owned() };
     assert_eq!((sentinel.servers, sentinel.database, sentinel.access.sentinel_user), (servers, 3, None));
     assert_eq!(redis("url = \"redis://h/1\"\ndatabase = 2").database, 2);
+    // As where another file names several.
+    assert_eq!(redis("url = \"redis://h/1\"\nnodes = []").database, 1);
 }
 
 #[test]

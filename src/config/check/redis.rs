@@ -109,7 +109,8 @@ impl Check<'_, '_> {
         }
         let database = raw.database.as_ref().map(|_| self.count(&raw.database, 0..=MOST_DATABASE).unwrap_or(0));
         if mode == RedisMode::Standalone {
-            if let Some(nodes) = &raw.nodes {
+            // An empty list takes back that of another file.
+            if let Some(nodes) = raw.nodes.as_ref().filter(|nodes| !nodes.value.is_empty() || raw.url.is_none()) {
                 let remedy =
                     "write mode = \"cluster\" or \"sentinel\" beside it, or remove the line: one server has a `url`";
                 self.error(
