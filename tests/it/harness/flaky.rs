@@ -113,32 +113,30 @@ impl Flaky {
     }
 }
 
-async fn relay(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, began: State, mut states: watch::Receiver<State>) {
+/// Until one side ends it, it is cut, or it would lead elsewhere; what is on its way then is lost.
+async fn relay(from: OwnedReadHalf, to: OwnedWriteHalf, began: State, mut states: watch::Receiver<State>) {
+    let moods = states.clone();
+    tokio::select! {
+        biased;
+        _ = states.wait_for(|state| state.cuts != began.cuts || state.to != began.to) => {}
+        () = pass(from, to, moods) => {}
+    }
+}
+
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, moods: watch::Receiver<State>) {
     let mut piece = vec![0; 16 * 1024];
     let mut gap = false;
-    loop {
-        let len = tokio::select! {
-            read = from.read(&mut piece) => match read {
-                Ok(len @ 1..) => len,
-                _ => return,
-            },
-            changed = states.wait_for(|state| state.cuts != began.cuts || state.to != began.to) => {
-                drop(changed);
-                return;
-            }
-        };
-        let now = states.borrow().mood;
-        match now {
+    while let Ok(len @ 1..) = from.read(&mut piece).await {
+        let mood = moods.borrow().mood;
+        match mood {
             Mood::Swallow => {
                 gap = true;
                 continue;
             }
             // A stream with a hole in it is no TCP: it breaks instead.
             _ if gap => return,
-            // Those that were open break at once, and new ones do not come so far.
-            Mood::Cut => return,
             Mood::Slow(time) => tokio::time::sleep(time).await,
-            Mood::Well => {}
+            Mood::Well | Mood::Cut => {}
         }
         if to.write_all(&piece[..len]).await.is_err() {
             return;
