@@ -21,6 +21,7 @@ use pods::Pods;
 use tokio::time::Instant;
 use traffic::Traffic;
 
+use crate::fleet::Micros;
 use crate::fleet::check::Life;
 use crate::fleet::dice::Dice;
 use crate::fleet::service::service;
@@ -146,22 +147,21 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
                 }
                 undone
             });
-            inflict.await.unwrap_or_else(|_| {
-                let before: Vec<_> = events.iter().map(|event: &Event| event.fault).collect();
-                panic!("{topology:?}, WEIR_SEED={seed}: {fault:?} could not be done, after {before:?}")
-            })
+            inflict.await.unwrap_or_else(|_| panic!("{topology:?}, WEIR_SEED={seed}: {}", undoable(fault, &events)))
         };
         let healed = state.now();
         let back = used_again(&pods.weirs, &mark).await;
-        let forgets = fault.forgets(topology, place.clocks_differ()) || place.started_anew() > started_anew;
-        let opens = fault.opens(topology);
-        events.push(Event { fault, forgets, opens, from, undone, healed, back });
+        let mut settled = healed + back.as_micros() as Micros;
+        let started_anew_so_far = place.started_anew();
         let all = Arc::clone(&place);
         let tidied = tokio::task::spawn_blocking(move || fault.tidy_up(&all)).await;
-        tidied.unwrap_or_else(|_| {
-            let before: Vec<_> = events.iter().map(|event| event.fault).collect();
-            panic!("{topology:?}, WEIR_SEED={seed}: not all come back after {before:?}")
-        });
+        tidied.unwrap_or_else(|_| panic!("{topology:?}, WEIR_SEED={seed}: {}", undoable(fault, &events)));
+        if place.started_anew() > started_anew_so_far {
+            used_again(&pods.weirs, &format!("{mark}-anew")).await;
+            settled = state.now();
+        }
+        let forgets = fault.forgets(topology, place.clocks_differ()) || place.started_anew() > started_anew;
+        events.push(Event { fault, forgets, opens: fault.opens(topology), from, undone, healed, back, settled });
         tokio::time::sleep(PAUSE).await;
     }
     // Whoever may still serve what is old does so within the bound.
@@ -173,6 +173,12 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
     wrong.extend(found);
     eprintln!("{topology:?}, seed {seed}, {rate} a second to {PODS} pods:\n{told}{}", wrong.join("\n"));
     (!wrong.is_empty()).then(|| format!("{topology:?}, WEIR_SEED={seed}:\n{told}{}\n", wrong.join("\n")))
+}
+
+/// Why a walk ends early.
+fn undoable(fault: Fault, events: &[Event]) -> String {
+    let before: Vec<_> = events.iter().map(|event| event.fault).collect();
+    format!("{fault:?} could not be done, or undone, after {before:?}")
 }
 
 /// Every breaker is closed, what one pod stores another finds, wherever in Redis it is, and the log takes invalidations.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::Scratch;
 
@@ -21,7 +22,7 @@ pub fn clock() -> Clock {
     let env = [("LD_PRELOAD", library), ("CLOCK_SHIM", ahead.clone())];
     let env = env.map(|(name, path)| (name.to_owned(), path.display().to_string()));
     let ahead = File::options().write(true).open(ahead).expect("our own file");
-    Clock { env, ahead, seconds: Mutex::new(0), _scratch: scratch }
+    Clock { env, ahead, most: AtomicI64::new(0), seconds: Mutex::new(0), _scratch: scratch }
 }
 
 /// What a process takes for the time of day; the clocks by which it waits are as ever.
@@ -29,6 +30,8 @@ pub struct Clock {
     env: [(String, String); 2],
     ahead: File,
     seconds: Mutex<i64>,
+    /// The most that it was ahead since its process began.
+    most: AtomicI64,
     _scratch: Scratch,
 }
 
@@ -51,7 +54,18 @@ impl Clock {
     fn step(&self, to: impl FnOnce(i64) -> i64) {
         let mut seconds = self.seconds.lock().expect("no panic while held");
         *seconds = to(*seconds);
+        self.most.fetch_max(*seconds, Ordering::Relaxed);
         self.ahead.write_all_at(&seconds.to_ne_bytes(), 0).expect("our own file");
+    }
+
+    /// The process that goes by it begins anew.
+    pub(super) fn begins(&self) {
+        self.most.store(self.ahead(), Ordering::Relaxed);
+    }
+
+    /// Whether its process has seen it set back.
+    pub(super) fn was_set_back(&self) -> bool {
+        self.ahead() < self.most.load(Ordering::Relaxed)
     }
 
     /// The environment of who goes by it.

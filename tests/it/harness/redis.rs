@@ -25,11 +25,11 @@ const PORTS_WITH_BUS: std::ops::Range<u16> = 22_000..22_768;
 /// See [`PORTS_WITH_BUS`].
 pub(super) const BUS: u16 = 10_000;
 
-/// Among a server's files: what it says of what happens.
-const SAID: &str = "said";
+/// Among a server's files: its log.
+const LOG: &str = "log";
 
-/// So many lines of it tell what went wrong.
-const LAST_SAID: usize = 40;
+/// So many of its last lines tell what went wrong.
+const LAST_LINES: usize = 40;
 
 /// Longest that a frozen or dead server is waited for by the harness' own commands.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -220,7 +220,7 @@ impl Redis {
                 .args(&self.more)
                 .envs(self.env.iter().cloned())
                 .stdin(Stdio::null())
-                .stdout(self.said().expect("our own file"))
+                .stdout(self.log().expect("our own file"))
                 .stderr(Stdio::null())
                 .spawn()
                 .expect("redis-server is installed (make test sees to it)");
@@ -236,20 +236,20 @@ impl Redis {
         }
     }
 
-    /// The file that it writes what happens to.
-    fn said(&self) -> std::io::Result<File> {
-        File::options().create(true).append(true).open(self.scratch.path().join(SAID))
+    /// Its log, which outlives it.
+    fn log(&self) -> std::io::Result<File> {
+        File::options().create(true).append(true).open(self.scratch.path().join(LOG))
     }
 
     /// What it says of itself, and what it said last: for who looks for what went wrong.
     pub fn story(&self) -> String {
         let ask = |what: &&str| self.try_cli(&["INFO", what]).unwrap_or_else(|error| error.to_string());
         let asked: String = ["server", "replication"].iter().map(ask).collect();
-        let said = std::fs::read_to_string(self.scratch.path().join(SAID)).unwrap_or_default();
+        let log = std::fs::read_to_string(self.scratch.path().join(LOG)).unwrap_or_default();
         let is_known =
             |line: &&str| ["uptime_in_s", "role", "master_", "slave"].iter().any(|name| line.starts_with(name));
         let asked = asked.lines().filter(is_known);
-        let last = said.lines().skip(said.lines().count().saturating_sub(LAST_SAID));
+        let last = log.lines().skip(log.lines().count().saturating_sub(LAST_LINES));
         asked.chain(last).fold(String::new(), |story, line| story + "\n  " + line.trim())
     }
 

@@ -178,18 +178,21 @@ impl RedisCluster {
         });
     }
 
-    /// A master of which the clock was set back since it was started does not serve again, once it has stopped, before its clock
-    /// is where it was at the start (`clusterUpdateState` counts from then); and whom it had heard of last before that, it does
-    /// not ask before then, and so does not take for dead (`clusterCron`). If that keeps the cluster, it is started anew.
+    /// Waits for the cluster, and starts those anew whose clocks were set back if that keeps it. Such a master does not serve
+    /// again, once it has stopped, before its clock is where it was at its start (`clusterUpdateState` counts from then), and
+    /// does not take another for dead that it had heard of last when its clock was ahead (`clusterCron`).
     fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let began = Instant::now();
         let condition = || {
             if began.elapsed() > STUCK {
-                self.here().into_iter().filter(|node| self.is_behind_its_start(*node)).for_each(|node| {
-                    self.kill(node);
-                    self.restart(node);
-                    self.started_anew.fetch_add(1, Ordering::Relaxed);
-                });
+                self.here()
+                    .into_iter()
+                    .filter(|node| self.clocks.get(*node).is_some_and(Clock::was_set_back))
+                    .for_each(|node| {
+                        self.kill(node);
+                        self.restart(node);
+                        self.started_anew.fetch_add(1, Ordering::Relaxed);
+                    });
             }
             condition()
         };
@@ -199,11 +202,6 @@ impl RedisCluster {
     /// How many had to be started anew while somebody waited for the cluster: it may have lost what they had.
     pub fn started_anew(&self) -> usize {
         self.started_anew.load(Ordering::Relaxed)
-    }
-
-    /// Whether a node's clock says that it was started in the future.
-    fn is_behind_its_start(&self, node: usize) -> bool {
-        self.nodes[node].try_cli(&["INFO", "server"]).is_ok_and(|told| told.contains("uptime_in_seconds:-"))
     }
 
     /// What each says of itself and the others.
@@ -299,6 +297,9 @@ impl RedisCluster {
 
     /// One that was killed comes back without its data, and with what it knew of the cluster.
     pub fn restart(&self, node: usize) {
+        if let Some(clock) = self.clocks.get(node) {
+            clock.begins();
+        }
         self.nodes[node].start();
         self.is_back(node);
     }

@@ -67,6 +67,9 @@ pub fn lock(line: &mut Line, length: Duration) -> std::io::Result<()> {
     line.say(&["CONFIG", "SET", "requirepass", ""]).map(drop)
 }
 
+/// Settings that are changed for a fault by such a connection.
+const OF_FAULTS: [&str; 4] = ["maxclients", "requirepass", "lua-time-limit", "busy-reply-threshold"];
+
 /// By a connection that is kept, to the master of the log.
 pub fn by_line(place: &Place, what: impl FnOnce(&mut Line) -> std::io::Result<()>) {
     let watched = match place {
@@ -84,10 +87,11 @@ pub fn by_line(place: &Place, what: impl FnOnce(&mut Line) -> std::io::Result<()
             eprintln!("it is taken for replaced: {error}");
             assert_ne!(sentinels.master(), replaced, "Redis does as it is told");
             sentinels.kill(replaced);
-            // They have it write down what it goes by, this too.
+            // They have it keep its settings by CONFIG REWRITE, what was set for the fault among them.
             let file = sentinels.server(replaced).directory().join("redis.conf");
             let settings = std::fs::read_to_string(&file).expect("it has one");
-            let others: Vec<_> = settings.lines().filter(|line| !line.starts_with("maxclients")).collect();
+            let is_ours = |line: &&str| OF_FAULTS.iter().any(|name| line.starts_with(name));
+            let others: Vec<_> = settings.lines().filter(|line| !is_ours(line)).collect();
             std::fs::write(&file, others.join("\n")).expect("it is written");
             sentinels.restart(replaced);
         }

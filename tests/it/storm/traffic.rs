@@ -11,13 +11,13 @@ use crate::fleet::dice::Dice;
 use crate::fleet::pods::At;
 use crate::fleet::service::{DIRECT, Service, State, path_of};
 use crate::fleet::{KEYS, Micros, TAGS};
-use crate::harness::{Answer, Load, Report, Request, get, request};
+use crate::harness::{Answer, Load, Report, Request, get, optimised, request};
 use crate::limits_fleet::check::Admitted;
 
 /// Longest that any load goes on.
 const LONGEST: Duration = Duration::from_secs(900);
 
-/// What clients send later than this, the machine kept from them.
+/// What is sent later than this was held up at its client.
 pub const LATE: Duration = Duration::from_millis(10);
 
 /// Identities of the limited routes.
@@ -48,12 +48,12 @@ pub struct Traffic {
     pods: Mutex<Vec<At>>,
     service: SocketAddr,
     state: Arc<State>,
-    /// Of each request when it was sent, and what it names.
-    sent: Mutex<Vec<Sent>>,
+    /// Of each request when it was made, and what it names.
+    made: Mutex<Vec<Made>>,
 }
 
 #[derive(Clone)]
-struct Sent {
+struct Made {
     at: Micros,
     to: At,
     keys: Vec<(usize, u64)>,
@@ -65,9 +65,9 @@ pub struct Seen {
     pub kind: Kind,
     /// When its client came to send it.
     pub sent: Micros,
-    /// By how much that was too late: its client had to wait for the machine.
+    /// By how much that was too late.
     pub late: Duration,
-    /// From its being sent to its answer's end, less what the machine stood still meanwhile.
+    /// From its being sent to its answer's end, less what the clients stood still meanwhile.
     pub took: Duration,
     /// To which pod, unless it went past them.
     pub pod: usize,
@@ -82,6 +82,8 @@ pub struct Seen {
 pub struct Notes {
     /// Every request.
     pub seen: Vec<Seen>,
+    /// When the clients stood still, and with them the machine.
+    pub stalls: Vec<(Micros, Micros)>,
     /// For the checker of what is served.
     pub history: History,
     /// For that of limits: what each identity was let through.
@@ -92,7 +94,7 @@ impl Traffic {
     /// Between these pods and their service, by this seed.
     pub fn new(seed: u64, pods: Vec<At>, service: &Service) -> Arc<Self> {
         let (pods, state) = (Mutex::new(pods), Arc::clone(&service.state));
-        Arc::new(Self { seed, pods, service: service.address, state, sent: Mutex::default() })
+        Arc::new(Self { seed, pods, service: service.address, state, made: Mutex::default() })
     }
 
     /// Where a pod is.
@@ -109,7 +111,7 @@ impl Traffic {
     pub fn load(self: &Arc<Self>, rate: u32) -> Load {
         let (makes, chooses) = (Arc::clone(self), Arc::clone(self));
         Load::new(rate, LONGEST, move |i| makes.make(i)).choosing(move |i| {
-            let to = chooses.sent.lock().expect("no panic while held")[i].to;
+            let to = chooses.made.lock().expect("no panic while held")[i].to;
             match chooses.kind(i) {
                 Kind::Direct => chooses.service,
                 Kind::Order(_) => to.admin,
@@ -155,17 +157,17 @@ impl Traffic {
                 order.header("content-type", "application/json").body(body)
             }
         };
-        self.sent.lock().expect("no panic while held").push(Sent { at: self.state.now(), to, keys });
+        self.made.lock().expect("no panic while held").push(Made { at: self.state.now(), to, keys });
         request
     }
 
     /// What was seen, for who judges it.
     pub fn notes(&self, report: &Report) -> Notes {
-        let sent = self.sent.lock().expect("no panic while held").clone();
+        let made = self.made.lock().expect("no panic while held").clone();
         let mut notes = Notes::default();
         // The load began just before its first request was made.
-        let began = sent.first().map_or(0, |first| first.at);
-        for (i, (sample, Sent { at, to, keys })) in report.samples.iter().zip(sent).enumerate() {
+        let began = made.first().map_or(0, |first| first.at);
+        for (i, (sample, Made { at, to, keys })) in report.samples.iter().zip(made).enumerate() {
             let (kind, life) = (self.kind(i), to.life);
             let due = began + sample.at.as_micros() as Micros;
             let end = due + sample.took.as_micros() as Micros;
@@ -213,29 +215,28 @@ impl Traffic {
                 }
             }
         }
-        let stalls = stalls(&notes.seen);
+        if optimised() {
+            notes.stalls = stalls(&notes.seen);
+        }
         for seen in &mut notes.seen {
-            let (from, to) = (seen.sent, seen.sent + seen.took.as_micros() as Micros);
-            let within = stalls.iter().map(|stall| stall.1.min(to).saturating_sub(stall.0.max(from))).sum();
-            seen.took = seen.took.saturating_sub(Duration::from_micros(within));
+            let to = seen.sent + seen.took.as_micros() as Micros;
+            seen.took = seen.took.saturating_sub(still(&notes.stalls, seen.sent, to));
         }
         notes
     }
 }
 
-/// When clients could not send what was due: the machine stood still.
+/// For how long of the time between the two the clients stood still.
+pub fn still(stalls: &[(Micros, Micros)], from: Micros, to: Micros) -> Duration {
+    Duration::from_micros(stalls.iter().map(|stall| stall.1.min(to).saturating_sub(stall.0.max(from))).sum())
+}
+
+/// When nothing was sent though something was due: the clients could not run.
 fn stalls(seen: &[Seen]) -> Vec<(Micros, Micros)> {
-    let late = seen.iter().filter(|seen| seen.late > LATE);
-    let mut late: Vec<_> = late.map(|seen| (seen.sent - seen.late.as_micros() as Micros, seen.sent)).collect();
-    late.sort_unstable();
-    late.dedup_by(|next, last| {
-        let is_same = next.0 <= last.1;
-        if is_same {
-            last.1 = last.1.max(next.1);
-        }
-        is_same
-    });
-    late
+    let mut sent: Vec<_> = seen.iter().map(|seen| (seen.sent, seen.sent - seen.late.as_micros() as Micros)).collect();
+    sent.sort_unstable();
+    let gaps = sent.windows(2).map(|pair| (pair[0].0.max(pair[1].1), pair[1].0));
+    gaps.filter(|(from, to)| to - from > LATE.as_micros() as Micros).collect()
 }
 
 /// Whether this is what a client hopes for: a limit may deny, and Redis be unable to log.
