@@ -135,14 +135,17 @@ impl Sentinels {
 
     /// Waits until all that are there have what the master has.
     pub fn is_well(&self) {
-        let master = self.master();
-        let follows = |server: &usize| {
-            let told = self.servers[*server].try_cli(&["INFO", "replication"]).unwrap_or_default();
+        let follows = |server: usize| {
+            let told = self.servers[server].try_cli(&["INFO", "replication"]).unwrap_or_default();
             told.contains("master_link_status:up")
         };
-        let here = (0..SERVERS).filter(|server| *server != master && self.is_here(*server));
-        let here: Vec<_> = here.collect();
-        poll_or_say("all follow the master", || here.iter().all(follows), || self.told());
+        // Who that is may change meanwhile.
+        let all_follow = || {
+            self.agreed_master().is_some_and(|master| {
+                (0..SERVERS).filter(|server| *server != master && self.is_here(*server)).all(follows)
+            })
+        };
+        poll_or_say("all follow the master", all_follow, || self.told());
     }
 
     /// What each server and sentinel says of itself and the others.
