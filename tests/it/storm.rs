@@ -6,6 +6,7 @@
 
 mod faults;
 mod judge;
+mod machine;
 mod means;
 pub mod place;
 mod pods;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use faults::Fault;
 use judge::{Event, judge};
+use machine::Watch;
 use place::{Place, Topology};
 use pods::Pods;
 use tokio::time::Instant;
@@ -128,6 +130,7 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
     used_again(&pods.weirs, "first").await;
     let traffic = Traffic::new(seed, pods.at(), &pods.service);
     let rate = u32::try_from(scale("WEIR_RPS", if optimised() { 2000 } else { 300 })).expect("a rate");
+    let watch = Watch::start(Arc::clone(&state));
     let (load, began, start) = (traffic.load(rate).start(), Instant::now(), state.now());
     tokio::time::sleep_until(began + CALM).await;
     let (mut events, mut wrong) = (Vec::new(), Vec::new());
@@ -167,7 +170,7 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
     // Whoever may still serve what is old does so within the bound.
     tokio::time::sleep(BOUND).await;
     let report = load.stop().await;
-    let mut notes = traffic.notes(&report);
+    let mut notes = traffic.notes(&report, watch);
     notes.history.fetches = state.fetches();
     let (found, told) = judge(&notes, &events, start);
     wrong.extend(found);

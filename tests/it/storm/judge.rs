@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::faults::Fault;
-use super::traffic::{Kind, LATE, Notes, Seen, still};
+use super::traffic::{Kind, LATE, Notes, Seen};
 use super::{BOUND, BURST, DEADLINE, PODS, RATE, slack};
 use crate::fleet::Micros;
 use crate::fleet::check::{check, story};
@@ -35,6 +35,9 @@ const LATE_OF_ALL: f64 = 0.02;
 /// ..and of those in a span, or in a second if that is longer: else it was for more than a moment that something took the
 /// machine, and that may be Weir.
 const LATE_IN_A_SPAN: f64 = 0.1;
+
+/// Of a span, or of a second if that is longer, the machine's host may take so much, or it is too little a machine.
+const TAKEN_OF_A_SPAN: f64 = 0.2;
 
 /// Requests of a second.
 const OF_A_SECOND: u32 = 2000;
@@ -142,15 +145,23 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
     let closed = if *opens { opened.max(*undone) } else { end };
     let spans = [(*from, opened), (opened, closed), (closed, end)];
     let in_spans = |class| spans.map(|(from, to)| p99(&notes.seen, class, from, to));
+    let as_clients = |class| spans.map(|span| percentile(sent(&notes.seen, class, span).map(|seen| seen.took)));
     // What goes past the pods waits for the machine alone.
     let machine = in_spans(Class::Direct).map(|time| time.saturating_sub(calm(Class::Direct)).min(MACHINE));
-    let stood = still(&notes.stalls, *from, end);
-    let _ = writeln!(told, "    the machine's own: {machine:?}; it stood still for {stood:?}");
+    let [still, stolen] = notes.machine.held_up(*from, end);
+    let _ = writeln!(
+        told,
+        "    the machine's own: {machine:?}; it stood still for {still:?}; its host took a processor for {stolen:?}"
+    );
     for ((from, to), what) in spans.into_iter().zip(SPANS) {
         let sent = notes.seen.iter().filter(|seen| seen.sent >= from && seen.sent < to);
         let (late, all) = sent.fold((0, 0), |(late, all), seen| (late + usize::from(seen.late > LATE), all + 1));
         if optimised() && late as f64 > f64::from(OF_A_SECOND.max(all)) * LATE_IN_A_SPAN {
             wrong.push(format!("{fault:?}: {late} of {all} requests were sent more than {LATE:?} late {what}"));
+        }
+        let [_, stolen] = notes.machine.held_up(from, to);
+        if stolen > Duration::from_micros(to - from).max(Duration::from_secs(1)).mul_f64(TAKEN_OF_A_SPAN) {
+            wrong.push(format!("{fault:?}: the machine's host took a processor for {stolen:?} {what}"));
         }
     }
     for class in CLASSES {
@@ -166,11 +177,14 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
         };
         let afterwards = if *opens { Duration::ZERO } else { deadline };
         let judged = [(first, deadline), (later, afterwards), (back, deadline)];
-        for ((((time, most), machine), span), what) in judged.into_iter().zip(machine).zip(spans).zip(SPANS) {
+        let judged = judged.into_iter().zip(as_clients(class)).zip(machine).zip(spans).zip(SPANS);
+        for (((((time, most), as_client), machine), span), what) in judged {
             let allowed = calm + most + LITTLE + machine + slack();
             if time > allowed {
                 let slow = slow(&notes.seen, class, span, allowed);
                 wrong.push(format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before: {slow}"));
+            } else if as_client > allowed {
+                let _ = writeln!(told, "    {as_client:?} of {class:?} {what}, with what the machine did not run");
             }
         }
     }
@@ -211,7 +225,7 @@ fn sent(seen: &[Seen], class: Class, (from, to): (Micros, Micros)) -> impl Itera
 
 /// Which of them took longer than that: how many, when, of which pods, and how late they were sent.
 fn slow(seen: &[Seen], class: Class, span: (Micros, Micros), than: Duration) -> String {
-    let slow: Vec<&Seen> = sent(seen, class, span).filter(|seen| seen.took > than).collect();
+    let slow: Vec<&Seen> = sent(seen, class, span).filter(|seen| seen.took - seen.held_up > than).collect();
     let (Some(first), Some(last)) = (slow.first(), slow.last()) else { return "none".to_owned() };
     let [first, last] = [first, last].map(|seen| seen.sent as f64 / 1e6);
     let by_pod: Vec<_> = (0..PODS).map(|pod| slow.iter().filter(|seen| seen.pod == pod).count()).collect();
@@ -223,9 +237,14 @@ fn slow(seen: &[Seen], class: Class, span: (Micros, Micros), than: Duration) -> 
     )
 }
 
-/// Of those sent between the two.
+/// Of those sent between the two, without what the machine held them up.
 fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
-    let mut times: Vec<Duration> = sent(seen, class, (from, to)).map(|seen| seen.took).collect();
+    percentile(sent(seen, class, (from, to)).map(|seen| seen.took - seen.held_up))
+}
+
+/// The 99th of a hundred.
+fn percentile(times: impl Iterator<Item = Duration>) -> Duration {
+    let mut times: Vec<Duration> = times.collect();
     times.sort_unstable();
     // Of few, all but one.
     let last = times.len().saturating_sub(1);

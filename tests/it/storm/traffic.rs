@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::PODS;
+use super::machine::{Machine, Watch};
 use crate::fleet::check::{Fault, History, Order, Read, Taken};
 use crate::fleet::dice::Dice;
 use crate::fleet::pods::At;
@@ -67,8 +68,10 @@ pub struct Seen {
     pub sent: Micros,
     /// By how much that was too late.
     pub late: Duration,
-    /// From its being sent to its answer's end, less what the clients stood still meanwhile.
+    /// From its being sent to its answer's end.
     pub took: Duration,
+    /// Of that, what it waited for the machine to run at all.
+    pub held_up: Duration,
     /// To which pod, unless it went past them.
     pub pod: usize,
     /// The answer's status; 0 if there was none.
@@ -82,8 +85,8 @@ pub struct Seen {
 pub struct Notes {
     /// Every request.
     pub seen: Vec<Seen>,
-    /// When the clients stood still, and with them the machine.
-    pub stalls: Vec<(Micros, Micros)>,
+    /// What held them up that is not Weir's.
+    pub machine: Machine,
     /// For the checker of what is served.
     pub history: History,
     /// For that of limits: what each identity was let through.
@@ -161,8 +164,8 @@ impl Traffic {
         request
     }
 
-    /// What was seen, for who judges it.
-    pub fn notes(&self, report: &Report) -> Notes {
+    /// What was seen, while this was watched, for who judges it.
+    pub fn notes(&self, report: &Report, watch: Watch) -> Notes {
         let made = self.made.lock().expect("no panic while held").clone();
         let mut notes = Notes::default();
         // The load began just before its first request was made.
@@ -175,9 +178,8 @@ impl Traffic {
             let status = answer.map_or(0, |answer| answer.status);
             let is_hit = answer.is_some_and(|answer| answer.header("cache-status").is_some() && answer.is_hit());
             let sent = due + sample.late.as_micros() as Micros;
-            let seen =
-                Seen { kind, sent, late: sample.late, took: sample.took - sample.late, pod: life.pod, status, is_hit };
-            notes.seen.push(seen);
+            let (late, took) = (sample.late, sample.took - sample.late);
+            notes.seen.push(Seen { kind, sent, late, took, held_up: Duration::ZERO, pod: life.pod, status, is_hit });
             if !is_well(kind, status) {
                 let what = match &sample.result {
                     Ok(answer) => format!("{status} {}", String::from_utf8_lossy(&answer.body)),
@@ -216,27 +218,16 @@ impl Traffic {
             }
         }
         if optimised() {
-            notes.stalls = stalls(&notes.seen);
+            notes.machine = watch.end(&notes.seen);
         }
         for seen in &mut notes.seen {
             let to = seen.sent + seen.took.as_micros() as Micros;
-            seen.took = seen.took.saturating_sub(still(&notes.stalls, seen.sent, to));
+            let [still, stolen] = notes.machine.held_up(seen.sent, to);
+            // Both may tell of the same.
+            seen.held_up = still.max(stolen).min(seen.took);
         }
         notes
     }
-}
-
-/// For how long of the time between the two the clients stood still.
-pub fn still(stalls: &[(Micros, Micros)], from: Micros, to: Micros) -> Duration {
-    Duration::from_micros(stalls.iter().map(|stall| stall.1.min(to).saturating_sub(stall.0.max(from))).sum())
-}
-
-/// When nothing was sent though something was due: the clients could not run.
-fn stalls(seen: &[Seen]) -> Vec<(Micros, Micros)> {
-    let mut sent: Vec<_> = seen.iter().map(|seen| (seen.sent, seen.sent - seen.late.as_micros() as Micros)).collect();
-    sent.sort_unstable();
-    let gaps = sent.windows(2).map(|pair| (pair[0].0.max(pair[1].1), pair[1].0));
-    gaps.filter(|(from, to)| to - from > LATE.as_micros() as Micros).collect()
 }
 
 /// Whether this is what a client hopes for: a limit may deny, and Redis be unable to log.
