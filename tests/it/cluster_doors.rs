@@ -197,7 +197,7 @@ async fn on_a_cluster(bus: &str) {
     let moved = Arc::clone(&place);
     blocking(move || {
         let cluster = cluster(&moved);
-        cluster.fail_over(cluster.replica_of(cluster.owner_of(LOG)), true);
+        cluster.fail_over(cluster.replica_of(cluster.owner_of(LOG)));
         cluster.is_well();
     })
     .await;

@@ -62,7 +62,7 @@ impl Event {
                 let other = *cluster.masters().iter().find(|node| **node != home).expect("three masters");
                 let master = if matches!(self, Self::Planned | Self::Killed) { home } else { other };
                 if matches!(self, Self::Planned | Self::OtherPlanned) {
-                    cluster.fail_over(cluster.replica_of(master), true);
+                    cluster.fail_over(cluster.replica_of(master));
                 } else {
                     cluster.kill(master);
                 }
@@ -323,7 +323,7 @@ fn roll(place: &Place, node: usize) -> bool {
     let cluster = cluster(place);
     let had_the_log = cluster.owner_of(LOG) == node;
     if cluster.masters().contains(&node) {
-        cluster.fail_over(cluster.replica_of(node), true);
+        cluster.fail_over(cluster.replica_of(node));
         cluster.is_well();
     }
     cluster.kill(node);

@@ -29,7 +29,7 @@ fn a_cluster_moves_slots_and_fails_over() {
     assert_eq!(cluster.cli(other, &["MGET", "{a}", "{a}1", "{a}2"]), "x\nx\nx");
 
     let heir = cluster.replica_of(other);
-    cluster.fail_over(heir, true);
+    cluster.fail_over(heir);
     cluster.is_well();
     assert_eq!((cluster.owner(slot), cluster.replica_of(heir)), (heir, other));
     cluster.kill(heir);

@@ -21,6 +21,9 @@ const NODE_TIMEOUT_MS: &str = "1000";
 /// A cluster that is not well after so long does not get well by itself.
 const STUCK: Duration = Duration::from_secs(5);
 
+/// After so long a replica that was asked to take over no longer tries (`CLUSTER_MF_TIMEOUT`, 5 s).
+const GIVEN_UP: Duration = Duration::from_secs(6);
+
 /// Keys that are moved at once.
 const BATCH: &str = "100";
 
@@ -322,11 +325,19 @@ impl RedisCluster {
         owner
     }
 
-    /// A replica takes over from its master, which helps if it is `planned`.
-    pub fn fail_over(&self, replica: usize, planned: bool) {
-        let words = if planned { &["CLUSTER", "FAILOVER"][..] } else { &["CLUSTER", "FAILOVER", "TAKEOVER"] };
-        self.cli(replica, words);
-        poll("the replica takes over", || self.member(replica).master.is_none());
+    /// A replica takes over from its master, which helps; it is asked again where it gave up.
+    pub fn fail_over(&self, replica: usize) {
+        let mut asked: Option<Instant> = None;
+        self.wait("the replica takes over", || {
+            if self.try_member(replica).is_some_and(|it| it.master.is_none()) {
+                return true;
+            }
+            if asked.is_none_or(|at| at.elapsed() > GIVEN_UP) {
+                asked = Some(Instant::now());
+                let _ = self.nodes[replica].try_cli(&["CLUSTER", "FAILOVER"]);
+            }
+            false
+        });
     }
 
     /// Moves a slot with all that is in it.

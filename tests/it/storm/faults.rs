@@ -381,7 +381,7 @@ impl Fault {
             }
             Self::Planned => {
                 for master in cluster.masters() {
-                    cluster.fail_over(cluster.replica_of(master), true);
+                    cluster.fail_over(cluster.replica_of(master));
                 }
                 cluster.is_well();
             }
@@ -406,7 +406,7 @@ impl Fault {
             Self::Rolled => {
                 for node in 0..cluster.len() {
                     if cluster.masters().contains(&node) {
-                        cluster.fail_over(cluster.replica_of(node), true);
+                        cluster.fail_over(cluster.replica_of(node));
                         cluster.is_well();
                     }
                     cluster.kill(node);
