@@ -164,7 +164,10 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
             settled = state.now();
         }
         let forgets = fault.forgets(topology, place.clocks_differ()) || place.started_anew() > started_anew;
-        events.push(Event { fault, forgets, opens: fault.opens(topology), from, undone, healed, back, settled });
+        // A Sentinels' master goes on serving who has not heard of its heir; a Cluster's sends him there.
+        let splits = forgets && topology == Topology::Sentinels;
+        let split = if splits { Duration::from_micros(settled - from) } else { Duration::ZERO };
+        events.push(Event { fault, forgets, split, opens: fault.opens(topology), from, undone, healed, back, settled });
         tokio::time::sleep(PAUSE).await;
     }
     // Whoever may still serve what is old does so within the bound.

@@ -51,6 +51,8 @@ pub struct Event {
     pub fault: Fault,
     /// Whether limits may be forgotten by it.
     pub forgets: bool,
+    /// For how long some pods may have asked the old master while others asked its heir, and each gave what is due.
+    pub split: Duration,
     /// Whether nobody waits for Redis, after a while.
     pub opens: bool,
     /// When it began, by the service's time.
@@ -91,7 +93,8 @@ pub fn judge(notes: &Notes, events: &[Event], start: Micros) -> (Vec<String>, St
     (wrong, told)
 }
 
-/// G3: a burst, and the rate; and a burst more for each time that Redis forgot. Each span is judged by what was forgotten in it.
+/// G3: a burst, and the rate; and a burst more for each time that Redis forgot, and the rate again while there are two masters.
+/// Each span is judged by what was forgotten in it.
 fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut String) {
     let lost: Vec<&Event> = events.iter().filter(|event| event.forgets).collect();
     // Who was lent tokens before a loss has them for a while behind it.
@@ -115,12 +118,15 @@ fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut S
                 let bursts = if has_parts { (1 + outages).max(2) } else { 1 };
                 let found = worst(&inside.copied().collect::<Vec<_>>(), f64::from(RATE));
                 most[who] = most[who].max(found.above);
-                let allowed = f64::from(BURST) * (bursts + last - first) as f64 + ROUNDING;
+                let split: Duration = lost[first..last].iter().map(|event| event.split).sum();
+                let of_both = f64::from(RATE) * split.as_secs_f64();
+                let allowed = f64::from(BURST) * (bursts + last - first) as f64 + of_both + ROUNDING;
                 if found.above > allowed {
                     let [from, to] = [found.from, found.to].map(|at| at as f64 / 1e9);
                     let above = found.above;
+                    let by_pod = admitted_by_pod(&notes.seen, *kind, (found.from / 1000, found.to / 1000));
                     wrong.push(format!(
-                        "{kind:?}: {above:.2} above its rate from {from:.3} to {to:.3} s, not {allowed}"
+                        "{kind:?}: {above:.2} above its rate from {from:.3} to {to:.3} s, not {allowed}: {by_pod}"
                     ));
                 }
             }
@@ -132,6 +138,17 @@ fn limits(notes: &Notes, events: &[Event], wrong: &mut Vec<String>, told: &mut S
     }
     let [strict, local] = most;
     let _ = writeln!(told, "  {denied} denied; {strict:.2} and, with each pod's part, {local:.2} above the rate");
+}
+
+/// How many each pod admitted in each tenth of a second.
+fn admitted_by_pod(seen: &[Seen], kind: Kind, (from, to): (Micros, Micros)) -> String {
+    const TENTH: Micros = 100_000;
+    let admitted = seen.iter().filter(|seen| seen.kind == kind && seen.status == 200);
+    let mut counts = vec![vec![0; to.saturating_sub(from).div_ceil(TENTH) as usize]; PODS];
+    for seen in admitted.filter(|seen| seen.sent >= from && seen.sent < to) {
+        counts[seen.pod][((seen.sent - from) / TENTH) as usize] += 1;
+    }
+    format!("by pod and tenth of a second {counts:?}")
 }
 
 /// No request waits for longer than the deadline at first, and hardly at all later on.
