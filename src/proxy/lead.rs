@@ -34,10 +34,6 @@ const LONGEST_POLL: Duration = Duration::from_millis(250);
 /// So much later than Redis said is a lease sure to have ended: Redis counts whole milliseconds, and so do timers here.
 const LAPSE: Duration = Duration::from_millis(2);
 
-/// Questions for a lease that may be answered late, where Redis answered the look-up before: this pod is busy then, or
-/// Redis is, but not away; and one pod in a hurry is one more fetch.
-const LATE: usize = 2;
-
 /// What leading came to.
 pub(crate) enum Led {
     /// The shared tier had it, or what is stale may be served.
@@ -241,9 +237,11 @@ async fn lease<'k>(
     };
     let give_up = journey.gives_up(ask.rule.wait_timeout);
     let mut token = tier.token();
-    let mut late_left = 0;
+    // Whether one answer may come late: where Redis answered the look-up, this pod is busy, or Redis is, but not away; and one
+    // pod in a hurry is one more fetch.
+    let mut may_be_late = answers;
     if answers {
-        (late_left, journey.budget) = (LATE, Budget::new(redis_deadline));
+        journey.budget = Budget::new(redis_deadline);
     }
     let mut pause = FIRST_POLL;
     // Until then another pod is known to fetch, or yet another takes over from it.
@@ -262,8 +260,8 @@ async fn lease<'k>(
             }
             // One late answer is no reason to ask the upstream what another pod is asking it; that Redis is away is.
             Leased::Late if held_until.is_some_and(|until| Instant::now() < until) => {}
-            Leased::Late if late_left > 0 => {
-                late_left -= 1;
+            Leased::Late if may_be_late => {
+                may_be_late = false;
                 journey.budget = Budget::new(redis_deadline);
                 continue;
             }

@@ -105,6 +105,20 @@ async fn one_late_answer_of_redis_makes_no_second_fetch() {
 }
 
 #[tokio::test]
+async fn a_lease_that_is_late_twice_is_waited_for_no_longer() {
+    let (up, redis) = (upstream(), redis());
+    up.route("/a", reply("once"));
+    // Shorter than the breaker waits.
+    let weir = setup(&up, &redis).set("redis.deadline", "25ms").start().await;
+    // As a master does that hands over: it answers who reads.
+    redis.cli(&["CLIENT", "PAUSE", "10000", "WRITE"]);
+    assert_eq!(weir.get("/a").await.text(), "once");
+    redis.cli(&["CLIENT", "UNPAUSE"]);
+    let late = weir.metric(r#"weir_redis_commands_total{command="lease",result="timeout"}"#).await;
+    assert!(late <= 2.0, "it was asked for {late} times");
+}
+
+#[tokio::test]
 async fn a_short_fetch_renews_nothing() {
     let (up, redis) = (upstream(), redis());
     up.route("*", reply("short"));

@@ -247,9 +247,10 @@ fn slow(seen: &[Seen], class: Class, span: (Micros, Micros), than: Duration) -> 
     let [first, last] = [first, last].map(|seen| seen.sent as f64 / 1e6);
     let by_pod: Vec<_> = (0..PODS).map(|pod| slow.iter().filter(|seen| seen.pod == pod).count()).collect();
     let late = slow.iter().map(|seen| seen.late).max().unwrap_or_default();
+    let most = slow.iter().map(|seen| seen.took - seen.held_up).max().unwrap_or_default();
     let past = sent(seen, Class::Direct, span).map(|seen| seen.took).max().unwrap_or_default();
     format!(
-        "by pod {by_pod:?} took more than {than:?}, sent from {first:.3} to {last:.3} s, up to {late:?} late; past the \
+        "by pod {by_pod:?} took more than {than:?}, up to {most:?}, sent from {first:.3} to {last:.3} s, up to {late:?} late; past the \
          pods {past:?} at most"
     )
 }
