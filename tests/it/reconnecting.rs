@@ -3,14 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::harness::{Flaky, Load, PATIENCE, Weir, get, join_all, optimised, reply, upstream, weir, within_async};
 use crate::storm::place::{Place, Topology};
 use crate::storm::slack;
 
-/// Pods.
-const PODS: usize = 50;
+/// Pods. Two cores do not carry fifty that are not optimised, when other tests want them as well.
+fn pods() -> usize {
+    if optimised() { 50 } else { 25 }
+}
+
+/// One fleet at a time, for the same reason.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Requests a second, to all of them.
 const RATE: u32 = 200;
@@ -61,6 +67,7 @@ fn tries(place: &Place, from: Instant) -> Vec<Vec<Duration>> {
 }
 
 async fn come_back(topology: Topology) {
+    let _turn = TURN.lock().await;
     let up = upstream();
     up.route("/a", reply("a").max_age(3600));
     let place = Arc::new(blocking(move || Place::new(topology).without_failovers()).await);
@@ -73,7 +80,7 @@ async fn come_back(topology: Topology) {
     let deadline = if optimised() { Duration::from_millis(20) } else { Duration::from_millis(100) };
     let setup = weir(routes).to(up.url()).set("redis.deadline", format!("{}ms", deadline.as_millis()));
     let setup = place.apply(setup.set("server.workers", 1).set("log.access", false));
-    let weirs = join_all((0..PODS).map(|_| setup.start())).await;
+    let weirs = join_all((0..pods()).map(|_| setup.start())).await;
     let proxies: Vec<_> = weirs.iter().map(|weir| weir.proxy).collect();
     let began = Instant::now();
     let load = Load::new(RATE, PATIENCE * 3, |_| get("/a").header("x-id", "a")).to(&proxies).start();
@@ -90,7 +97,7 @@ async fn come_back(topology: Topology) {
     let since: usize = tries(&place, is_back).iter().map(Vec::len).sum();
     let report = load.stop().await;
 
-    let most = TRIES * PODS * (AWAY - SETTLED).as_secs() as usize;
+    let most = TRIES * pods() * (AWAY - SETTLED).as_secs() as usize;
     for (tried, came) in away.iter().zip(&came) {
         let steps = (AWAY - SETTLED).div_duration_f64(STEP) as usize;
         let (by_step, usual) = (by_step(tried, steps), tried.len() / steps);
@@ -105,7 +112,7 @@ async fn come_back(topology: Topology) {
     }
     eprintln!("{topology:?}: {since} connections in {back:?} since it is back; {report}");
     assert!(back <= BACK + slack() * 2, "used again {back:?} after it came back");
-    let most = PODS * connections(topology);
+    let most = pods() * connections(topology);
     assert!(since <= most, "{since} connections, not {most}");
     assert_eq!(report.errors(), Vec::<String>::new());
     let slow = |from: Instant| report.quantile_between(0.99, from - began, gone - began + AWAY);
@@ -127,16 +134,16 @@ fn by_step(tries: &[Duration], steps: usize) -> Vec<usize> {
 }
 
 #[tokio::test]
-async fn fifty_pods_come_back_to_a_redis() {
+async fn a_fleet_comes_back_to_a_redis() {
     come_back(Topology::Alone).await;
 }
 
 #[tokio::test]
-async fn fifty_pods_come_back_to_a_cluster() {
+async fn a_fleet_comes_back_to_a_cluster() {
     come_back(Topology::Cluster).await;
 }
 
 #[tokio::test]
-async fn fifty_pods_come_back_to_what_sentinels_watch_over() {
+async fn a_fleet_comes_back_to_what_sentinels_watch_over() {
     come_back(Topology::Sentinels).await;
 }

@@ -173,7 +173,8 @@ impl Sentinels {
         let is_content = |sentinel: &usize| {
             said_of_master(&self.sentinels[*sentinel], "flags").is_some_and(|flags| flags == "master")
         };
-        poll("no failover", || self.agreed_master().is_some() && self.sentinels_here().iter().all(is_content));
+        let is_calm = || self.agreed_master().is_some() && self.sentinels_here().iter().all(is_content);
+        poll_or_say("no failover", is_calm, || self.told());
     }
 
     /// A server.
@@ -196,10 +197,11 @@ impl Sentinels {
     /// The server that is the master, by its own word and that of all sentinels that are there; waits until they agree.
     pub fn master(&self) -> usize {
         let mut master = None;
-        poll("one master", || {
+        let is_known = || {
             master = self.agreed_master();
             master.is_some()
-        });
+        };
+        poll_or_say("one master", is_known, || self.told());
         master.expect("it was found")
     }
 
@@ -223,17 +225,19 @@ impl Sentinels {
     pub fn fail_over(&self) -> usize {
         let before = self.master();
         let sentinel = *self.sentinels_here().first().expect("a sentinel");
-        poll("the sentinel begins", || self.sentinels[sentinel].try_cli(&["SENTINEL", "FAILOVER", NAME]).is_ok());
+        let begins = || self.sentinels[sentinel].try_cli(&["SENTINEL", "FAILOVER", NAME]).is_ok();
+        poll_or_say("the sentinel begins", begins, || self.told());
         self.taken_over(before)
     }
 
     /// Waits until another server than this is the master, and says which.
     pub fn taken_over(&self, before: usize) -> usize {
         let mut master = before;
-        poll("a replica takes over", || {
+        let is_over = || {
             master = self.agreed_master().unwrap_or(before);
             master != before
-        });
+        };
+        poll_or_say("a replica takes over", is_over, || self.told());
         master
     }
 
@@ -292,7 +296,7 @@ impl Sentinels {
             let number = |name: &str| said_of_master(sentinel, name).and_then(|number| number.parse::<usize>().ok());
             number("num-slaves") == Some(SERVERS - 1) && number("num-other-sentinels") == Some(SENTINELS - 1)
         };
-        poll("the sentinels know one another", || self.sentinels.iter().all(knows));
+        poll_or_say("the sentinels know one another", || self.sentinels.iter().all(knows), || self.told());
     }
 
     fn sentinels_here(&self) -> Vec<usize> {
