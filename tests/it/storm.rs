@@ -62,6 +62,9 @@ const LENGTHS: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 /// A part of a long walk, with pods and a Redis of its own.
 const ROUND: Duration = Duration::from_secs(60);
 
+/// So long after Sentinels have replaced a master every pod has heard of it: each asks them once a second.
+const SPLIT: Duration = Duration::from_secs(2);
+
 /// A walk as every test run has it.
 const SHORT: Duration = Duration::from_secs(12);
 
@@ -164,9 +167,8 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
             settled = state.now();
         }
         let forgets = fault.forgets(topology, place.clocks_differ()) || place.started_anew() > started_anew;
-        // A Sentinels' master goes on serving who has not heard of its heir; a Cluster's sends him there.
-        let splits = forgets && topology == Topology::Sentinels;
-        let split = if splits { Duration::from_micros(settled - from) } else { Duration::ZERO };
+        let split =
+            if fault.splits(topology) { SPLIT.min(Duration::from_micros(settled - from)) } else { Duration::ZERO };
         events.push(Event { fault, forgets, split, opens: fault.opens(topology), from, undone, healed, back, settled });
         tokio::time::sleep(PAUSE).await;
     }

@@ -187,12 +187,20 @@ impl Fault {
             Self::Planned => topology == Topology::Sentinels,
             // A master may be replaced meanwhile.
             Self::Frozen => topology != Topology::Alone,
-            // Sentinels go the same way, and may take the master for dead.
-            Self::Cut | Self::Swallowed | Self::Slow(1000) | Self::Busy | Self::Crowded | Self::Locked => {
-                topology == Topology::Sentinels
-            }
-            _ => false,
+            _ => topology == Topology::Sentinels && self.hides_master(),
         }
+    }
+
+    /// Whether a master may be replaced that answers pods which have not heard of it: Sentinels' does, and a Cluster's sends
+    /// them to its heir.
+    pub fn splits(self, topology: Topology) -> bool {
+        let by_order = matches!(self, Self::Planned | Self::SentinelBehind);
+        topology == Topology::Sentinels && (by_order || self == Self::Frozen || self.hides_master())
+    }
+
+    /// Whether Sentinels may take a master for dead that is not: they go the same way as pods.
+    fn hides_master(self) -> bool {
+        matches!(self, Self::Cut | Self::Swallowed | Self::Slow(1000) | Self::Busy | Self::Crowded | Self::Locked)
     }
 
     /// Whether limits can be asked of Redis all the while.
@@ -380,8 +388,12 @@ impl Fault {
                 cluster.restart(replica);
             }
             Self::Planned => {
-                for master in cluster.masters() {
-                    cluster.fail_over(cluster.replica_of(master));
+                let masters = cluster.masters();
+                for node in 0..cluster.len() {
+                    // As they are by then; none takes over twice.
+                    if masters.contains(&node) && cluster.masters().contains(&node) {
+                        cluster.fail_over(cluster.replica_of(node));
+                    }
                 }
                 cluster.is_well();
             }

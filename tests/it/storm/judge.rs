@@ -36,7 +36,8 @@ const LATE_OF_ALL: f64 = 0.02;
 /// machine, and that may be Weir.
 const LATE_IN_A_SPAN: f64 = 0.1;
 
-/// Of a span, or of a second if that is longer, the machine's host may take so much, or it is too little a machine.
+/// Of a span, or of a second if that is longer, the machine's host may take so much: else what was waited for in it is not
+/// taken for its doing.
 const TAKEN_OF_A_SPAN: f64 = 0.2;
 
 /// Requests of a second.
@@ -176,10 +177,6 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
         if optimised() && late as f64 > f64::from(OF_A_SECOND.max(all)) * LATE_IN_A_SPAN {
             wrong.push(format!("{fault:?}: {late} of {all} requests were sent more than {LATE:?} late {what}"));
         }
-        let [_, stolen] = notes.machine.held_up(from, to);
-        if stolen > Duration::from_micros(to - from).max(Duration::from_secs(1)).mul_f64(TAKEN_OF_A_SPAN) {
-            wrong.push(format!("{fault:?}: the machine's host took a processor for {stolen:?} {what}"));
-        }
     }
     for class in CLASSES {
         let (calm, [first, later, back]) = (calm(class), in_spans(class));
@@ -202,6 +199,14 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
                 wrong.push(format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before: {slow}"));
             } else if as_client > allowed {
                 let _ = writeln!(told, "    {as_client:?} of {class:?} {what}, with what the machine did not run");
+                let [_, stolen] = notes.machine.held_up(span.0, span.1);
+                let whole = Duration::from_micros(span.1 - span.0).max(Duration::from_secs(1));
+                if stolen > whole.mul_f64(TAKEN_OF_A_SPAN) {
+                    wrong.push(format!(
+                        "{fault:?}: the p99 of {class:?} was {as_client:?} {what}, and the machine's host took a \
+                         processor for {stolen:?} of {whole:?}"
+                    ));
+                }
             }
         }
     }
@@ -250,8 +255,8 @@ fn slow(seen: &[Seen], class: Class, span: (Micros, Micros), than: Duration) -> 
     let most = slow.iter().map(|seen| seen.took - seen.held_up).max().unwrap_or_default();
     let past = sent(seen, Class::Direct, span).map(|seen| seen.took).max().unwrap_or_default();
     format!(
-        "by pod {by_pod:?} took more than {than:?}, up to {most:?}, sent from {first:.3} to {last:.3} s, up to {late:?} late; past the \
-         pods {past:?} at most"
+        "by pod {by_pod:?} took more than {than:?}, up to {most:?}, sent from {first:.3} to {last:.3} s, up to {late:?} \
+         late; past the pods {past:?} at most"
     )
 }
 

@@ -23,7 +23,7 @@ const STEAL: usize = 7;
 /// A time at which a processor of a virtual machine was not there: its host gave it to another.
 #[derive(Debug, Clone, Copy)]
 struct Stolen {
-    /// It was at some time between these.
+    /// It was at some time between these; of two in a row, the second begins where the first ended.
     from: Micros,
     to: Micros,
     /// For so long.
@@ -41,13 +41,15 @@ impl Watch {
     pub fn start(state: Arc<State>) -> Self {
         let (ends, ended) = mpsc::channel();
         let watches = std::thread::spawn(move || {
-            let (mut stolen, mut at, mut before) = (Vec::new(), state.now(), by_processor(&stat()));
+            let (mut at, mut before) = (state.now(), by_processor(&stat()));
+            let (mut stolen, mut last) = (Vec::new(), at);
             while ended.recv_timeout(EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
                 let (to, now) = (state.now(), by_processor(&stat()));
                 if let Some(time) = most(&before, &now).filter(|time| *time > LATE) {
                     let time = time.as_micros() as Micros;
                     // It is added up when the processor is back.
-                    stolen.push(Stolen { from: at.saturating_sub(time), to, time });
+                    stolen.push(Stolen { from: at.saturating_sub(time).max(last), to, time });
+                    last = to;
                 }
                 (at, before) = (to, now);
             }
@@ -74,7 +76,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// For how long of the time between the two the clients stood still, and a processor was taken: at most.
+    /// For how long of the time between the two the clients stood still, and a processor was taken: at most, for nobody knows
+    /// which processor a request wanted.
     pub fn held_up(&self, from: Micros, to: Micros) -> [Duration; 2] {
         let both = |begin: Micros, end: Micros| end.min(to).saturating_sub(begin.max(from));
         let still = self.stalls.iter().map(|stall| both(stall.0, stall.1)).sum();
