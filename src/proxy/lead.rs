@@ -72,7 +72,7 @@ pub(crate) async fn lead(
     let mut previous = missing.previous;
 
     // One plain round trip first: most of what this pod does not have, another has stored.
-    let (look, key, answers) = look_under(journey, ask).await;
+    let (look, key) = look_under(journey, ask).await;
     match look {
         Look::Fresh(found) => {
             permit.end(End::Stored(Arc::clone(&found.slot), Origin::Shared));
@@ -106,7 +106,7 @@ pub(crate) async fn lead(
 
     // The lease comes before the limits of the upstream: a pod that waits for another's fetch costs it nothing.
     // The client may leave at any wait from here on.
-    let lease = match lease(journey, ask, (key, answers), previous.as_ref()).await {
+    let lease = match lease(journey, ask, key, previous.as_ref()).await {
         Waited::Leads(lease) => lease,
         Waited::Found(found) => {
             permit.end(End::Stored(Arc::clone(&found.slot), Origin::Awaited));
@@ -190,12 +190,12 @@ pub(crate) async fn look(journey: &mut Journey<'_>, ask: &Ask<'_>) -> Look {
     look_under(journey, ask).await.0
 }
 
-/// [`look`], the key that was looked under in the end, and whether Redis answered.
-async fn look_under<'k>(journey: &mut Journey<'_>, ask: &Ask<'k>) -> (Look, Cow<'k, [u8]>, bool) {
+/// [`look`], and the key that was looked under in the end.
+async fn look_under<'k>(journey: &mut Journey<'_>, ask: &Ask<'k>) -> (Look, Cow<'k, [u8]>) {
     let worker = Arc::clone(journey.worker);
     let nothing = || Look::Nothing(Missing::default());
     let (Some(redis), Some(tier)) = (&worker.redis, &worker.shared.tier) else {
-        return (nothing(), ask.key.into(), false);
+        return (nothing(), ask.key.into());
     };
     let cache = &worker.shared.cache;
     let (look, key, result) = match tier.get(redis, cache, ask, &mut journey.budget).await {
@@ -207,7 +207,7 @@ async fn look_under<'k>(journey: &mut Journey<'_>, ask: &Ask<'k>) -> (Look, Cow<
         Err(result) => (nothing(), ask.key.into(), result),
     };
     journey.route.metrics.lookup(Tier::Redis, result);
-    (look, key, result != Lookup::Unavailable)
+    (look, key)
 }
 
 enum Waited {
@@ -221,11 +221,11 @@ enum Waited {
     Failed(StatusCode),
 }
 
-/// Leases the fetch of `key` in the fleet, or waits for the pod that has it. `answers` says whether Redis does.
+/// Leases the fetch of `key` in the fleet, or waits for the pod that has it.
 async fn lease<'k>(
     journey: &mut Journey<'_>,
     ask: &Ask<'k>,
-    (mut key, answers): (Cow<'k, [u8]>, bool),
+    mut key: Cow<'k, [u8]>,
     previous: Option<&Previous>,
 ) -> Waited {
     let worker = Arc::clone(journey.worker);
@@ -237,12 +237,8 @@ async fn lease<'k>(
     };
     let give_up = journey.gives_up(ask.rule.wait_timeout);
     let mut token = tier.token();
-    // Whether one answer may come late: where Redis answered the look-up, this pod is busy, or Redis is, but not away; and one
-    // pod in a hurry is one more fetch.
-    let mut may_be_late = answers;
-    if answers {
-        journey.budget = Budget::new(redis_deadline);
-    }
+    // Whether this pod may have been too busy for one answer: it is no reason for a fetch of its own.
+    let mut may_be_busy = true;
     let mut pause = FIRST_POLL;
     // Until then another pod is known to fetch, or yet another takes over from it.
     let mut held_until = None;
@@ -260,8 +256,8 @@ async fn lease<'k>(
             }
             // One late answer is no reason to ask the upstream what another pod is asking it; that Redis is away is.
             Leased::Late if held_until.is_some_and(|until| Instant::now() < until) => {}
-            Leased::Late if may_be_late => {
-                may_be_late = false;
+            Leased::Late if may_be_busy && journey.budget.is_overdrawn() => {
+                may_be_busy = false;
                 journey.budget = Budget::new(redis_deadline);
                 continue;
             }
@@ -274,7 +270,7 @@ async fn lease<'k>(
                 let is_marker = matches!(stored, Stored::Vary(_));
                 let slot = cache.keep(ask.key, stored, 0).slot;
                 let look = if is_marker {
-                    let (look, variant, _) = look_under(journey, ask).await;
+                    let (look, variant) = look_under(journey, ask).await;
                     key = variant;
                     look
                 } else {

@@ -184,13 +184,8 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
             told,
             "    p99 of {class:?}: {calm:?} before, {first:?} at first, {later:?} later, {back:?} on return"
         );
-        let deadline = match class {
-            Class::Quick | Class::Writes | Class::Direct => DEADLINE,
-            // Who found nothing in Redis asks it for the right to fetch, which may take twice as long again.
-            Class::Misses => DEADLINE * 3,
-        };
-        let afterwards = if *opens { Duration::ZERO } else { deadline };
-        let judged = [(first, deadline), (later, afterwards), (back, deadline)];
+        let afterwards = if *opens { Duration::ZERO } else { DEADLINE };
+        let judged = [(first, DEADLINE), (later, afterwards), (back, DEADLINE)];
         let judged = judged.into_iter().zip(as_clients(class)).zip(machine).zip(spans).zip(SPANS);
         for (((((time, most), as_client), machine), span), what) in judged {
             let allowed = calm + most + LITTLE + machine + slack();
