@@ -58,8 +58,9 @@ const TRY_AGAIN: Duration = Duration::from_millis(2);
 /// Times that one command is sent, each answer but the last having named another server, or asked for patience.
 const REDIRECTS: usize = 4;
 
-/// A request may need two trips: a server that takes longer than this share of the deadline for one is of no use to it.
-const TRIPS: u32 = 2;
+/// A request may need three trips, for limits, look-up and lease: a server that takes longer than this share of the deadline for
+/// one is of no use to it.
+const TRIPS: u32 = 3;
 
 /// Less than this share of the deadline is too little to judge a server by, if others had the rest.
 const FAIR: u32 = 4;
@@ -199,9 +200,9 @@ impl Redis {
         };
         let mut answer = match copied {
             Some(replica) => {
-                let mut share = budget.share();
+                let (mut share, began) = (budget.share(), Instant::now());
                 let answer = self.follow(replica, Lane::Copies, &command, &self.0.get, &mut share).await;
-                budget.settle(&share);
+                budget.settle(&share, began.elapsed());
                 answer
             }
             None => Err(Fault::NotSent),
@@ -300,8 +301,9 @@ impl Redis {
                 Err(Fault::Moved(to) | Fault::Ask(to)) => follow::address(to, &way.node.address),
                 Err(Fault::Refused(kind)) if kind == TRYAGAIN && budget.left() > TRY_AGAIN => {
                     // Some of its keys are here and some there, for a moment.
+                    let began = Instant::now();
                     tokio::time::sleep(TRY_AGAIN).await;
-                    budget.spend(TRY_AGAIN);
+                    budget.spend(began.elapsed());
                     continue;
                 }
                 _ => break,
@@ -335,7 +337,7 @@ impl Redis {
             self.attempt(way, lane, command, started + budget.left()).await
         };
         let took = started.elapsed();
-        budget.spend_on(way.node.id, took);
+        budget.spend_on(way.node.id, took, answer.is_ok());
         let (result, trouble) = match &answer {
             Ok(_) => (RedisResult::Ok, None),
             Err(Fault::NotSent) => (RedisResult::Unavailable, None),

@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
-use super::TRIPS;
-
-/// A timer is late by a millisecond or two where nothing is in its way.
+/// An answer that was read so much later than it was waited for had been there: this process was busy. A timer alone is late by
+/// a millisecond or two.
 const BUSY: Duration = Duration::from_millis(4);
 
-/// What one request may still wait for Redis, all in all.
+/// A copy has this share of what is left: the master may have to answer instead.
+const OF_A_COPY: u32 = 2;
+
+/// What one request may still wait for Redis: all its commands have one deadline, but for what it asks again after it has waited for
+/// something else.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     left: Duration,
-    /// What was spent that was not there: this process was not there either when its time was up.
-    overdrawn: Duration,
+    /// Whether there was an answer in time that was not looked at until its time was up.
+    missed: bool,
     spent_on: Spent,
 }
 
@@ -27,7 +30,7 @@ enum Spent {
 impl Budget {
     /// A request's whole allowance.
     pub fn new(left: Duration) -> Self {
-        Self { left, overdrawn: Duration::ZERO, spent_on: Spent::Nobody }
+        Self { left, missed: false, spent_on: Spent::Nobody }
     }
 
     /// What is left of it.
@@ -37,16 +40,17 @@ impl Budget {
 
     /// Takes `spent` off.
     pub fn spend(&mut self, spent: Duration) {
-        self.overdrawn += spent.saturating_sub(self.left);
         self.left = self.left.saturating_sub(spent);
     }
 
-    /// Whether this process was so busy that an answer may have been there in time, and was not looked at.
-    pub fn is_overdrawn(&self) -> bool {
-        self.overdrawn >= BUSY
+    /// Whether nothing is left of it because this process was too busy to look at an answer that was there.
+    pub fn was_missed(&self) -> bool {
+        self.missed && self.left.is_zero()
     }
 
-    pub(super) fn spend_on(&mut self, node: u64, spent: Duration) {
+    /// Takes off what was spent on a server, which has `answered` or not.
+    pub(super) fn spend_on(&mut self, node: u64, spent: Duration, answered: bool) {
+        self.missed |= answered && spent >= self.left + BUSY;
         self.spend(spent);
         self.spent_on = if self.is_only(node) { Spent::One(node) } else { Spent::Several };
     }
@@ -58,13 +62,12 @@ impl Budget {
 
     /// The share of it that a copy may have: no more than leaves the master time enough to answer instead.
     pub(super) fn share(&self) -> Self {
-        Self { left: self.left / TRIPS, ..*self }
+        Self { left: self.left / OF_A_COPY, ..*self }
     }
 
-    /// Takes off what was spent of its [`share`](Self::share), of which this is left.
-    pub(super) fn settle(&mut self, left_of_share: &Self) {
-        let spent = self.share().left.saturating_sub(left_of_share.left);
-        *self = Self { left: self.left.saturating_sub(spent), ..*left_of_share };
+    /// Takes off what was `spent` of a [`share`](Self::share), by what it was spent on.
+    pub(super) fn settle(&mut self, share: &Self, spent: Duration) {
+        *self = Self { left: self.left.saturating_sub(spent), ..*share };
     }
 }
 
@@ -72,14 +75,28 @@ impl Budget {
 mod tests {
     use super::*;
 
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
     #[test]
-    fn what_is_spent_beyond_it_is_this_process_own() {
-        let ms = Duration::from_millis;
+    fn an_answer_that_is_read_long_after_its_time_was_missed() {
+        for (spent, answered, missed) in [(22, true, false), (30, false, false), (24, true, true)] {
+            let mut budget = Budget::new(ms(20));
+            budget.spend_on(1, ms(spent), answered);
+            assert!(budget.left().is_zero());
+            assert_eq!(budget.was_missed(), missed, "{spent} ms");
+        }
+    }
+
+    #[test]
+    fn what_a_copy_takes_beyond_its_share_is_the_requests() {
         let mut budget = Budget::new(ms(20));
-        budget.spend(ms(15));
-        budget.spend(ms(7));
-        assert!(budget.left().is_zero() && !budget.is_overdrawn(), "a timer's own");
-        budget.spend(ms(2));
-        assert!(budget.is_overdrawn());
+        let mut share = budget.share();
+        share.spend_on(1, ms(16), true);
+        budget.settle(&share, ms(16));
+        assert_eq!(budget.left(), ms(4));
+        assert!(!budget.was_missed(), "there is time to ask");
+        assert!(budget.is_only(1) && !budget.is_only(2));
     }
 }

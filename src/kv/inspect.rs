@@ -30,7 +30,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Reads of which the middle one tells how far away a server is; odd.
 const READS: usize = 5;
 
-/// Share of the deadline within which a read should be answered: a request may need two, and their times vary.
+/// Share of the deadline within which a read should be answered: a request may need three, and their times vary.
 const PROMPT: u32 = 4;
 
 /// The largest answers of which a server should have room for so many, else they drive each other out.
@@ -240,7 +240,7 @@ fn pace(latency: Duration, needs: &Needs) -> Option<Finding> {
     }
     Some(Finding {
         text: format!(
-            "Redis took {latency:?} for a read, over a quarter of `redis.deadline` ({:?}): a request may need two, and goes \
+            "Redis took {latency:?} for a read, over a quarter of `redis.deadline` ({:?}): a request may need three, and goes \
              on without it when they take longer than that",
             needs.deadline
         ),

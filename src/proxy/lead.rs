@@ -237,8 +237,8 @@ async fn lease<'k>(
     };
     let give_up = journey.gives_up(ask.rule.wait_timeout);
     let mut token = tier.token();
-    // Whether this pod may have been too busy for one answer: it is no reason for a fetch of its own.
-    let mut may_be_busy = true;
+    // One pod in a hurry is one more fetch: so it asks once more if a connection ended, or if it was itself too busy.
+    let mut may_ask_again = true;
     let mut pause = FIRST_POLL;
     // Until then another pod is known to fetch, or yet another takes over from it.
     let mut held_until = None;
@@ -256,8 +256,12 @@ async fn lease<'k>(
             }
             // One late answer is no reason to ask the upstream what another pod is asking it; that Redis is away is.
             Leased::Late if held_until.is_some_and(|until| Instant::now() < until) => {}
-            Leased::Late if may_be_busy && journey.budget.is_overdrawn() => {
-                may_be_busy = false;
+            Leased::Late if may_ask_again && !journey.budget.left().is_zero() => {
+                may_ask_again = false;
+                continue;
+            }
+            Leased::Late if may_ask_again && journey.budget.was_missed() => {
+                may_ask_again = false;
                 journey.budget = Budget::new(redis_deadline);
                 continue;
             }

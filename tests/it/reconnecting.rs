@@ -91,8 +91,8 @@ async fn come_back(topology: Topology) {
 
     // Each has had what it takes to answer at once.
     join_all(weirs.iter().map(|weir| weir.get("/a"))).await;
-    let calm = Instant::now();
-    tokio::time::sleep_until(calm + CALM).await;
+    let warm = Instant::now();
+    tokio::time::sleep_until(warm + CALM).await;
     let (gone, all) = (Instant::now(), Arc::clone(&place));
     blocking(move || all.kill()).await;
     tokio::time::sleep_until(gone + AWAY).await;
@@ -123,7 +123,7 @@ async fn come_back(topology: Topology) {
     assert!(since <= most, "{since} connections, not {most}");
     assert_eq!(report.errors(), Vec::<String>::new());
     let p99 = |from: Instant, to: Instant| report.quantile_between(0.99, from - began, to - began);
-    let (calm, first, later) = (p99(calm, gone), p99(gone, gone + AWAY), p99(gone + SETTLED, gone + AWAY));
+    let (calm, first, later) = (p99(warm, gone), p99(gone, gone + AWAY), p99(gone + SETTLED, gone + AWAY));
     eprintln!("{topology:?}: p99 {calm:?} before, {first:?} while it was away, {later:?} when all had found out");
     assert!(first <= deadline + LITTLE + slack(), "the p99 was {first:?} while it was away");
     assert!(later <= deadline / 2 + slack(), "the p99 was {later:?} when all had found out");
