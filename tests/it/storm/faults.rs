@@ -1,10 +1,9 @@
 //! What goes wrong with Redis, however it is set up: each is done, held, and undone.
 
-use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::means::{by_line, flush, hold, leave_unsaved, load, lock, mend, take_over};
+use super::means::{by_line, flush, hold, leave_unsaved, load, lock, mend, other_than, slots_in_use, take_over};
 use super::place::{LOG, Place, Topology};
 use crate::fleet::faults::{crowd, evict, keep_busy};
 use crate::harness::{Redis, RedisCluster, poll};
@@ -484,21 +483,4 @@ impl Fault {
             }
         }
     }
-}
-
-fn other_than(cluster: &RedisCluster, master: usize) -> usize {
-    *cluster.masters().iter().find(|node| **node != master).expect("three masters")
-}
-
-/// Slots of a node that hold keys: the log's, limits', entries'.
-fn slots_in_use(cluster: &RedisCluster, node: usize, most: usize) -> BTreeSet<usize> {
-    let mut slots = BTreeSet::from([cluster.slot_of(LOG)]);
-    for keys in ["it:l:*", "it:e:*"] {
-        for key in cluster.cli(node, &["KEYS", keys]).lines().take(most) {
-            if slots.len() < most {
-                slots.insert(cluster.slot_of(key));
-            }
-        }
-    }
-    slots
 }

@@ -1,11 +1,12 @@
 //! How something is done to the servers of Redis.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::place::{Place, server};
-use crate::harness::{Flaky, Line, Redis, is_before_7};
+use super::place::{LOG, Place, server};
+use crate::harness::{Flaky, Line, Redis, RedisCluster, is_before_7};
 
 pub fn hold(place: &Place, worse: [&str; 2], well: [&str; 2], length: Duration) {
     let set = |[name, value]: [&str; 2]| place.say(&["CONFIG", "SET", name, value]);
@@ -111,4 +112,22 @@ pub fn flush(place: &Place) {
 pub fn mend(relay: &Flaky) {
     relay.cut();
     relay.heal();
+}
+
+/// Another master of a cluster.
+pub fn other_than(cluster: &RedisCluster, master: usize) -> usize {
+    *cluster.masters().iter().find(|node| **node != master).expect("three masters")
+}
+
+/// Slots of a node that hold keys: the log's, limits', entries'.
+pub fn slots_in_use(cluster: &RedisCluster, node: usize, most: usize) -> BTreeSet<usize> {
+    let mut slots = BTreeSet::from([cluster.slot_of(LOG)]);
+    for keys in ["it:l:*", "it:e:*"] {
+        for key in cluster.cli(node, &["KEYS", keys]).lines().take(most) {
+            if slots.len() < most {
+                slots.insert(cluster.slot_of(key));
+            }
+        }
+    }
+    slots
 }
