@@ -1,5 +1,6 @@
 //! What may not be, whatever happened to Redis: errors, waiting, old answers, and more than a limit admits.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -249,9 +250,14 @@ fn slow(seen: &[Seen], class: Class, span: (Micros, Micros), than: Duration) -> 
     let late = slow.iter().map(|seen| seen.late).max().unwrap_or_default();
     let most = slow.iter().map(|seen| seen.took - seen.held_up).max().unwrap_or_default();
     let past = sent(seen, Class::Direct, span).map(|seen| seen.took).max().unwrap_or_default();
+    let mut stories = BTreeMap::<_, usize>::new();
+    for seen in &slow {
+        let is_own = matches!(seen.kind, Kind::Miss(_));
+        *stories.entry((if is_own { "own" } else { "shared" }, &*seen.story)).or_default() += 1;
+    }
     format!(
         "by pod {by_pod:?} took more than {than:?}, up to {most:?}, sent from {first:.3} to {last:.3} s, up to {late:?} \
-         late; past the pods {past:?} at most"
+         late; past the pods {past:?} at most; {stories:?}"
     )
 }
 

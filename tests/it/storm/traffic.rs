@@ -78,6 +78,8 @@ pub struct Seen {
     pub status: u16,
     /// Whether it was there already.
     pub is_hit: bool,
+    /// What Weir says of it, if it was not.
+    pub story: String,
 }
 
 /// All that was seen.
@@ -179,7 +181,10 @@ impl Traffic {
             let is_hit = answer.is_some_and(|answer| answer.header("cache-status").is_some() && answer.is_hit());
             let sent = due + sample.late.as_micros() as Micros;
             let (late, took) = (sample.late, sample.took - sample.late);
-            notes.seen.push(Seen { kind, sent, late, took, held_up: Duration::ZERO, pod: life.pod, status, is_hit });
+            let story = answer.and_then(|answer| answer.header("cache-status")).filter(|_| !is_hit);
+            let story = story.unwrap_or_default().to_owned();
+            let (pod, held_up) = (life.pod, Duration::ZERO);
+            notes.seen.push(Seen { kind, sent, late, took, held_up, pod, status, is_hit, story });
             if !is_well(kind, status) {
                 let what = match &sample.result {
                     Ok(answer) => format!("{status} {}", String::from_utf8_lossy(&answer.body)),
