@@ -175,8 +175,7 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
     // Whoever may still serve what is old does so within the bound.
     tokio::time::sleep(BOUND).await;
     let report = load.stop().await;
-    let mut notes = traffic.notes(&report, watch);
-    notes.history.fetches = state.fetches();
+    let notes = traffic.notes(&report, watch);
     let (found, told) = judge(&notes, &events, start);
     wrong.extend(found);
     eprintln!("{topology:?}, seed {seed}, {rate} a second to {PODS} pods:\n{told}{}", wrong.join("\n"));

@@ -153,7 +153,8 @@ fn admitted_by_pod(seen: &[Seen], kind: Kind, (from, to): (Micros, Micros)) -> S
     format!("by pod and tenth of a second {counts:?}")
 }
 
-/// No request waits for longer than the deadline at first, and hardly at all later on.
+/// No request waits for longer than the deadline at first, and hardly at all later on. What the service takes for its answer is
+/// not counted.
 fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong: &mut Vec<String>, told: &mut String) {
     let Event { fault, opens, from, undone, healed, back, .. } = event;
     let [from_s, to_s] = [*from, *healed].map(|at| at as f64 / 1e6);
@@ -164,7 +165,8 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
     let closed = if *opens { opened.max(*undone) } else { end };
     let spans = [(*from, opened), (opened, closed), (closed, end)];
     let in_spans = |class| spans.map(|(from, to)| p99(&notes.seen, class, from, to));
-    let as_clients = |class| spans.map(|span| percentile(sent(&notes.seen, class, span).map(|seen| seen.took)));
+    let as_clients =
+        |class| spans.map(|span| percentile(sent(&notes.seen, class, span).map(|seen| seen.took - seen.served)));
     // What goes past the pods waits for the machine alone.
     let machine = in_spans(Class::Direct).map(|time| time.saturating_sub(calm(Class::Direct)).min(MACHINE));
     let [still, stolen] = notes.machine.held_up(*from, end);
@@ -243,12 +245,12 @@ fn sent(seen: &[Seen], class: Class, (from, to): (Micros, Micros)) -> impl Itera
 
 /// Which of them took longer than that: how many, when, of which pods, and how late they were sent.
 fn slow(seen: &[Seen], class: Class, span: (Micros, Micros), than: Duration) -> String {
-    let slow: Vec<&Seen> = sent(seen, class, span).filter(|seen| seen.took - seen.held_up > than).collect();
+    let slow: Vec<&Seen> = sent(seen, class, span).filter(|seen| seen.of_weir() > than).collect();
     let (Some(first), Some(last)) = (slow.first(), slow.last()) else { return "none".to_owned() };
     let [first, last] = [first, last].map(|seen| seen.sent as f64 / 1e6);
     let by_pod: Vec<_> = (0..PODS).map(|pod| slow.iter().filter(|seen| seen.pod == pod).count()).collect();
     let late = slow.iter().map(|seen| seen.late).max().unwrap_or_default();
-    let most = slow.iter().map(|seen| seen.took - seen.held_up).max().unwrap_or_default();
+    let most = slow.iter().map(|seen| seen.of_weir()).max().unwrap_or_default();
     let past = sent(seen, Class::Direct, span).map(|seen| seen.took).max().unwrap_or_default();
     let mut stories = BTreeMap::<_, usize>::new();
     for seen in &slow {
@@ -263,7 +265,7 @@ fn slow(seen: &[Seen], class: Class, span: (Micros, Micros), than: Duration) -> 
 
 /// Of those sent between the two, without what the machine held them up.
 fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
-    percentile(sent(seen, class, (from, to)).map(|seen| seen.took - seen.held_up))
+    percentile(sent(seen, class, (from, to)).map(Seen::of_weir))
 }
 
 /// The 99th of a hundred.

@@ -70,7 +70,9 @@ pub struct Seen {
     pub late: Duration,
     /// From its being sent to its answer's end.
     pub took: Duration,
-    /// Of that, what it waited for the machine to run at all.
+    /// Of that, what the service took for its answer, which is nothing if it was there before.
+    pub served: Duration,
+    /// Of the rest, what it waited for the machine to run at all.
     pub held_up: Duration,
     /// To which pod, unless it went past them.
     pub pod: usize,
@@ -80,6 +82,13 @@ pub struct Seen {
     pub is_hit: bool,
     /// What Weir says of it, if it was not.
     pub story: String,
+}
+
+impl Seen {
+    /// What it waited for Weir.
+    pub fn of_weir(&self) -> Duration {
+        self.took - self.served - self.held_up
+    }
 }
 
 /// All that was seen.
@@ -170,6 +179,10 @@ impl Traffic {
     pub fn notes(&self, report: &Report, watch: Watch) -> Notes {
         let made = self.made.lock().expect("no panic while held").clone();
         let mut notes = Notes::default();
+        notes.history.fetches = self.state.fetches();
+        let answered_at: BTreeMap<_, _> =
+            notes.history.fetches.iter().map(|one| ((one.key, one.from), one.to)).collect();
+        let mut served = Vec::new();
         // The load began just before its first request was made.
         let began = made.first().map_or(0, |first| first.at);
         for (i, (sample, Made { at, to, keys })) in report.samples.iter().zip(made).enumerate() {
@@ -183,8 +196,15 @@ impl Traffic {
             let (late, took) = (sample.late, sample.took - sample.late);
             let story = answer.and_then(|answer| answer.header("cache-status")).filter(|_| !is_hit);
             let story = story.unwrap_or_default().to_owned();
-            let (pod, held_up) = (life.pod, Duration::ZERO);
-            notes.seen.push(Seen { kind, sent, late, took, held_up, pod, status, is_hit, story });
+            let fetch =
+                answer.filter(|_| matches!(kind, Kind::Hit(_) | Kind::Miss(_)) && status == 200).and_then(|answer| {
+                    let (key, _, asked) = body_of(answer);
+                    Some((asked, *answered_at.get(&(key, asked))?))
+                });
+            served.push(fetch.map_or((sent, sent), |(from, to)| (from.clamp(sent, end), to.clamp(sent, end))));
+            let (pod, unknown) = (life.pod, Duration::ZERO);
+            let seen = Seen { kind, sent, late, took, served: unknown, held_up: unknown, pod, status, is_hit, story };
+            notes.seen.push(seen);
             if !is_well(kind, status) {
                 let what = match &sample.result {
                     Ok(answer) => format!("{status} {}", String::from_utf8_lossy(&answer.body)),
@@ -196,7 +216,7 @@ impl Traffic {
             let answer = answer.expect("it has a status");
             match kind {
                 Kind::Hit(key) => {
-                    let (got, version) = body_of(answer);
+                    let (got, version, _) = body_of(answer);
                     notes.history.reads.push(Read { key, by: life, start: at, end, got, version });
                 }
                 Kind::Miss(key) => assert_eq!(body_of(answer).0, key, "{answer:?}"),
@@ -225,11 +245,13 @@ impl Traffic {
         if optimised() {
             notes.machine = watch.end(&notes.seen);
         }
-        for seen in &mut notes.seen {
-            let to = seen.sent + seen.took.as_micros() as Micros;
-            let [still, stolen] = notes.machine.held_up(seen.sent, to);
+        for (seen, (asked, answered)) in notes.seen.iter_mut().zip(served) {
+            let end = seen.sent + seen.took.as_micros() as Micros;
+            seen.served = Duration::from_micros(answered - asked);
+            let spans = [(seen.sent, asked), (answered, end)].map(|(from, to)| notes.machine.held_up(from, to));
             // Both may tell of the same.
-            seen.held_up = still.max(stolen).min(seen.took);
+            let held_up = spans.into_iter().map(|[still, stolen]| still.max(stolen)).sum::<Duration>();
+            seen.held_up = held_up.min(seen.took - seen.served);
         }
         notes
     }
@@ -244,9 +266,9 @@ fn is_well(kind: Kind, status: u16) -> bool {
     }
 }
 
-/// Of which key an answer is, and in which version.
-fn body_of(answer: &Answer) -> (usize, u64) {
-    let mut numbers = answer.text().split(' ').map(str::parse::<u64>);
-    let (Some(Ok(key)), Some(Ok(version))) = (numbers.next(), numbers.next()) else { panic!("{answer:?}") };
-    (key as usize, version)
+/// Of which key an answer is, in which version, and when the service was asked for it.
+fn body_of(answer: &Answer) -> (usize, u64, Micros) {
+    let numbers: Vec<u64> = answer.text().split(' ').filter_map(|number| number.parse().ok()).collect();
+    let [key, version, asked] = numbers[..] else { panic!("{answer:?}") };
+    (key as usize, version, asked)
 }
