@@ -65,8 +65,8 @@ const ROUND: Duration = Duration::from_secs(60);
 /// So long after Sentinels have replaced a master every pod has heard of it: each asks them once a second.
 const SPLIT: Duration = Duration::from_secs(2);
 
-/// A walk as every test run has it.
-const SHORT: Duration = Duration::from_secs(12);
+/// A walk as every test run has it: two minutes, of all three.
+const SHORT: Duration = Duration::from_secs(40);
 
 /// What code that is not optimised may take longer, sharing its cores with other tests.
 pub fn slack() -> Duration {
@@ -133,7 +133,7 @@ async fn storm(topology: Topology, seed: u64, mut next: impl FnMut() -> Option<(
     used_again(&pods.weirs, "first").await;
     let traffic = Traffic::new(seed, pods.at(), &pods.service);
     let rate = u32::try_from(scale("WEIR_RPS", if optimised() { 2000 } else { 300 })).expect("a rate");
-    let watch = Watch::start(Arc::clone(&state));
+    let watch = Watch::start(Arc::clone(&traffic));
     let (load, began, start) = (traffic.load(rate).start(), Instant::now(), state.now());
     tokio::time::sleep_until(began + CALM).await;
     let (mut events, mut wrong) = (Vec::new(), Vec::new());

@@ -39,6 +39,15 @@ pub struct At {
     pub proxy: SocketAddr,
     /// The operator's port.
     pub admin: SocketAddr,
+    /// Its process.
+    pub pid: u32,
+}
+
+impl At {
+    /// Where this process is.
+    pub fn of(life: Life, weir: &Weir) -> Self {
+        Self { life, proxy: weir.proxy, admin: weir.admin, pid: weir.process() }
+    }
 }
 
 impl Pod {
@@ -46,7 +55,7 @@ impl Pod {
     pub async fn start(number: usize, setup: &Make, redis: &Redis) -> Self {
         let (relay, clock, life) = (flaky(redis.address()), clock(), Life { pod: number, number: 0 });
         let weir = setup(life).redis_at(relay.address()).by(&clock).start().await;
-        let at = At { life, proxy: weir.proxy, admin: weir.admin };
+        let at = At::of(life, &weir);
         Self {
             number,
             setup: Arc::clone(setup),
@@ -87,7 +96,7 @@ impl Pod {
         // Ready or not: Redis may be away.
         let life = Life { pod: self.number, number: self.at().life.number + 1 };
         let next = (self.setup)(life).redis_at(self.relay.address()).by(&self.clock).launch().await;
-        let at = At { life, proxy: next.proxy, admin: next.admin };
+        let at = At::of(life, &next);
         *self.at.lock().expect("no panic while held") = at;
         *weir = next;
         self.was_away(state, from);

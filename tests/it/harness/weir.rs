@@ -348,6 +348,11 @@ impl Weir {
         kill_process(self.pid(), signal).expect("our own child");
     }
 
+    /// The number of its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid")
     }

@@ -37,8 +37,8 @@ const LATE_OF_ALL: f64 = 0.02;
 /// machine, and that may be Weir.
 const LATE_IN_A_SPAN: f64 = 0.1;
 
-/// Of a span, or of a second if that is longer, the machine's host may take so much: else what was waited for in it is not
-/// taken for its doing.
+/// Of a span, or of a second if that is longer, there may be no processor for so much: else what was waited for in it is not
+/// taken for the machine's doing.
 const TAKEN_OF_A_SPAN: f64 = 0.2;
 
 /// Requests of a second.
@@ -169,10 +169,12 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
         |class| spans.map(|span| percentile(sent(&notes.seen, class, span).map(|seen| seen.took - seen.served)));
     // What goes past the pods waits for the machine alone.
     let machine = in_spans(Class::Direct).map(|time| time.saturating_sub(calm(Class::Direct)).min(MACHINE));
-    let [still, stolen] = notes.machine.held_up(*from, end);
+    let (still, stolen) = (notes.machine.still(*from, end), notes.machine.stolen(*from, end));
+    let starved: Vec<_> = (0..PODS).map(|pod| notes.machine.starved(pod, *from, end)).collect();
     let _ = writeln!(
         told,
-        "    the machine's own: {machine:?}; it stood still for {still:?}; its host took a processor for {stolen:?}"
+        "    the machine's own: {machine:?}; it stood still for {still:?}; its host took a processor for {stolen:?}; pods \
+         waited for one for {starved:?}"
     );
     for ((from, to), what) in spans.into_iter().zip(SPANS) {
         let sent = notes.seen.iter().filter(|seen| seen.sent >= from && seen.sent < to);
@@ -197,12 +199,13 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
                 wrong.push(format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before: {slow}"));
             } else if as_client > allowed {
                 let _ = writeln!(told, "    {as_client:?} of {class:?} {what}, with what the machine did not run");
-                let [_, stolen] = notes.machine.held_up(span.0, span.1);
+                let starved = (0..PODS).map(|pod| notes.machine.starved(pod, span.0, span.1)).max().unwrap_or_default();
+                let taken = notes.machine.stolen(span.0, span.1).max(starved);
                 let whole = Duration::from_micros(span.1 - span.0).max(Duration::from_secs(1));
-                if stolen > whole.mul_f64(TAKEN_OF_A_SPAN) {
+                if taken > whole.mul_f64(TAKEN_OF_A_SPAN) {
                     wrong.push(format!(
-                        "{fault:?}: the p99 of {class:?} was {as_client:?} {what}, and the machine's host took a \
-                         processor for {stolen:?} of {whole:?}"
+                        "{fault:?}: the p99 of {class:?} was {as_client:?} {what}, and there was no processor for \
+                         {taken:?} of {whole:?}"
                     ));
                 }
             }

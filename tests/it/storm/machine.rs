@@ -1,14 +1,15 @@
 //! What the machine itself holds requests up by, in which Weir has no part: measured beside the storm, and taken off what
-//! requests took.
+//! requests took. Two processors run the pods, every server of Redis, the service and the clients.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::traffic::{LATE, Seen};
+use super::PODS;
+use super::traffic::{LATE, Seen, Traffic};
 use crate::fleet::Micros;
-use crate::fleet::service::State;
 
 /// The kernel's clock of who has a processor, as programs see it (`USER_HZ`).
 const TICK: Duration = Duration::from_millis(10);
@@ -16,13 +17,22 @@ const TICK: Duration = Duration::from_millis(10);
 /// How often it is looked at.
 const EVERY: Duration = Duration::from_millis(20);
 
+/// How often it is looked at whether pods have a processor.
+const OFTEN: Duration = Duration::from_millis(5);
+
+/// A pod that is ready to run and does not get to for as long as this was held up.
+const STARVED: Duration = Duration::from_millis(2);
+
+/// The thread of a pod that serves requests; there is one.
+const WORKER: &str = "weir-worker-0";
+
 /// Of the numbers of a processor in `/proc/stat`, what its host took (proc(5): user, nice, system, idle, iowait, irq,
 /// softirq, steal).
 const STEAL: usize = 7;
 
-/// A time at which a processor of a virtual machine was not there: its host gave it to another.
+/// A time at which there was no processor: its host gave it to another, or it ran another process.
 #[derive(Debug, Clone, Copy)]
-struct Stolen {
+struct Taken {
     /// It was at some time between these; of two in a row, the second begins where the first ended.
     from: Micros,
     to: Micros,
@@ -30,30 +40,93 @@ struct Stolen {
     time: Micros,
 }
 
+/// Times that are added up when they are over, and of which those are told that took longer than `least`.
+struct Sum {
+    least: Duration,
+    at: Micros,
+    /// Until when what was taken is told.
+    last: Micros,
+    taken: Vec<Taken>,
+}
+
+impl Sum {
+    fn new(least: Duration, at: Micros) -> Self {
+        Self { least, at, last: at, taken: Vec::new() }
+    }
+
+    /// So much more by now.
+    fn grows(&mut self, to: Micros, by: Duration) {
+        if by > self.least {
+            let time = by.as_micros() as Micros;
+            self.taken.push(Taken { from: self.at.saturating_sub(time).max(self.last), to, time });
+            self.last = to;
+        }
+        self.at = to;
+    }
+}
+
+/// What one pod's worker has waited for a processor.
+#[derive(Default)]
+struct Worker {
+    pid: u32,
+    /// Where the kernel tells of it.
+    file: String,
+    waited: Duration,
+}
+
+impl Worker {
+    /// How much longer it is since this was asked last.
+    fn waits(&mut self, pid: u32) -> Duration {
+        if self.pid != pid || self.file.is_empty() {
+            let (file, waited) = (schedstat_of(pid), Duration::MAX);
+            *self = Self { pid, file: file.unwrap_or_default(), waited };
+        }
+        // Where it is not told, nothing is known of it.
+        let now = fs::read_to_string(&self.file).ok().and_then(|stat| waited(&stat)).unwrap_or(self.waited);
+        now.saturating_sub(std::mem::replace(&mut self.waited, now))
+    }
+}
+
+/// The file that tells of a pod's worker; none until that runs.
+fn schedstat_of(pid: u32) -> Option<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten().map(|task| task.path());
+    let is_worker = |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == WORKER);
+    Some(tasks.into_iter().find(is_worker)?.join("schedstat").to_string_lossy().into_owned())
+}
+
+/// Of a task: time on a processor, time ready for one, and how often it got one (Documentation/scheduler/sched-stats.rst).
+fn waited(schedstat: &str) -> Option<Duration> {
+    schedstat.split(' ').nth(1)?.parse().ok().map(Duration::from_nanos)
+}
+
 /// Looks at what the host takes, until it is asked.
 pub struct Watch {
     ends: mpsc::Sender<()>,
-    watches: JoinHandle<Vec<Stolen>>,
+    watches: JoinHandle<(Sum, [Sum; PODS])>,
 }
 
 impl Watch {
     /// From now on, by the service's time.
-    pub fn start(state: Arc<State>) -> Self {
+    pub fn start(traffic: Arc<Traffic>) -> Self {
         let (ends, ended) = mpsc::channel();
         let watches = std::thread::spawn(move || {
-            let (mut at, mut before) = (state.now(), by_processor(&stat()));
-            let (mut stolen, mut last) = (Vec::new(), at);
-            while ended.recv_timeout(EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
-                let (to, now) = (state.now(), by_processor(&stat()));
-                if let Some(time) = most(&before, &now).filter(|time| *time > LATE) {
-                    let time = time.as_micros() as Micros;
-                    // It is added up when the processor is back.
-                    stolen.push(Stolen { from: at.saturating_sub(time).max(last), to, time });
-                    last = to;
+            let (mut at, mut before) = (traffic.now(), by_processor(&stat()));
+            let mut stolen = Sum::new(LATE, at);
+            let (mut starved, mut workers) =
+                ([(); PODS].map(|()| Sum::new(STARVED, at)), [(); PODS].map(|()| Worker::default()));
+            while ended.recv_timeout(OFTEN) == Err(mpsc::RecvTimeoutError::Timeout) {
+                for (pod, (sum, worker)) in starved.iter_mut().zip(&mut workers).enumerate() {
+                    let waits = worker.waits(traffic.at(pod).pid);
+                    sum.grows(traffic.now(), waits);
                 }
-                (at, before) = (to, now);
+                let to = traffic.now();
+                if to - at >= EVERY.as_micros() as Micros {
+                    let now = by_processor(&stat());
+                    stolen.grows(to, most(&before, &now).unwrap_or_default());
+                    (at, before) = (to, now);
+                }
             }
-            stolen
+            (stolen, starved)
         });
         Self { ends, watches }
     }
@@ -61,8 +134,8 @@ impl Watch {
     /// What held those requests up.
     pub fn end(self, seen: &[Seen]) -> Machine {
         drop(self.ends);
-        let stolen = self.watches.join().expect("it only reads");
-        Machine { stalls: stalls(seen), stolen }
+        let (stolen, starved) = self.watches.join().expect("it only reads");
+        Machine { stalls: stalls(seen), stolen: stolen.taken, starved: starved.map(|sum| sum.taken) }
     }
 }
 
@@ -72,18 +145,42 @@ pub struct Machine {
     /// The clients stood still, and with them the machine.
     stalls: Vec<(Micros, Micros)>,
     /// Its host took a processor, for longer than [`LATE`] at once.
-    stolen: Vec<Stolen>,
+    stolen: Vec<Taken>,
+    /// All processors ran others than this pod, which was ready, for longer than [`STARVED`] of [`OFTEN`].
+    starved: [Vec<Taken>; PODS],
 }
 
 impl Machine {
-    /// For how long of the time between the two the clients stood still, and a processor was taken: at most, for nobody knows
-    /// which processor a request wanted.
-    pub fn held_up(&self, from: Micros, to: Micros) -> [Duration; 2] {
-        let both = |begin: Micros, end: Micros| end.min(to).saturating_sub(begin.max(from));
-        let still = self.stalls.iter().map(|stall| both(stall.0, stall.1)).sum();
-        let stolen = self.stolen.iter().map(|one| both(one.from, one.to).min(one.time)).sum();
-        [still, stolen].map(Duration::from_micros)
+    /// For how long of the time between the two the clients stood still.
+    pub fn still(&self, from: Micros, to: Micros) -> Duration {
+        Duration::from_micros(self.stalls.iter().map(|stall| both(*stall, (from, to))).sum())
     }
+
+    /// For how long its host had taken a processor: at most, for nobody knows which processor a request wanted.
+    pub fn stolen(&self, from: Micros, to: Micros) -> Duration {
+        time_of(&self.stolen, (from, to))
+    }
+
+    /// For how long a pod waited for a processor.
+    pub fn starved(&self, pod: usize, from: Micros, to: Micros) -> Duration {
+        time_of(&self.starved[pod], (from, to))
+    }
+
+    /// What a request to that pod, or past the pods, was held up by.
+    pub fn held_up(&self, from: Micros, to: Micros, pod: Option<usize>) -> Duration {
+        let starved = pod.map_or(Duration::ZERO, |pod| self.starved(pod, from, to));
+        // All three may tell of the same.
+        self.still(from, to).max(self.stolen(from, to)).max(starved)
+    }
+}
+
+/// How much of a span is in the other.
+fn both((begin, end): (Micros, Micros), (from, to): (Micros, Micros)) -> Micros {
+    end.min(to).saturating_sub(begin.max(from))
+}
+
+fn time_of(taken: &[Taken], span: (Micros, Micros)) -> Duration {
+    Duration::from_micros(taken.iter().map(|one| both((one.from, one.to), span).min(one.time)).sum())
 }
 
 fn stat() -> String {
@@ -125,11 +222,32 @@ fn what_the_host_takes_is_read_by_processor() {
 
 #[test]
 fn a_request_is_held_up_by_no_more_than_was_taken_while_it_was_under_way() {
-    let stolen = vec![Stolen { from: 1_000, to: 81_000, time: 60_000 }];
-    let machine = Machine { stalls: vec![(70_000, 90_000)], stolen };
-    let held_up = |from, to| machine.held_up(from, to).map(|time| time.as_micros());
-    assert_eq!(held_up(0, 100_000), [20_000, 60_000]);
-    assert_eq!(held_up(60_000, 65_000), [0, 5_000]);
-    assert_eq!(held_up(80_000, 85_000), [5_000, 1_000]);
-    assert_eq!(held_up(90_000, 95_000), [0, 0]);
+    let stolen = vec![Taken { from: 1_000, to: 81_000, time: 60_000 }];
+    let starved = [vec![Taken { from: 84_000, to: 92_000, time: 6_000 }], Vec::new()];
+    let machine = Machine { stalls: vec![(70_000, 90_000)], stolen, starved };
+    let held_up = |from, to| {
+        [machine.still(from, to), machine.stolen(from, to), machine.starved(0, from, to)].map(|time| time.as_micros())
+    };
+    assert_eq!(held_up(0, 100_000), [20_000, 60_000, 6_000]);
+    assert_eq!(held_up(60_000, 65_000), [0, 5_000, 0]);
+    assert_eq!(held_up(80_000, 85_000), [5_000, 1_000, 1_000]);
+    assert_eq!(held_up(90_000, 95_000), [0, 0, 2_000]);
+    let longest = |pod| machine.held_up(90_000, 95_000, pod).as_micros();
+    assert_eq!([Some(0), Some(1), None].map(longest), [2_000, 0, 0]);
+}
+
+#[test]
+fn what_is_added_up_late_was_taken_before_that() {
+    let mut sum = Sum::new(STARVED, 0);
+    for (to, ms) in [(5_000, 1), (10_000, 4), (30_000, 21), (35_000, 5)] {
+        sum.grows(to, Duration::from_millis(ms));
+    }
+    let taken: Vec<_> = sum.taken.iter().map(|one| (one.from, one.to, one.time)).collect();
+    assert_eq!(taken, [(1_000, 10_000, 4_000), (10_000, 30_000, 21_000), (30_000, 35_000, 5_000)]);
+}
+
+#[test]
+fn what_a_task_waited_for_a_processor_is_read() {
+    assert_eq!(waited("1531717143 1190440143 17627\n"), Some(Duration::from_nanos(1_190_440_143)));
+    assert_eq!(waited(""), None);
 }

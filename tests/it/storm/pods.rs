@@ -51,7 +51,7 @@ impl Pods {
 
     /// Where they are.
     pub fn at(&self) -> Vec<At> {
-        let at = |(pod, weir): (usize, &Weir)| at(Life { pod, number: 0 }, weir);
+        let at = |(pod, weir)| At::of(Life { pod, number: 0 }, weir);
         self.weirs.iter().enumerate().map(at).collect()
     }
 
@@ -78,7 +78,7 @@ impl Pods {
             let life = Life { pod, number: traffic.at(pod).life.number + 1 };
             // Ready or not.
             let next = self.setup(life).launch().await;
-            traffic.turn_to(at(life, &next));
+            traffic.turn_to(At::of(life, &next));
             let mut last = std::mem::replace(&mut self.weirs[pod], next);
             last.sigterm();
             assert_eq!(last.ended(PATIENCE).await, Some(0), "what it had begun, it ended");
@@ -178,8 +178,4 @@ impl Pods {
         let all = asked == 2 && answers.iter().all(is_second);
         if all { Ok(()) } else { Err(format!("{asked} fetches of {path}: {answers:?}")) }
     }
-}
-
-fn at(life: Life, weir: &Weir) -> At {
-    At { life, proxy: weir.proxy, admin: weir.admin }
 }

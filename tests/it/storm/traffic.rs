@@ -116,6 +116,11 @@ impl Traffic {
         self.pods.lock().expect("no panic while held")[pod]
     }
 
+    /// Time since the beginning.
+    pub fn now(&self) -> Micros {
+        self.state.now()
+    }
+
     /// From now on a pod is here.
     pub fn turn_to(&self, at: At) {
         self.pods.lock().expect("no panic while held")[at.life.pod] = at;
@@ -248,9 +253,9 @@ impl Traffic {
         for (seen, (asked, answered)) in notes.seen.iter_mut().zip(served) {
             let end = seen.sent + seen.took.as_micros() as Micros;
             seen.served = Duration::from_micros(answered - asked);
-            let spans = [(seen.sent, asked), (answered, end)].map(|(from, to)| notes.machine.held_up(from, to));
-            // Both may tell of the same.
-            let held_up = spans.into_iter().map(|[still, stolen]| still.max(stolen)).sum::<Duration>();
+            let pod = (seen.kind != Kind::Direct).then_some(seen.pod);
+            let spans = [(seen.sent, asked), (answered, end)];
+            let held_up = spans.map(|(from, to)| notes.machine.held_up(from, to, pod)).into_iter().sum::<Duration>();
             seen.held_up = held_up.min(seen.took - seen.served);
         }
         notes
