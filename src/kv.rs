@@ -58,10 +58,6 @@ const TRY_AGAIN: Duration = Duration::from_millis(2);
 /// Times that one command is sent, each answer but the last having named another server, or asked for patience.
 const REDIRECTS: usize = 4;
 
-/// A request may need three trips, for limits, look-up and lease: a server that takes longer than this share of the deadline for
-/// one is of no use to it.
-const TRIPS: u32 = 3;
-
 /// Less than this share of the deadline is too little to judge a server by, if others had the rest.
 const FAIR: u32 = 4;
 
@@ -328,7 +324,9 @@ impl Redis {
             known.metrics.ended(RedisResult::Unavailable, Duration::ZERO);
             return Err(Fault::NotSent);
         }
-        let is_judged = budget.is_only(way.node.id) || budget.left() >= self.0.shared.deadline / FAIR;
+        // Nor is it a server's doing that this process was too busy to look for an earlier answer.
+        let is_judged =
+            !budget.was_missed() && (budget.is_only(way.node.id) || budget.left() >= self.0.shared.deadline / FAIR);
         let started = Instant::now();
         let answer = if budget.left().is_zero() {
             // Earlier answers were so slow that nothing is left for this one: that is trouble too.
@@ -337,7 +335,8 @@ impl Redis {
             self.attempt(way, lane, command, started + budget.left()).await
         };
         let took = started.elapsed();
-        budget.spend_on(way.node.id, took, answer.is_ok());
+        let answered = !matches!(answer, Err(Fault::NotSent | Fault::Timeout | Fault::Dropped));
+        budget.spend_on(way.node.id, took, answered);
         let (result, trouble) = match &answer {
             Ok(_) => (RedisResult::Ok, None),
             Err(Fault::NotSent) => (RedisResult::Unavailable, None),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// An answer that was read so much later than it was waited for had been there: this process was busy. A timer alone is late by
-/// a millisecond or two.
+/// An answer that was read so much later than it was waited for cannot have been looked for in time: this process was busy. A
+/// timer alone is late by a millisecond or two.
 const BUSY: Duration = Duration::from_millis(4);
 
 /// A copy has this share of what is left: the master may have to answer instead.
@@ -14,7 +14,7 @@ const OF_A_COPY: u32 = 2;
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     left: Duration,
-    /// Whether there was an answer in time that was not looked at until its time was up.
+    /// Whether its end came while this process was too busy to look for the answer.
     missed: bool,
     spent_on: Spent,
 }
@@ -43,14 +43,17 @@ impl Budget {
         self.left = self.left.saturating_sub(spent);
     }
 
-    /// Whether nothing is left of it because this process was too busy to look at an answer that was there.
+    /// Whether nothing is left of it because this process was too busy to look for the last answer, which came.
     pub fn was_missed(&self) -> bool {
-        self.missed && self.left.is_zero()
+        self.missed
     }
 
     /// Takes off what was spent on a server, which has `answered` or not.
     pub(super) fn spend_on(&mut self, node: u64, spent: Duration, answered: bool) {
-        self.missed |= answered && spent >= self.left + BUSY;
+        // Once it is at its end, what ended it stands.
+        if !self.left.is_zero() {
+            self.missed = answered && spent >= self.left + BUSY;
+        }
         self.spend(spent);
         self.spent_on = if self.is_only(node) { Spent::One(node) } else { Spent::Several };
     }
@@ -67,7 +70,8 @@ impl Budget {
 
     /// Takes off what was `spent` of a [`share`](Self::share), by what it was spent on.
     pub(super) fn settle(&mut self, share: &Self, spent: Duration) {
-        *self = Self { left: self.left.saturating_sub(spent), ..*share };
+        let missed = share.missed && spent >= self.left + BUSY;
+        *self = Self { left: self.left.saturating_sub(spent), missed, ..*share };
     }
 }
 
@@ -86,6 +90,8 @@ mod tests {
             budget.spend_on(1, ms(spent), answered);
             assert!(budget.left().is_zero());
             assert_eq!(budget.was_missed(), missed, "{spent} ms");
+            budget.spend_on(1, Duration::ZERO, false);
+            assert_eq!(budget.was_missed(), missed, "what comes after has not ended it");
         }
     }
 
@@ -98,5 +104,7 @@ mod tests {
         assert_eq!(budget.left(), ms(4));
         assert!(!budget.was_missed(), "there is time to ask");
         assert!(budget.is_only(1) && !budget.is_only(2));
+        budget.spend_on(1, ms(6), false);
+        assert!(budget.left().is_zero() && !budget.was_missed(), "the master was late");
     }
 }

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::dial::{Dialer, NoConnection, OPENING, Wire};
 use super::reply::{self, Fault, Reply, UNSERVED};
 use super::topology::Node;
-use super::{Shared, TRIPS, Unavailable, jittered};
+use super::{Shared, Unavailable, jittered};
 use crate::clock::Stopwatch;
 use crate::config::{Address, Resp};
 
@@ -26,6 +26,10 @@ const PROBE_EVERY: Duration = Duration::from_millis(250);
 
 /// Longest that one probe waits.
 const PROBE_WAIT: Duration = Duration::from_millis(500);
+
+/// Most requests need up to three answers, for limits, look-up and lease: a server that takes longer than this share of the
+/// deadline for one is of no use to them.
+const TRIPS: u32 = 3;
 
 /// A connection of its own, on the runtime that opened it.
 pub struct Dedicated {

@@ -217,6 +217,38 @@ async fn a_frozen_redis_opens_the_breaker_within_a_second_and_is_back_within_two
 }
 
 #[tokio::test]
+async fn an_answer_that_this_process_was_too_busy_to_look_for_is_no_trouble_of_redis() {
+    let server = Server::up().await;
+    let mut config = server.config();
+    config.deadline = Duration::from_millis(20);
+    let shared = server.shared_with(&config);
+    let redis = Redis::new(Arc::clone(&shared));
+    eventually("works", async || works(&redis).await).await;
+    // Far more of them, and for longer, than would open it.
+    let mut missed = 0;
+    for _ in 0..20 {
+        let redis = redis.clone();
+        let asking = async move {
+            let mut budget = redis.budget();
+            let busy = async {
+                // The question is on its way by then, and hardly ever answered.
+                tokio::task::yield_now().await;
+                std::thread::sleep(Duration::from_millis(30));
+            };
+            let (answer, ()) = tokio::join!(redis.get(b"k", &mut budget), busy);
+            assert_eq!(answer, Ok(None));
+            if budget.was_missed() {
+                assert_eq!(redis.get(b"k", &mut budget).await, Err(Unavailable::Timeout), "nothing is left");
+            }
+            budget.was_missed()
+        };
+        missed += usize::from(tokio::spawn(asking).await.unwrap());
+    }
+    assert!(missed >= 10, "only {missed} were missed");
+    assert!(!shared.is_away());
+}
+
+#[tokio::test]
 async fn a_killed_redis_is_used_again_when_it_is_back() {
     let mut server = Server::up().await;
     let shared = server.shared();

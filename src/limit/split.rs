@@ -69,7 +69,8 @@ pub(super) async fn run(
     });
     let ended = together(parts.collect()).await;
     // They waited at the same time.
-    *budget = ended.iter().map(|(_, left)| *left).min_by_key(Budget::left).unwrap_or(whole);
+    let least = ended.iter().map(|(_, left)| *left).min_by_key(|budget| (budget.left(), budget.was_missed()));
+    *budget = least.unwrap_or(whole);
     ended.into_iter().map(|(part, _)| part).collect()
 }
 

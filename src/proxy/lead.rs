@@ -244,6 +244,9 @@ async fn lease<'k>(
     let mut held_until = None;
     let mut seen = previous.and_then(Previous::entry).map(|entry| entry.fence);
     loop {
+        if may_ask_again && journey.budget.was_missed() {
+            (may_ask_again, journey.budget) = (false, Budget::new(redis_deadline));
+        }
         // Listening starts before the question: a bell that rings in between is heard.
         let bell = tier.listen(&key);
         // What has been invalidated while this waited is no reason to begin anew: the fetch has not begun.
@@ -256,13 +259,9 @@ async fn lease<'k>(
             }
             // One late answer is no reason to ask the upstream what another pod is asking it; that Redis is away is.
             Leased::Late if held_until.is_some_and(|until| Instant::now() < until) => {}
+            Leased::Late if may_ask_again && journey.budget.was_missed() => continue,
             Leased::Late if may_ask_again && !journey.budget.left().is_zero() => {
                 may_ask_again = false;
-                continue;
-            }
-            Leased::Late if may_ask_again && journey.budget.was_missed() => {
-                may_ask_again = false;
-                journey.budget = Budget::new(redis_deadline);
                 continue;
             }
             Leased::Unavailable | Leased::Late => return Waited::Leads(leads(None, Some(token))),

@@ -22,7 +22,7 @@ const WARM: Duration = Duration::from_secs(1);
 const LITTLE: Duration = Duration::from_millis(5);
 
 /// Most of what requests wait for in which Weir has no part that is taken for the machine's doing.
-const MACHINE: Duration = Duration::from_millis(10);
+const MACHINE: Duration = Duration::from_millis(5);
 
 /// Longest from repair to use.
 const BACK: Duration = Duration::from_secs(2);
@@ -37,9 +37,12 @@ const LATE_OF_ALL: f64 = 0.02;
 /// machine, and that may be Weir.
 const LATE_IN_A_SPAN: f64 = 0.1;
 
-/// Of a span, or of a second if that is longer, there may be no processor for so much: else what was waited for in it is not
-/// taken for the machine's doing.
+/// Of a span, or of [`SHORTEST`] if that is longer, there may be no processor for so much: else what was waited for in it is
+/// not taken for the machine's doing.
 const TAKEN_OF_A_SPAN: f64 = 0.2;
+
+/// Of a shorter span a share is too little to tell.
+const SHORTEST: Duration = Duration::from_millis(250);
 
 /// Requests of a second.
 const OF_A_SECOND: u32 = 2000;
@@ -166,7 +169,7 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
     let spans = [(*from, opened), (opened, closed), (closed, end)];
     let in_spans = |class| spans.map(|(from, to)| p99(&notes.seen, class, from, to));
     let as_clients =
-        |class| spans.map(|span| percentile(sent(&notes.seen, class, span).map(|seen| seen.took - seen.served)));
+        |class| spans.map(|span| percentile(sent(&notes.seen, class, span).map(|seen| seen.took - seen.served())));
     // What goes past the pods waits for the machine alone.
     let machine = in_spans(Class::Direct).map(|time| time.saturating_sub(calm(Class::Direct)).min(MACHINE));
     let (still, stolen) = (notes.machine.still(*from, end), notes.machine.stolen(*from, end));
@@ -184,24 +187,24 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
         }
     }
     for class in CLASSES {
-        let (calm, [first, later, back]) = (calm(class), in_spans(class));
+        let (calm, [first, later, back], with) = (calm(class), in_spans(class), as_clients(class));
         let _ = writeln!(
             told,
-            "    p99 of {class:?}: {calm:?} before, {first:?} at first, {later:?} later, {back:?} on return"
+            "    p99 of {class:?}: {calm:?} before, {first:?} at first, {later:?} later, {back:?} on return; with what the \
+             machine held up {with:?}"
         );
         let afterwards = if *opens { Duration::ZERO } else { DEADLINE };
         let judged = [(first, DEADLINE), (later, afterwards), (back, DEADLINE)];
-        let judged = judged.into_iter().zip(as_clients(class)).zip(machine).zip(spans).zip(SPANS);
+        let judged = judged.into_iter().zip(with).zip(machine).zip(spans).zip(SPANS);
         for (((((time, most), as_client), machine), span), what) in judged {
             let allowed = calm + most + LITTLE + machine + slack();
             if time > allowed {
                 let slow = slow(&notes.seen, class, span, allowed);
                 wrong.push(format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before: {slow}"));
             } else if as_client > allowed {
-                let _ = writeln!(told, "    {as_client:?} of {class:?} {what}, with what the machine did not run");
                 let starved = (0..PODS).map(|pod| notes.machine.starved(pod, span.0, span.1)).max().unwrap_or_default();
                 let taken = notes.machine.stolen(span.0, span.1).max(starved);
-                let whole = Duration::from_micros(span.1 - span.0).max(Duration::from_secs(1));
+                let whole = Duration::from_micros(span.1 - span.0).max(SHORTEST);
                 if taken > whole.mul_f64(TAKEN_OF_A_SPAN) {
                     wrong.push(format!(
                         "{fault:?}: the p99 of {class:?} was {as_client:?} {what}, and there was no processor for \

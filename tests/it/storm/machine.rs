@@ -20,8 +20,8 @@ const EVERY: Duration = Duration::from_millis(20);
 /// How often it is looked at whether pods have a processor.
 const OFTEN: Duration = Duration::from_millis(5);
 
-/// A pod that is ready to run and does not get to for as long as this was held up.
-const STARVED: Duration = Duration::from_millis(2);
+/// A pod that is ready to run and does not get to for as large a part of the time was held up.
+const STARVED: f64 = 0.4;
 
 /// The thread of a pod that serves requests; there is one.
 const WORKER: &str = "weir-worker-0";
@@ -40,9 +40,8 @@ struct Taken {
     time: Micros,
 }
 
-/// Times that are added up when they are over, and of which those are told that took longer than `least`.
+/// Times that are added up when they are over.
 struct Sum {
-    least: Duration,
     at: Micros,
     /// Until when what was taken is told.
     last: Micros,
@@ -50,13 +49,13 @@ struct Sum {
 }
 
 impl Sum {
-    fn new(least: Duration, at: Micros) -> Self {
-        Self { least, at, last: at, taken: Vec::new() }
+    fn new(at: Micros) -> Self {
+        Self { at, last: at, taken: Vec::new() }
     }
 
-    /// So much more by now.
-    fn grows(&mut self, to: Micros, by: Duration) {
-        if by > self.least {
+    /// By now it is so much more, which counts if it is more than what is `least` of the time since it was looked at.
+    fn grows(&mut self, to: Micros, by: Duration, least: impl FnOnce(Duration) -> Duration) {
+        if by > least(Duration::from_micros(to - self.at)) {
             let time = by.as_micros() as Micros;
             self.taken.push(Taken { from: self.at.saturating_sub(time).max(self.last), to, time });
             self.last = to;
@@ -102,7 +101,7 @@ fn waited(schedstat: &str) -> Option<Duration> {
 /// Looks at what the host takes, until it is asked.
 pub struct Watch {
     ends: mpsc::Sender<()>,
-    watches: JoinHandle<(Sum, [Sum; PODS])>,
+    watches: JoinHandle<(Sum, [Sum; PODS], bool)>,
 }
 
 impl Watch {
@@ -111,22 +110,23 @@ impl Watch {
         let (ends, ended) = mpsc::channel();
         let watches = std::thread::spawn(move || {
             let (mut at, mut before) = (traffic.now(), by_processor(&stat()));
-            let mut stolen = Sum::new(LATE, at);
+            let mut stolen = Sum::new(at);
             let (mut starved, mut workers) =
-                ([(); PODS].map(|()| Sum::new(STARVED, at)), [(); PODS].map(|()| Worker::default()));
+                ([(); PODS].map(|()| Sum::new(at)), [(); PODS].map(|()| Worker::default()));
             while ended.recv_timeout(OFTEN) == Err(mpsc::RecvTimeoutError::Timeout) {
                 for (pod, (sum, worker)) in starved.iter_mut().zip(&mut workers).enumerate() {
                     let waits = worker.waits(traffic.at(pod).pid);
-                    sum.grows(traffic.now(), waits);
+                    sum.grows(traffic.now(), waits, |time| time.mul_f64(STARVED));
                 }
                 let to = traffic.now();
                 if to - at >= EVERY.as_micros() as Micros {
                     let now = by_processor(&stat());
-                    stolen.grows(to, most(&before, &now).unwrap_or_default());
+                    stolen.grows(to, most(&before, &now).unwrap_or_default(), |_| LATE);
                     (at, before) = (to, now);
                 }
             }
-            (stolen, starved)
+            let is_told = workers.iter().all(|worker| worker.waited < Duration::MAX);
+            (stolen, starved, is_told)
         });
         Self { ends, watches }
     }
@@ -134,7 +134,8 @@ impl Watch {
     /// What held those requests up.
     pub fn end(self, seen: &[Seen]) -> Machine {
         drop(self.ends);
-        let (stolen, starved) = self.watches.join().expect("it only reads");
+        let (stolen, starved, is_told) = self.watches.join().expect("it only reads");
+        assert!(is_told, "the kernel does not tell what {WORKER} waits for (CONFIG_SCHEDSTATS)");
         Machine { stalls: stalls(seen), stolen: stolen.taken, starved: starved.map(|sum| sum.taken) }
     }
 }
@@ -146,7 +147,7 @@ pub struct Machine {
     stalls: Vec<(Micros, Micros)>,
     /// Its host took a processor, for longer than [`LATE`] at once.
     stolen: Vec<Taken>,
-    /// All processors ran others than this pod, which was ready, for longer than [`STARVED`] of [`OFTEN`].
+    /// All processors ran others than this pod, which was ready, for more than [`STARVED`] of the time.
     starved: [Vec<Taken>; PODS],
 }
 
@@ -238,9 +239,9 @@ fn a_request_is_held_up_by_no_more_than_was_taken_while_it_was_under_way() {
 
 #[test]
 fn what_is_added_up_late_was_taken_before_that() {
-    let mut sum = Sum::new(STARVED, 0);
+    let mut sum = Sum::new(0);
     for (to, ms) in [(5_000, 1), (10_000, 4), (30_000, 21), (35_000, 5)] {
-        sum.grows(to, Duration::from_millis(ms));
+        sum.grows(to, Duration::from_millis(ms), |time| time.mul_f64(STARVED));
     }
     let taken: Vec<_> = sum.taken.iter().map(|one| (one.from, one.to, one.time)).collect();
     assert_eq!(taken, [(1_000, 10_000, 4_000), (10_000, 30_000, 21_000), (30_000, 35_000, 5_000)]);

@@ -70,8 +70,8 @@ pub struct Seen {
     pub late: Duration,
     /// From its being sent to its answer's end.
     pub took: Duration,
-    /// Of that, what the service took for its answer, which is nothing if it was there before.
-    pub served: Duration,
+    /// When, of that, the service was at its answer: at no time, if it was there before.
+    pub served: (Micros, Micros),
     /// Of the rest, what it waited for the machine to run at all.
     pub held_up: Duration,
     /// To which pod, unless it went past them.
@@ -85,9 +85,14 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// What the service took for its answer.
+    pub fn served(&self) -> Duration {
+        Duration::from_micros(self.served.1 - self.served.0)
+    }
+
     /// What it waited for Weir.
     pub fn of_weir(&self) -> Duration {
-        self.took - self.served - self.held_up
+        self.took.saturating_sub(self.served() + self.held_up)
     }
 }
 
@@ -187,9 +192,9 @@ impl Traffic {
         notes.history.fetches = self.state.fetches();
         let answered_at: BTreeMap<_, _> =
             notes.history.fetches.iter().map(|one| ((one.key, one.from), one.to)).collect();
-        let mut served = Vec::new();
-        // The load began just before its first request was made.
-        let began = made.first().map_or(0, |first| first.at);
+        // The load began when its first request was due.
+        let first = made.first().zip(report.samples.first());
+        let began = first.map_or(0, |(made, sample)| made.at.saturating_sub(sample.late.as_micros() as Micros));
         for (i, (sample, Made { at, to, keys })) in report.samples.iter().zip(made).enumerate() {
             let (kind, life) = (self.kind(i), to.life);
             let due = began + sample.at.as_micros() as Micros;
@@ -206,10 +211,10 @@ impl Traffic {
                     let (key, _, asked) = body_of(answer);
                     Some((asked, *answered_at.get(&(key, asked))?))
                 });
-            served.push(fetch.map_or((sent, sent), |(from, to)| (from.clamp(sent, end), to.clamp(sent, end))));
-            let (pod, unknown) = (life.pod, Duration::ZERO);
-            let seen = Seen { kind, sent, late, took, served: unknown, held_up: unknown, pod, status, is_hit, story };
-            notes.seen.push(seen);
+            let served = fetch.map_or((sent, sent), |(from, to)| (from.clamp(sent, end), to.clamp(sent, end)));
+            // What the machine did is known when all is.
+            let (pod, held_up) = (life.pod, Duration::ZERO);
+            notes.seen.push(Seen { kind, sent, late, took, served, held_up, pod, status, is_hit, story });
             if !is_well(kind, status) {
                 let what = match &sample.result {
                     Ok(answer) => format!("{status} {}", String::from_utf8_lossy(&answer.body)),
@@ -250,13 +255,11 @@ impl Traffic {
         if optimised() {
             notes.machine = watch.end(&notes.seen);
         }
-        for (seen, (asked, answered)) in notes.seen.iter_mut().zip(served) {
+        for seen in &mut notes.seen {
             let end = seen.sent + seen.took.as_micros() as Micros;
-            seen.served = Duration::from_micros(answered - asked);
             let pod = (seen.kind != Kind::Direct).then_some(seen.pod);
-            let spans = [(seen.sent, asked), (answered, end)];
-            let held_up = spans.map(|(from, to)| notes.machine.held_up(from, to, pod)).into_iter().sum::<Duration>();
-            seen.held_up = held_up.min(seen.took - seen.served);
+            let spans = [(seen.sent, seen.served.0), (seen.served.1, end)];
+            seen.held_up = spans.map(|(from, to)| notes.machine.held_up(from, to, pod)).into_iter().sum();
         }
         notes
     }
