@@ -13,6 +13,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsConnector;
 
@@ -65,6 +66,15 @@ pub(super) struct Wire {
     /// What commands are sent on.
     pub(super) connection: MultiplexedConnection,
     _driver: Arc<Driver>,
+    ended: watch::Receiver<()>,
+}
+
+impl Wire {
+    /// Completes when it has ended, whoever ended it; does not keep it.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ended = self.ended.clone();
+        async move { while ended.changed().await.is_ok() {} }
+    }
 }
 
 /// Ends with whoever needs it: left alone, it would wait for what a frozen server owes.
@@ -235,8 +245,13 @@ where
 {
     let opened = MultiplexedConnection::new_with_config(login, stream, config).await;
     let (connection, driver) = opened.map_err(NoConnection::said)?;
-    let driver = Driver(tokio::spawn(driver).abort_handle());
-    Ok(Wire { connection, _driver: Arc::new(driver) })
+    let (goes_on, ended) = watch::channel(());
+    let driving = async move {
+        driver.await;
+        drop(goes_on);
+    };
+    let driver = Driver(tokio::spawn(driving).abort_handle());
+    Ok(Wire { connection, _driver: Arc::new(driver), ended })
 }
 
 impl From<io::Error> for NoConnection {

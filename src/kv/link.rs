@@ -127,6 +127,12 @@ async fn build(building: Building, of_copies: bool, shared: Arc<Shared>, node: A
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     match shared.dialer.open(&node.address, config, None, of_copies).await {
         Ok(wire) => {
+            // Who ends a connection may be about to go, and another have what he had: better to know before somebody asks.
+            let (ended, shared) = (wire.ended(), Arc::clone(&shared));
+            tokio::spawn(async move {
+                ended.await;
+                shared.topology.doubt();
+            });
             let mut state = building.state.lock().expect("no panic while held");
             state.built += 1;
             state.misses = 0;

@@ -27,7 +27,7 @@ cache.ttl = "2s"
 "#;
 
 /// Keys that live on, of which the first [`NAMED`] are invalidated.
-const KEYS: usize = 60;
+const KEYS: usize = 132;
 
 const NAMED: usize = 12;
 
