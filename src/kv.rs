@@ -16,7 +16,7 @@ use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{Cmd, Pipeline, RedisError, Value};
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::ReadFrom;
+use crate::config::{ReadFrom, Servers};
 use crate::metrics::{CommandMetrics, RedisPart, RedisResult};
 
 pub mod breaker;
@@ -274,7 +274,37 @@ impl Redis {
             known.metrics.ended(RedisResult::Unavailable, Duration::ZERO);
             return Err(Fault::NotSent);
         };
-        self.follow(way, lane, command, known, budget).await
+        let (first, was_open) = (Arc::clone(&way.node), way.node.breaker.is_open());
+        let mut answer = self.follow(Arc::clone(&way), lane, command, known, budget).await;
+        // It may have been done: only what changes nothing is asked again.
+        if matches!((&answer, known.part), (Err(Fault::Dropped), RedisPart::Commands)) {
+            answer = self.follow(way, lane, command, known, budget).await;
+        }
+        let is_gone = matches!(answer, Err(Fault::NotSent)) && !was_open;
+        if is_gone && let Some(heir) = self.heir_of(key, &first, budget).await {
+            answer = self.follow(heir, lane, command, known, budget).await;
+        }
+        answer
+    }
+
+    /// The way to who has `key` in place of one who is gone, if that is known within the budget. Nobody waits for the control
+    /// runtime, and it asks again.
+    async fn heir_of(&self, key: &[u8], gone: &Node, budget: &mut Budget) -> Option<Arc<Way>> {
+        if self.0.control || matches!(self.0.shared.topology.servers, Servers::Standalone(_)) {
+            return None;
+        }
+        let (mut changes, began) = (self.0.shared.changes(), Instant::now());
+        let known = async {
+            loop {
+                match self.master_of(key) {
+                    Some(way) if way.node.id != gone.id => return Some(way),
+                    _ => changes.changed().await.ok()?,
+                }
+            }
+        };
+        let heir = timeout_at(began + budget.left(), known).await.ok().flatten();
+        budget.spend(began.elapsed());
+        heir
     }
 
     /// Sends it there, and from there to whichever server has the key by now.

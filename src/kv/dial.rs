@@ -75,6 +75,11 @@ impl Wire {
         let mut ended = self.ended.clone();
         async move { while ended.changed().await.is_ok() {} }
     }
+
+    /// Whether it has.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.has_changed().is_err()
+    }
 }
 
 /// Ends with whoever needs it: left alone, it would wait for what a frozen server owes.

@@ -85,7 +85,7 @@ impl Slot {
     fn held_or_build(&self, shared: &Arc<Shared>, node: &Arc<Node>) -> Option<Link> {
         let mut state = self.state.lock().expect("no panic while held");
         let generation = node.breaker.generation();
-        if state.held.as_ref().is_some_and(|held| held.generation != generation) {
+        if state.held.as_ref().is_some_and(|held| held.generation != generation || held.wire.has_ended()) {
             state.held = None;
         }
         if let Some(held) = &state.held {

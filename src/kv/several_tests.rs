@@ -156,6 +156,52 @@ async fn a_key_that_moved_is_found_at_once_and_then_asked_for_where_it_is() {
 }
 
 #[tokio::test]
+async fn a_key_whose_server_goes_is_asked_for_at_its_heir_as_soon_as_he_is_known() {
+    let (told, here, there) = (Told::default(), Place::free(), Place::free());
+    told.say(&[(&here, "0-16383"), (&there, "")]);
+    let first = here.listen(told.and(|_| Some(NIL.to_owned())));
+    let _second = there.listen(told.and(|_| Some(bulk("there"))));
+    let pod = Pod::cluster(&[&here, &there]);
+    pod.attaches(LOW).await;
+    told.say(&[(&here, ""), (&there, "0-16383")]);
+    first.end().await;
+    assert_eq!(pod.get(LOW).await, said("there"));
+}
+
+#[tokio::test]
+async fn what_breaks_off_is_asked_once_more() {
+    let (told, here, (breaks, has_broken)) = (Told::default(), Place::free(), flag());
+    told.say(&[(&here, "0-16383")]);
+    let answer = move |_: &str| Some(if has_broken.swap(false, Ordering::SeqCst) { "?\r\n" } else { NIL }.to_owned());
+    let fake = here.listen(told.and(answer));
+    let pod = Pod::cluster(&[&here]);
+    pod.attaches(LOW).await;
+    breaks.store(true, Ordering::SeqCst);
+    let before = fake.count("GET");
+    assert_eq!(pod.get(LOW).await, Ok(None));
+    assert_eq!(fake.count("GET"), before + 2);
+}
+
+#[tokio::test]
+async fn a_server_that_goes_without_an_heir_costs_one_deadline_once() {
+    let (told, here, there) = (Told::default(), Place::free(), Place::free());
+    told.say(&[(&here, "0-8191"), (&there, "8192-16383")]);
+    let first = here.listen(told.and(|_| Some(NIL.to_owned())));
+    let _second = there.listen(told.and(|_| Some(bulk("there"))));
+    let pod = Pod::cluster(&[&here, &there]);
+    pod.attaches(LOW).await;
+    first.end().await;
+    let watch = Stopwatch::start();
+    assert!(pod.get(LOW).await.is_err());
+    assert!(watch.elapsed() < DEADLINE + SLACK, "{:?}", watch.elapsed());
+    eventually("open", async || !pod.works(LOW).await && pod.is_open(&here)).await;
+    let watch = Stopwatch::start();
+    assert_eq!(pod.get(LOW).await, Err(Unavailable::NotSent));
+    assert!(watch.elapsed() < SLACK, "{:?}", watch.elapsed());
+    assert_eq!(pod.get(HIGH).await, said("there"));
+}
+
+#[tokio::test]
 async fn a_key_that_is_on_its_way_is_asked_for_there_and_the_map_stays() {
     let (told, here, there) = (Told::default(), Place::free(), Place::free());
     told.say(&[(&here, "0-16383")]);
