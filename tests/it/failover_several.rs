@@ -229,7 +229,9 @@ impl Aims {
 
 #[tokio::test]
 async fn all_servers_of_a_cluster_and_all_sidecars_are_upgraded_one_after_the_other() {
-    let (place, service, aims) = (place(Topology::Cluster).await, service(), Aims::default());
+    // All are upgraded by plan: that a node counts as dead because the machine is busy is another matter.
+    let new = tokio::task::spawn_blocking(|| Place::new(Topology::Cluster).without_failovers());
+    let (place, service, aims) = (Arc::new(new.await.expect("it starts")), service(), Aims::default());
     let setup = service.setup(&place, "10s");
     let mut weirs = setup.fleet(2).await;
     service.warm(&weirs).await;
@@ -285,7 +287,7 @@ async fn all_servers_of_a_cluster_and_all_sidecars_are_upgraded_one_after_the_ot
         nodes.len(),
         KEYS - NAMED
     );
-    assert!(again * 10 <= KEYS - NAMED, "{again} were fetched again");
+    assert!(again * 20 <= KEYS - NAMED, "{again} were fetched again");
     let late = setup.start().await;
     for key in NAMED..KEYS {
         assert!(late.get(&item(key)).await.is_hit(), "{}", item(key));

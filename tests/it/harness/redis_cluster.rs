@@ -56,6 +56,7 @@ pub struct RedisCluster {
     away: Mutex<BTreeSet<usize>>,
     /// How many had to be started anew.
     started_anew: AtomicUsize,
+    is_patient: bool,
 }
 
 /// A node, in its own words.
@@ -87,7 +88,8 @@ impl RedisCluster {
     fn made(masters: usize, replicas: usize, secured: Option<(&Identity, Option<&str>)>, clocks: Vec<Clock>) -> Self {
         let count = masters * (1 + replicas);
         let (nodes, relays) = (0..count).map(|node| start(secured, clocks.get(node))).unzip();
-        let cluster = Self { nodes, clocks, relays, away: Mutex::default(), started_anew: AtomicUsize::new(0) };
+        let (away, started_anew) = (Mutex::default(), AtomicUsize::new(0));
+        let cluster = Self { nodes, clocks, relays, away, started_anew, is_patient: false };
         for (i, node) in cluster.nodes.iter().enumerate() {
             node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(i + 1).to_string()]);
             if i < masters {
@@ -125,10 +127,15 @@ impl RedisCluster {
         poll("the nodes know one another", || self.nodes.iter().all(knows_all));
     }
 
-    /// Nobody takes over by himself, however long a busy machine keeps a node waiting.
+    /// Nobody takes over by himself, or stops to serve, however long a busy machine keeps a node waiting.
     pub fn without_failovers(self) -> Self {
-        self.nodes.iter().for_each(|node| drop(node.cli(&["CONFIG", "SET", "cluster-node-timeout", "15000"])));
-        self
+        (0..self.len()).for_each(|node| self.be_patient(node));
+        Self { is_patient: true, ..self }
+    }
+
+    /// As a node is by default.
+    fn be_patient(&self, node: usize) {
+        self.cli(node, &["CONFIG", "SET", "cluster-node-timeout", "15000", "cluster-require-full-coverage", "no"]);
     }
 
     /// Where clients reach them.
@@ -304,6 +311,9 @@ impl RedisCluster {
             clock.begins();
         }
         self.nodes[node].start();
+        if self.is_patient {
+            self.be_patient(node);
+        }
         self.is_back(node);
     }
 
