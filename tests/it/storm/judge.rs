@@ -168,8 +168,9 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
     let closed = if *opens { opened.max(*undone) } else { end };
     let spans = [(*from, opened), (opened, closed), (closed, end)];
     let in_spans = |class| spans.map(|(from, to)| p99(&notes.seen, class, from, to));
-    let as_clients =
-        |class| spans.map(|span| percentile(sent(&notes.seen, class, span).map(|seen| seen.took - seen.served())));
+    let as_clients = |class| {
+        spans.map(|span| percentile(sent(&notes.seen, class, span).map(|seen| seen.took.saturating_sub(seen.served()))))
+    };
     // What goes past the pods waits for the machine alone.
     let machine = in_spans(Class::Direct).map(|time| time.saturating_sub(calm(Class::Direct)).min(MACHINE));
     let (still, stolen) = (notes.machine.still(*from, end), notes.machine.stolen(*from, end));
