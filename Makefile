@@ -102,8 +102,8 @@ conformance: redis ## The public caching test suite: from memory, from Redis, th
 	$(call install,npm,npm)
 	@test -d $(SUITE_AT)/node_modules \
 		|| npm install --silent --no-audit --no-fund --no-package-lock --ignore-scripts --prefix $(SUITE_AT) $(SUITE)
-	cargo build --locked
-	node tests/conformance/run.mjs target/debug/weir $(SUITE_AT)/node_modules/http-cache-tests
+	$(BUILD_WEIR)
+	node tests/conformance/run.mjs $(WEIR) $(SUITE_AT)/node_modules/http-cache-tests
 
 # The binary that the checkers below look at; one of your own is not built.
 WEIR ?= target/release/weir
@@ -158,8 +158,8 @@ parsers: ## Mutated requests: what Weir sends must be one thing to node, h11 and
 lint: ## Formatting, clippy, documentation, dependency policy, scripts
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	@# Their library is only linked where they run.
-	CUSTOM_LIBFUZZER_PATH=/none/libfuzzer.a cargo clippy --locked --manifest-path fuzz/Cargo.toml --target-dir target --bins -- -D warnings
+	@# Without the library that runs them.
+	cargo clippy --locked --manifest-path fuzz/Cargo.toml --target-dir target --no-default-features --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	@if cargo deny --version >/dev/null 2>&1; then \
 		cargo deny --locked --offline check bans licenses sources; \

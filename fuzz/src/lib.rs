@@ -2,6 +2,21 @@
 //!
 //! Inputs are text wherever what they stand for is, so that seeds can be read and written by hand.
 
+#[cfg(feature = "libfuzzer")]
+pub use libfuzzer_sys::fuzz_target;
+
+/// Names a target's code, which nobody runs without the library.
+#[cfg(not(feature = "libfuzzer"))]
+#[macro_export]
+macro_rules! fuzz_target {
+    (|$data:ident: $what:ty| $body:expr) => {
+        /// The target.
+        pub fn target($data: $what) {
+            $body
+        }
+    };
+}
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use weir::config::{Config, Overrides};
 

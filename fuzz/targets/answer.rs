@@ -7,7 +7,6 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
-use libfuzzer_sys::fuzz_target;
 use weir::cache::conditional;
 use weir::cache::directives::{MAX_SECONDS, RequestDirectives, ResponseDirectives};
 use weir::cache::entry::{Entry, Origin, Stored, codec};
@@ -16,7 +15,7 @@ use weir::cache::policy::{self, Received, RequestFacts};
 use weir::cache::ranges::{self, Selection};
 use weir::config::Config;
 use weir::invalidation::Position;
-use weir_fuzz::{NOW, config, fields};
+use weir_fuzz::{NOW, config, fields, fuzz_target};
 
 const ROUTE: &str = r#"
 [upstream]

@@ -5,9 +5,8 @@
 
 use bytes::BytesMut;
 use http::HeaderMap;
-use libfuzzer_sys::fuzz_target;
 use weir::message::chunked::{ChunkDecoder, Decoded};
-use weir_fuzz::step;
+use weir_fuzz::{fuzz_target, step};
 
 /// Body bytes, and trailers and what is left behind the end if it came, or an error.
 type Outcome = (Vec<u8>, Result<Option<(Option<HeaderMap>, usize)>, ()>);

@@ -1,8 +1,8 @@
 //! A configuration is right or reported; a report has something to say, and a place and a remedy for it.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use weir::config::{Config, Overrides};
+use weir_fuzz::fuzz_target;
 
 fuzz_target!(|text: &str| {
     // Whatever else they name, files are not this target's.

@@ -3,12 +3,11 @@
 
 use bytes::Bytes;
 use http::HeaderMap;
-use libfuzzer_sys::fuzz_target;
 use weir::cache::conditional;
 use weir::cache::entry::{Entry, Stored, codec};
 use weir::cache::parts;
 use weir::cache::ranges::Selection;
-use weir_fuzz::NOW;
+use weir_fuzz::{NOW, fuzz_target};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 const MAX_BODY: usize = 1 << 20;

@@ -9,12 +9,11 @@ use std::sync::OnceLock;
 
 use http::header::FORWARDED;
 use http::{HeaderMap, HeaderName};
-use libfuzzer_sys::fuzz_target;
 use weir::config::Config;
 use weir::message::Peer;
 use weir::proxy::client::{Client, HOPS, X_FORWARDED_FOR, X_FORWARDED_PROTO};
 use weir::proxy::headers::{X_FORWARDED_HOST, set_forwarding};
-use weir_fuzz::{config, fields};
+use weir_fuzz::{config, fields, fuzz_target};
 
 const TRUSTING: &str = r#"
 [server]
@@ -64,5 +63,7 @@ fn identify(address: &str, fields: &HeaderMap, config: &Config) -> Client {
 /// No fewer than the hops that the fields name.
 fn hops(fields: &HeaderMap) -> usize {
     let named = [FORWARDED, X_FORWARDED_FOR].into_iter();
-    named.map(|name| fields.get_all(name).iter().map(|v| v.as_bytes().split(|b| *b == b',').count()).sum::<usize>()).sum()
+    named
+        .map(|name| fields.get_all(name).iter().map(|v| v.as_bytes().split(|b| *b == b',').count()).sum::<usize>())
+        .sum()
 }

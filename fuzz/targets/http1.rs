@@ -13,14 +13,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{Request, StatusCode, Version, header};
 use http_body_util::BodyExt;
-use libfuzzer_sys::fuzz_target;
 use prometheus::Registry;
 use weir::clock::Clock;
 use weir::message::interim::Interim;
 use weir::message::{Answer, Body, Peer};
 use weir::metrics::Metrics;
 use weir::server::{self, Running, Service, Settings};
-use weir_fuzz::{NOW, config, step};
+use weir_fuzz::{NOW, config, fuzz_target, step};
 
 /// Far beyond what an answer takes; a connection still open then hangs.
 const PATIENCE: Duration = Duration::from_secs(5);

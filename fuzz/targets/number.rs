@@ -5,11 +5,10 @@
 
 use std::sync::Arc;
 
-use libfuzzer_sys::fuzz_target;
 use weir::limit::events::Events;
 use weir::limit::number::Search;
 use weir::syntax::pointer::Pointer;
-use weir_fuzz::step;
+use weir_fuzz::{fuzz_target, step};
 
 /// Most bytes of an event that are looked through.
 const MOST: usize = 64;

@@ -8,14 +8,13 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use libfuzzer_sys::fuzz_target;
 use weir::cache::entry::{Entry, Origin};
 use weir::cache::freshness::Freshness;
 use weir::cache::parts;
 use weir::cache::policy::{Plan, Source};
 use weir::cache::ranges::{self, Selection};
 use weir::invalidation::Position;
-use weir_fuzz::{NOW, fields};
+use weir_fuzz::{NOW, fields, fuzz_target};
 
 /// Bytes of the representation; one that says to be of another length is no part of it.
 const COMPLETE: u64 = 300;

@@ -3,8 +3,8 @@
 
 use std::borrow::Cow;
 
-use libfuzzer_sys::fuzz_target;
 use weir::syntax::path::normalise;
+use weir_fuzz::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let Ok(once) = normalise(text) else { return };

@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use libfuzzer_sys::fuzz_target;
 use weir::server::proxy_protocol::{Parsed, V1_MAX, V2_MAX, parse};
+use weir_fuzz::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     // No verdict depends on where the bytes were cut.

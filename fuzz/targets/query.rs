@@ -3,9 +3,9 @@
 //! Input: a name or `prefix*` to drop, a line end, the query.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use weir::syntax::glob::Glob;
 use weir::syntax::query::{filter, parameters};
+use weir_fuzz::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let Some((dropped, query)) = text.split_once('\n') else { return };

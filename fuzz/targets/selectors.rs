@@ -1,9 +1,9 @@
 //! Orders from any door: read or refused, the same after a round trip as JSON, their selectors normal.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use weir::syntax::path::normalise;
 use weir::syntax::selector::{Order, Selector};
+use weir_fuzz::fuzz_target;
 
 fuzz_target!(|message: &[u8]| {
     let Ok(order) = Order::parse_message(message) else { return };

@@ -4,11 +4,11 @@
 #![no_main]
 
 use http::{HeaderValue, Request, Uri, header};
-use libfuzzer_sys::fuzz_target;
 use weir::config::{QueryKeep, QueryRule};
 use weir::proxy::client::Scheme;
 use weir::proxy::target::Target;
 use weir::syntax::glob::Glob;
+use weir_fuzz::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let Some((host, target)) = text.split_once('\n') else { return };

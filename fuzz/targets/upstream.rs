@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
-use libfuzzer_sys::fuzz_target;
 use prometheus::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -18,7 +17,7 @@ use tokio::runtime::Runtime;
 use weir::message::Body;
 use weir::metrics::Metrics;
 use weir::proxy::upstream::{Connections, Patience, Upstream};
-use weir_fuzz::{config, step};
+use weir_fuzz::{config, fuzz_target, step};
 
 /// Far beyond what an answer takes; what is not over then hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
