@@ -92,6 +92,12 @@ mutants: redis ## Weirs with one fault made on purpose each, which the checker o
 	$(call install,node,nodejs)
 	node tests/mutants/run.mjs $(ARGS)
 
+# The binary that the checkers below look at; one of your own is not built.
+WEIR ?= target/release/weir
+BUILD_WEIR = $(if $(filter target/release/weir,$(WEIR)),cargo build --release --locked --bin weir)
+# More of it: `make differential ARGS='--cases 10000 --seed 7'`.
+ARGS =
+
 # The public caching test suite, pinned.
 SUITE = http-cache-tests@0.4.5
 SUITE_AT = target/conformance/$(SUITE)
@@ -104,12 +110,6 @@ conformance: redis ## The public caching test suite: from memory, from Redis, th
 		|| npm install --silent --no-audit --no-fund --no-package-lock --ignore-scripts --prefix $(SUITE_AT) $(SUITE)
 	$(BUILD_WEIR)
 	node tests/conformance/run.mjs $(WEIR) $(SUITE_AT)/node_modules/http-cache-tests
-
-# The binary that the checkers below look at; one of your own is not built.
-WEIR ?= target/release/weir
-BUILD_WEIR = $(if $(filter target/release/weir,$(WEIR)),cargo build --release --locked --bin weir)
-# More of it: `make differential ARGS='--cases 10000 --seed 7'`.
-ARGS =
 
 .PHONY: differential
 differential: ## Random histories beside Apache Traffic Server and Squid, if they are installed

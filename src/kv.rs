@@ -2,8 +2,8 @@
 //!
 //! [`Shared`] is what the process has once: which servers there are, each with its breaker, names, waiters. [`Redis`] is
 //! one runtime's way there: a command goes to the server that has its first key, through a cloned handle on one of the two
-//! connections to it, so that concurrent requests are pipelined. No request waits longer than its [`Budget`]; for a server
-//! whose breaker is open none waits at all.
+//! connections to it, so that concurrent requests are pipelined. No request waits longer than its [`Budget`]; none that comes
+//! while a server's breaker is open waits for it at all.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,6 +60,9 @@ const REDIRECTS: usize = 4;
 
 /// Less than this share of the deadline is too little to judge a server by, if others had the rest.
 const FAIR: u32 = 4;
+
+/// Who takes a server's place is waited for with this share of what is left: the request may have more to ask elsewhere.
+const OF_AN_HEIR: u32 = 2;
 
 /// Why Redis gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,6 +132,8 @@ struct Known {
     name: &'static str,
     part: RedisPart,
     metrics: CommandMetrics,
+    /// Whether it may be sent again where it may have been done.
+    changes_nothing: bool,
     sha1: String,
 }
 
@@ -156,6 +161,7 @@ impl Redis {
             name: "get",
             part: RedisPart::Commands,
             metrics: shared.metrics.command("get"),
+            changes_nothing: true,
             sha1: String::new(),
         });
         Self(Arc::new(Inner {
@@ -195,9 +201,9 @@ impl Redis {
             ReadFrom::Replica => self.replica_of(key),
         };
         let mut answer = match copied {
-            Some(replica) => {
+            Some(mut replica) => {
                 let (mut share, began) = (budget.share(), Instant::now());
-                let answer = self.follow(replica, Lane::Copies, &command, &self.0.get, &mut share).await;
+                let answer = self.follow(&mut replica, Lane::Copies, &command, &self.0.get, &mut share).await;
                 budget.settle(&share, began.elapsed());
                 answer
             }
@@ -270,26 +276,26 @@ impl Redis {
         known: &Known,
         budget: &mut Budget,
     ) -> Result<Reply, Fault> {
-        let Some(way) = self.master_of(key) else {
+        let Some(mut way) = self.master_of(key) else {
             known.metrics.ended(RedisResult::Unavailable, Duration::ZERO);
             return Err(Fault::NotSent);
         };
-        let (first, was_open) = (Arc::clone(&way.node), way.node.breaker.is_open());
-        let mut answer = self.follow(Arc::clone(&way), lane, command, known, budget).await;
+        let (first, was_open) = (way.node.id, way.node.breaker.is_open());
+        let mut answer = self.follow(&mut way, lane, command, known, budget).await;
         // It may have been done: only what changes nothing is asked again.
-        if matches!((&answer, known.part), (Err(Fault::Dropped), RedisPart::Commands)) {
-            answer = self.follow(way, lane, command, known, budget).await;
+        if matches!(answer, Err(Fault::Dropped)) && known.changes_nothing && !budget.left().is_zero() {
+            answer = self.follow(&mut way, lane, command, known, budget).await;
         }
-        let is_gone = matches!(answer, Err(Fault::NotSent)) && !was_open;
-        if is_gone && let Some(heir) = self.heir_of(key, &first, budget).await {
-            answer = self.follow(heir, lane, command, known, budget).await;
+        let is_gone = matches!(answer, Err(Fault::NotSent)) && way.node.id == first && !was_open;
+        if is_gone && let Some(mut heir) = self.heir_of(key, first, budget).await {
+            answer = self.follow(&mut heir, lane, command, known, budget).await;
         }
         answer
     }
 
-    /// The way to who has `key` in place of one who is gone, if that is known within the budget. Nobody waits for the control
-    /// runtime, and it asks again.
-    async fn heir_of(&self, key: &[u8], gone: &Node, budget: &mut Budget) -> Option<Arc<Way>> {
+    /// The way to who has `key` in place of the server that is gone, if that is known within a share of the budget. Nobody waits
+    /// for the control runtime, and it asks again.
+    async fn heir_of(&self, key: &[u8], gone: u64, budget: &mut Budget) -> Option<Arc<Way>> {
         if self.0.control || matches!(self.0.shared.topology.servers, Servers::Standalone(_)) {
             return None;
         }
@@ -297,20 +303,20 @@ impl Redis {
         let known = async {
             loop {
                 match self.master_of(key) {
-                    Some(way) if way.node.id != gone.id => return Some(way),
+                    Some(way) if way.node.id != gone => return Some(way),
                     _ => changes.changed().await.ok()?,
                 }
             }
         };
-        let heir = timeout_at(began + budget.left(), known).await.ok().flatten();
-        budget.spend(began.elapsed());
+        let heir = timeout_at(began + budget.left() / OF_AN_HEIR, known).await.ok().flatten();
+        budget.spend_on_nobody(began.elapsed());
         heir
     }
 
-    /// Sends it there, and from there to whichever server has the key by now.
+    /// Sends it there, and from there to whichever server has the key by now; `way` is then to the last of them.
     async fn follow(
         &self,
-        mut way: Arc<Way>,
+        way: &mut Arc<Way>,
         lane: Lane,
         command: &Cmd,
         known: &Known,
@@ -318,7 +324,7 @@ impl Redis {
     ) -> Result<Reply, Fault> {
         let (mut asking, mut answer) = (false, Err(Fault::NotSent));
         for _ in 0..REDIRECTS {
-            answer = self.send_to(&way, (lane, asking), command, known, budget).await;
+            answer = self.send_to(way, (lane, asking), command, known, budget).await;
             let topology = &self.0.shared.topology;
             if answer.as_ref().is_err_and(Fault::casts_doubt) {
                 topology.doubt();
@@ -336,7 +342,7 @@ impl Redis {
             };
             let Some(to) = to else { break };
             asking = matches!(answer, Err(Fault::Ask(_)));
-            way = self.way(&topology.named(&to));
+            *way = self.way(&topology.named(&to));
         }
         answer
     }
@@ -465,6 +471,7 @@ impl Redis {
             name: script.name,
             part: RedisPart::Scripts,
             metrics: self.0.shared.metrics.command(script.name),
+            changes_nothing: false,
             sha1,
         });
         known.push((script.name, Arc::clone(&one)));

@@ -58,6 +58,12 @@ impl Budget {
         self.spent_on = if self.is_only(node) { Spent::One(node) } else { Spent::Several };
     }
 
+    /// Takes off what was spent on no server: what is left is none's measure by itself.
+    pub(super) fn spend_on_nobody(&mut self, spent: Duration) {
+        self.spend(spent);
+        self.spent_on = Spent::Several;
+    }
+
     /// Whether nothing of it went to other servers than this.
     pub(super) fn is_only(&self, node: u64) -> bool {
         [Spent::Nobody, Spent::One(node)].contains(&self.spent_on)
@@ -93,6 +99,15 @@ mod tests {
             budget.spend_on(1, Duration::ZERO, false);
             assert_eq!(budget.was_missed(), missed, "what comes after has not ended it");
         }
+    }
+
+    #[test]
+    fn what_was_waited_for_nobodys_answer_is_held_against_none() {
+        let mut budget = Budget::new(ms(20));
+        budget.spend_on(1, ms(2), true);
+        budget.spend_on_nobody(ms(9));
+        assert_eq!(budget.left(), ms(9));
+        assert!(!budget.is_only(1) && !budget.is_only(2));
     }
 
     #[test]

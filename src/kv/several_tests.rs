@@ -13,6 +13,8 @@ use crate::metrics::Metrics;
 
 const DEADLINE: Duration = Duration::from_millis(100);
 
+static SCRIPT: Script = Script { name: "any", source: "return 'OK'" };
+
 /// What a request takes beyond waiting, on a busy machine.
 const SLACK: Duration = Duration::from_millis(60);
 
@@ -63,13 +65,17 @@ struct Pod {
 
 impl Pod {
     fn of(servers: config::Servers, read_from: ReadFrom) -> Self {
+        Self::within(DEADLINE, servers, read_from)
+    }
+
+    fn within(deadline: Duration, servers: config::Servers, read_from: ReadFrom) -> Self {
         let config = config::Redis {
             servers,
             database: 0,
             protocol: config::Resp::Resp2,
             access: config::Access::default(),
             namespace: "shop-prod".to_owned(),
-            deadline: DEADLINE,
+            deadline,
             startup_wait: Duration::from_secs(5),
             bus: config::Bus::Publish,
             max_value: 1 << 18,
@@ -84,8 +90,12 @@ impl Pod {
     }
 
     fn cluster(seeds: &[&Place]) -> Self {
+        Self::patient(DEADLINE, seeds)
+    }
+
+    fn patient(deadline: Duration, seeds: &[&Place]) -> Self {
         let seeds = seeds.iter().map(|seed| seed.address()).collect();
-        Self::of(config::Servers::Cluster { seeds }, ReadFrom::Master)
+        Self::within(deadline, config::Servers::Cluster { seeds }, ReadFrom::Master)
     }
 
     fn sentinel(sentinels: &[&Place]) -> Self {
@@ -160,30 +170,40 @@ async fn a_key_whose_server_goes_is_asked_for_at_its_heir_as_soon_as_he_is_known
     let (told, here, there) = (Told::default(), Place::free(), Place::free());
     told.say(&[(&here, "0-16383"), (&there, "")]);
     let first = here.listen(told.and(|_| Some(NIL.to_owned())));
-    let _second = there.listen(told.and(|_| Some(bulk("there"))));
-    let pod = Pod::cluster(&[&here, &there]);
+    let second = there.listen(told.and(|_| Some(bulk("there"))));
+    let pod = Pod::patient(Duration::from_secs(5), &[&here, &there]);
     pod.attaches(LOW).await;
     told.say(&[(&here, ""), (&there, "0-16383")]);
     first.end().await;
-    assert_eq!(pod.get(LOW).await, said("there"));
+    let mut budget = pod.redis.budget();
+    let (got, ran) = tokio::join!(pod.get(LOW), pod.redis.run(&SCRIPT, &[LOW], &[], &mut budget));
+    assert_eq!((got, ran), (said("there"), Ok(Reply::Bytes(Bytes::from_static(b"OK")))));
+    assert_eq!(second.count("EVALSHA"), 1);
 }
 
 #[tokio::test]
-async fn what_breaks_off_is_asked_once_more() {
+async fn a_look_up_that_breaks_off_is_sent_once_more_and_a_script_never() {
     let (told, here, (breaks, has_broken)) = (Told::default(), Place::free(), flag());
     told.say(&[(&here, "0-16383")]);
-    let answer = move |_: &str| Some(if has_broken.swap(false, Ordering::SeqCst) { "?\r\n" } else { NIL }.to_owned());
-    let fake = here.listen(told.and(answer));
-    let pod = Pod::cluster(&[&here]);
+    let others = told.and(|_| Some(NIL.to_owned()));
+    let fake = here.listen(move |words: &[String]| match words[0].as_str() {
+        "GET" | "EVALSHA" if has_broken.swap(false, Ordering::SeqCst) => Some("?\r\n".to_owned()),
+        _ => others(words),
+    });
+    let pod = Pod::patient(Duration::from_secs(5), &[&here]);
     pod.attaches(LOW).await;
-    breaks.store(true, Ordering::SeqCst);
     let before = fake.count("GET");
+    breaks.store(true, Ordering::SeqCst);
     assert_eq!(pod.get(LOW).await, Ok(None));
     assert_eq!(fake.count("GET"), before + 2);
+    breaks.store(true, Ordering::SeqCst);
+    let ran = pod.redis.run(&SCRIPT, &[LOW], &[], &mut pod.redis.budget()).await;
+    assert_eq!(ran, Err(Unavailable::Timeout));
+    assert_eq!((fake.count("EVALSHA"), fake.count("EVAL ")), (1, 0));
 }
 
 #[tokio::test]
-async fn a_server_that_goes_without_an_heir_costs_one_deadline_once() {
+async fn a_server_that_goes_without_an_heir_is_waited_for_once_and_not_beyond_the_deadline() {
     let (told, here, there) = (Told::default(), Place::free(), Place::free());
     told.say(&[(&here, "0-8191"), (&there, "8192-16383")]);
     let first = here.listen(told.and(|_| Some(NIL.to_owned())));
@@ -191,14 +211,29 @@ async fn a_server_that_goes_without_an_heir_costs_one_deadline_once() {
     let pod = Pod::cluster(&[&here, &there]);
     pod.attaches(LOW).await;
     first.end().await;
-    let watch = Stopwatch::start();
-    assert!(pod.get(LOW).await.is_err());
+    let (watch, mut budget) = (Stopwatch::start(), pod.redis.budget());
+    assert!(pod.redis.get(LOW, &mut budget).await.is_err());
     assert!(watch.elapsed() < DEADLINE + SLACK, "{:?}", watch.elapsed());
+    assert!(budget.left() <= DEADLINE / OF_AN_HEIR, "it was waited for: {:?}", budget.left());
     eventually("open", async || !pod.works(LOW).await && pod.is_open(&here)).await;
     let watch = Stopwatch::start();
     assert_eq!(pod.get(LOW).await, Err(Unavailable::NotSent));
     assert!(watch.elapsed() < SLACK, "{:?}", watch.elapsed());
     assert_eq!(pod.get(HIGH).await, said("there"));
+}
+
+#[tokio::test]
+async fn a_key_that_is_on_its_way_to_who_is_gone_is_waited_for_by_nobody() {
+    let (told, here, there) = (Told::default(), Place::free(), Place::free());
+    told.say(&[(&here, "0-16383")]);
+    let to = redirected("ASK", &there);
+    let _fake = here.listen(told.and(move |_| Some(to.clone())));
+    let pod = Pod::patient(Duration::from_secs(5), &[&here]);
+    eventually("asked for there", async || !pod.works(LOW).await && pod.is_open(&there)).await;
+    let mut budget = pod.redis.budget();
+    assert_eq!(pod.redis.get(LOW, &mut budget).await, Err(Unavailable::NotSent));
+    assert!(budget.left() > Duration::from_secs(4), "it was waited for: {:?}", budget.left());
+    assert!(!pod.is_open(&here));
 }
 
 #[tokio::test]
@@ -388,7 +423,7 @@ async fn servers_that_are_all_down_at_start_are_used_soon_after_they_come_up() {
     }
     let _one = here.listen(told.and(|_| Some(NIL.to_owned())));
     assert!(pod.attaches(LOW).await < ATTACHED);
-    // The other is dead from the start, and refuses: nobody waits for it.
+    // The other is dead from the start, and refuses: who asks first waits for an heir.
     let _ = pod.get(HIGH).await;
     assert!(!pod.works(HIGH).await && pod.is_open(&there) && pod.works(LOW).await);
     let _other = there.listen(told.and(|_| Some(NIL.to_owned())));

@@ -251,7 +251,7 @@ async fn an_answer_that_this_process_was_too_busy_to_look_for_is_no_trouble_of_r
 #[tokio::test]
 async fn a_connection_that_ends_while_nobody_uses_it_is_noticed_and_costs_no_request_its_answer() {
     let mut server = Server::up().await;
-    let shared = server.shared();
+    let shared = server.shared_within(Duration::from_secs(5));
     let redis = Redis::new(Arc::clone(&shared));
     let echo = async || redis.run(&ECHO, &[b"k"], &[b"v", b"1"], &mut redis.budget()).await.is_ok();
     eventually("works", echo).await;

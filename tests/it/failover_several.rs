@@ -229,7 +229,7 @@ impl Aims {
 
 #[tokio::test]
 async fn all_servers_of_a_cluster_and_all_sidecars_are_upgraded_one_after_the_other() {
-    // All are upgraded by plan: that a node counts as dead because the machine is busy is another matter.
+    // By plan, and as docs/redis.md advises: else masters stop for as long as they know of none for another's slots.
     let new = tokio::task::spawn_blocking(|| Place::new(Topology::Cluster).without_failovers());
     let (place, service, aims) = (Arc::new(new.await.expect("it starts")), service(), Aims::default());
     let setup = service.setup(&place, "10s");

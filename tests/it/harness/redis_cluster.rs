@@ -127,15 +127,16 @@ impl RedisCluster {
         poll("the nodes know one another", || self.nodes.iter().all(knows_all));
     }
 
-    /// Nobody takes over by himself, or stops to serve, however long a busy machine keeps a node waiting.
+    /// Nobody takes over by himself, or stops serving, however long a busy machine keeps a node waiting, or whatever others say.
     pub fn without_failovers(self) -> Self {
         (0..self.len()).for_each(|node| self.be_patient(node));
         Self { is_patient: true, ..self }
     }
 
-    /// As a node is by default.
     fn be_patient(&self, node: usize) {
-        self.cli(node, &["CONFIG", "SET", "cluster-node-timeout", "15000", "cluster-require-full-coverage", "no"]);
+        for (name, value) in [("cluster-node-timeout", "15000"), ("cluster-require-full-coverage", "no")] {
+            self.cli(node, &["CONFIG", "SET", name, value]);
+        }
     }
 
     /// Where clients reach them.

@@ -62,7 +62,7 @@ impl Place {
         }
     }
 
-    /// None takes over from a master but by command.
+    /// None takes over from a master but by command; in a Cluster none stops serving because another does.
     pub fn without_failovers(self) -> Self {
         match self {
             Self::Alone { .. } => self,
