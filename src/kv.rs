@@ -38,7 +38,7 @@ mod topology;
 
 pub use budget::Budget;
 pub use doorbell::Ring;
-pub use reply::Reply;
+pub use reply::{Reply, Unavailable};
 pub use server::Server;
 pub use shared::Shared;
 
@@ -63,27 +63,6 @@ const FAIR: u32 = 4;
 
 /// Who takes a server's place is waited for with this share of what is left: the request may have more to ask elsewhere.
 const OF_AN_HEIR: u32 = 2;
-
-/// Why Redis gave no answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unavailable {
-    /// The breaker is open, or there is no connection.
-    NotSent,
-    /// Not answered within the budget, or the connection ended first; it may have been done all the same.
-    Timeout,
-    /// Answered with an error; its kind (`READONLY`, `OOM`, ...).
-    Refused(String),
-}
-
-impl std::fmt::Display for Unavailable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::NotSent => f.write_str("Redis cannot be reached"),
-            Self::Timeout => f.write_str("Redis did not answer in time"),
-            Self::Refused(kind) => write!(f, "Redis refused: {kind}"),
-        }
-    }
-}
 
 /// A Lua script; one `static` each.
 #[derive(Debug)]

@@ -28,6 +28,37 @@ pub(super) struct Fake {
     task: tokio::task::JoinHandle<()>,
 }
 
+/// What all servers of a cluster say of it.
+#[derive(Clone, Default)]
+pub(super) struct Told(Arc<Mutex<String>>);
+
+impl Told {
+    /// These masters have these slots.
+    pub(super) fn say(&self, masters: &[(&Place, &str)]) {
+        let line = |(i, (place, slots)): (usize, &(&Place, &str))| {
+            format!("id{i} {}@1 master - 0 0 {} connected {slots}\n", place.text(), i + 1)
+        };
+        *self.0.lock().unwrap() = masters.iter().enumerate().map(line).collect();
+    }
+
+    pub(super) fn replica_too(&self, place: &Place, of: usize) {
+        *self.0.lock().unwrap() += &format!("copy {}@1 slave id{of} 0 0 1 connected\n", place.text());
+    }
+
+    /// Answers what everybody answers alike, and leaves GET to `get`.
+    pub(super) fn and(
+        &self,
+        get: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
+    ) -> impl Fn(&[String]) -> Option<String> + Send + Sync + 'static {
+        let told = self.clone();
+        move |words| match words[0].as_str() {
+            "CLUSTER" => Some(bulk(&told.0.lock().unwrap())),
+            "GET" => get(&words[1]),
+            _ => Some(OK.to_owned()),
+        }
+    }
+}
+
 /// A text as a string of any length.
 pub(super) fn bulk(text: &str) -> String {
     format!("${}\r\n{text}\r\n", text.len())

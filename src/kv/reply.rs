@@ -5,7 +5,6 @@ use std::fmt;
 use bytes::Bytes;
 use deadpool_redis::redis::{ErrorKind, RedisError, Value};
 
-use super::Unavailable;
 use crate::metrics::RedisFault;
 
 /// A script's reply.
@@ -64,6 +63,27 @@ impl From<Value> for Reply {
             Value::Double(number) => Self::Bytes(number.to_string().into()),
             Value::BigNumber(bytes) => Self::Bytes(bytes.into()),
             _ => Self::Nil,
+        }
+    }
+}
+
+/// Why Redis gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unavailable {
+    /// The breaker is open, or there is no connection.
+    NotSent,
+    /// Not answered within the budget, or the connection ended first; it may have been done all the same.
+    Timeout,
+    /// Answered with an error; its kind (`READONLY`, `OOM`, ...).
+    Refused(String),
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSent => f.write_str("Redis cannot be reached"),
+            Self::Timeout => f.write_str("Redis did not answer in time"),
+            Self::Refused(kind) => write!(f, "Redis refused: {kind}"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::bus::probe;
-use super::fake::{Fake, NIL, OK, Place, bulk, list};
+use super::fake::{Fake, NIL, OK, Place, Told, bulk, list};
 use super::follow::follow;
 use super::tests::eventually;
 use super::*;
@@ -24,37 +24,6 @@ const ATTACHED: Duration = Duration::from_secs(2);
 /// Keys of the first half of the slots, and of the second.
 const LOW: &[u8] = b"b";
 const HIGH: &[u8] = b"a";
-
-/// What all servers of a cluster say of it.
-#[derive(Clone, Default)]
-struct Told(Arc<Mutex<String>>);
-
-impl Told {
-    /// These masters have these slots.
-    fn say(&self, masters: &[(&Place, &str)]) {
-        let line = |(i, (place, slots)): (usize, &(&Place, &str))| {
-            format!("id{i} {}@1 master - 0 0 {} connected {slots}\n", place.text(), i + 1)
-        };
-        *self.0.lock().unwrap() = masters.iter().enumerate().map(line).collect();
-    }
-
-    fn replica_too(&self, place: &Place, of: usize) {
-        *self.0.lock().unwrap() += &format!("copy {}@1 slave id{of} 0 0 1 connected\n", place.text());
-    }
-
-    /// Answers what everybody answers alike, and leaves GET to `get`.
-    fn and(
-        &self,
-        get: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
-    ) -> impl Fn(&[String]) -> Option<String> + Send + Sync + 'static {
-        let told = self.clone();
-        move |words| match words[0].as_str() {
-            "CLUSTER" => Some(bulk(&told.0.lock().unwrap())),
-            "GET" => get(&words[1]),
-            _ => Some(OK.to_owned()),
-        }
-    }
-}
 
 /// A pod's way to a Redis, followed and probed for as long as this lasts.
 struct Pod {
