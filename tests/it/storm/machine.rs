@@ -23,6 +23,10 @@ const OFTEN: Duration = Duration::from_millis(5);
 /// A pod that is ready to run and does not get to for as large a part of the time was held up.
 const STARVED: f64 = 0.4;
 
+/// Where the machine stood still, what came meanwhile is worked off beside what comes: that takes longer than this part of
+/// the standstill, for a fifth of the machine and more is busy at this rate.
+const CATCHING_UP: Micros = 4;
+
 /// The thread of a pod that serves requests; there is one.
 const WORKER: &str = "weir-worker-0";
 
@@ -136,14 +140,15 @@ impl Watch {
         drop(self.ends);
         let (stolen, starved, is_told) = self.watches.join().expect("it only reads");
         assert!(is_told, "the kernel does not tell what {WORKER} waits for (CONFIG_SCHEDSTATS)");
-        Machine { stalls: stalls(seen), stolen: stolen.taken, starved: starved.map(|sum| sum.taken) }
+        let sent = seen.iter().map(|seen| (seen.sent, seen.sent - seen.late.as_micros() as Micros));
+        Machine { stalls: stalls(sent.collect()), stolen: stolen.taken, starved: starved.map(|sum| sum.taken) }
     }
 }
 
 /// When the machine did not run what it should have.
 #[derive(Default)]
 pub struct Machine {
-    /// The clients stood still, and with them the machine.
+    /// The clients stood still, and with them the machine; with what of the time after that is its doing.
     stalls: Vec<(Micros, Micros)>,
     /// Its host took a processor, for longer than [`LATE`] at once.
     stolen: Vec<Taken>,
@@ -202,12 +207,17 @@ fn most(before: &[u32], now: &[u32]) -> Option<Duration> {
     before.iter().zip(now).map(|(before, now)| TICK * now.saturating_sub(*before)).max()
 }
 
-/// When nothing was sent though something was due: the clients could not run.
-fn stalls(seen: &[Seen]) -> Vec<(Micros, Micros)> {
-    let mut sent: Vec<_> = seen.iter().map(|seen| (seen.sent, seen.sent - seen.late.as_micros() as Micros)).collect();
+/// When nothing was sent though something was due: the clients could not run. Of when each was sent, and when it was due.
+fn stalls(mut sent: Vec<(Micros, Micros)>) -> Vec<(Micros, Micros)> {
     sent.sort_unstable();
     let gaps = sent.windows(2).map(|pair| (pair[0].0.max(pair[1].1), pair[1].0));
-    gaps.filter(|(from, to)| to - from > LATE.as_micros() as Micros).collect()
+    let mut stalls: Vec<_> = gaps.filter(|(from, to)| to - from > LATE.as_micros() as Micros).collect();
+    let mut next = Micros::MAX;
+    for (from, to) in stalls.iter_mut().rev() {
+        *to = (*to + (*to - *from) / CATCHING_UP).min(next);
+        next = *from;
+    }
+    stalls
 }
 
 #[test]
@@ -245,6 +255,12 @@ fn what_is_added_up_late_was_taken_before_that() {
     }
     let taken: Vec<_> = sum.taken.iter().map(|one| (one.from, one.to, one.time)).collect();
     assert_eq!(taken, [(1_000, 10_000, 4_000), (10_000, 30_000, 21_000), (30_000, 35_000, 5_000)]);
+}
+
+#[test]
+fn a_standstill_holds_up_what_comes_until_it_is_caught_up_with() {
+    let sent = vec![(1_000, 1_000), (41_000, 1_500), (41_500, 2_000), (91_000, 46_000), (91_500, 91_500)];
+    assert_eq!(stalls(sent), [(1_500, 46_000), (46_000, 102_250)]);
 }
 
 #[test]
