@@ -259,23 +259,24 @@ impl Redis {
             known.metrics.ended(RedisResult::Unavailable, Duration::ZERO);
             return Err(Fault::NotSent);
         };
-        let (first, was_open) = (way.node.id, way.node.breaker.is_open());
+        let first = way.node.id;
         let mut answer = self.follow(&mut way, lane, command, known, budget).await;
         // It may have been done: only what changes nothing is asked again.
         if matches!(answer, Err(Fault::Dropped)) && known.changes_nothing && !budget.left().is_zero() {
             answer = self.follow(&mut way, lane, command, known, budget).await;
         }
-        let is_gone = matches!(answer, Err(Fault::NotSent)) && way.node.id == first && !was_open;
+        let is_gone = matches!(answer, Err(Fault::Gone)) && way.node.id == first;
         if is_gone && let Some(mut heir) = self.heir_of(key, first, budget).await {
             answer = self.follow(&mut heir, lane, command, known, budget).await;
         }
         answer
     }
 
-    /// The way to who has `key` in place of the server that is gone, if that is known within a share of the budget. Nobody waits
-    /// for the control runtime, and it asks again.
+    /// The way to who has `key` in place of the server that is gone, if that is known within a share of the budget: once for each
+    /// budget. Nobody waits for the control runtime, and it asks again.
     async fn heir_of(&self, key: &[u8], gone: u64, budget: &mut Budget) -> Option<Arc<Way>> {
-        if self.0.control || matches!(self.0.shared.topology.servers, Servers::Standalone(_)) {
+        let is_alone = matches!(self.0.shared.topology.servers, Servers::Standalone(_));
+        if is_alone || self.0.control || budget.has_waited() {
             return None;
         }
         let (mut changes, began) = (self.0.shared.changes(), Instant::now());
@@ -288,7 +289,7 @@ impl Redis {
             }
         };
         let heir = timeout_at(began + budget.left() / OF_AN_HEIR, known).await.ok().flatten();
-        budget.spend_on_nobody(began.elapsed());
+        budget.wait(began.elapsed());
         heir
     }
 
@@ -350,11 +351,11 @@ impl Redis {
             self.attempt(way, lane, command, started + budget.left()).await
         };
         let took = started.elapsed();
-        let answered = !matches!(answer, Err(Fault::NotSent | Fault::Timeout | Fault::Dropped));
+        let answered = !matches!(answer, Err(Fault::NotSent | Fault::Gone | Fault::Timeout | Fault::Dropped));
         budget.spend_on(way.node.id, took, answered);
         let (result, trouble) = match &answer {
             Ok(_) => (RedisResult::Ok, None),
-            Err(Fault::NotSent) => (RedisResult::Unavailable, None),
+            Err(Fault::NotSent | Fault::Gone) => (RedisResult::Unavailable, None),
             Err(Fault::Timeout) => (RedisResult::Timeout, is_judged.then_some("answers are late")),
             Err(Fault::Dropped) => (RedisResult::Timeout, Some("a connection ended")),
             Err(Fault::Moved(_) | Fault::Ask(_)) => (RedisResult::Redirected, None),

@@ -16,6 +16,7 @@ pub struct Budget {
     left: Duration,
     /// Whether its end came while this process was too busy to look for the answer.
     missed: bool,
+    waited: bool,
     spent_on: Spent,
 }
 
@@ -30,7 +31,7 @@ enum Spent {
 impl Budget {
     /// A request's whole allowance.
     pub fn new(left: Duration) -> Self {
-        Self { left, missed: false, spent_on: Spent::Nobody }
+        Self { left, missed: false, waited: false, spent_on: Spent::Nobody }
     }
 
     /// What is left of it.
@@ -58,10 +59,16 @@ impl Budget {
         self.spent_on = if self.is_only(node) { Spent::One(node) } else { Spent::Several };
     }
 
-    /// Takes off what was spent on no server: what is left is none's measure by itself.
-    pub(super) fn spend_on_nobody(&mut self, spent: Duration) {
-        self.spend(spent);
+    /// Takes off what was waited for on no server's account: what is left is none's measure by itself.
+    pub(crate) fn wait(&mut self, waited: Duration) {
+        self.spend(waited);
+        self.waited = true;
         self.spent_on = Spent::Several;
+    }
+
+    /// Whether something of it was [waited](Self::wait) away.
+    pub(super) fn has_waited(&self) -> bool {
+        self.waited
     }
 
     /// Whether nothing of it went to other servers than this.
@@ -105,9 +112,10 @@ mod tests {
     fn what_was_waited_for_nobodys_answer_is_held_against_none() {
         let mut budget = Budget::new(ms(20));
         budget.spend_on(1, ms(2), true);
-        budget.spend_on_nobody(ms(9));
+        assert!(!budget.has_waited());
+        budget.wait(ms(9));
         assert_eq!(budget.left(), ms(9));
-        assert!(!budget.is_only(1) && !budget.is_only(2));
+        assert!(budget.has_waited() && !budget.is_only(1) && !budget.is_only(2));
     }
 
     #[test]

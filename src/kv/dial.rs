@@ -132,6 +132,19 @@ impl NoConnection {
         }
     }
 
+    /// Whether nobody is there: no host, nothing that listens, or only what ends connections as they open, as a proxy does for
+    /// a server that is gone. Who is there and refuses is not.
+    pub(super) fn is_gone(&self) -> bool {
+        match self {
+            Self::NobodyListens | Self::Answer(Fault::Dropped, _) => true,
+            Self::Way(error) => matches!(
+                error.kind(),
+                io::ErrorKind::HostUnreachable | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted
+            ),
+            Self::Tls(_) | Self::Answer(..) | Self::Late => false,
+        }
+    }
+
     fn said(error: RedisError) -> Self {
         let said = error.to_string();
         Self::Answer(error.into(), said)

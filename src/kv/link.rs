@@ -33,6 +33,8 @@ struct State {
     held: Option<Held>,
     building: bool,
     built: u64,
+    /// Whether nobody was there when one was to be opened last.
+    gone: bool,
     misses: u32,
 }
 
@@ -56,7 +58,8 @@ impl Slot {
             return Ok(link);
         }
         changed.await;
-        self.state.lock().expect("no panic while held").held.as_ref().map(Held::link).ok_or(Fault::NotSent)
+        let state = self.state.lock().expect("no panic while held");
+        state.held.as_ref().map(Held::link).ok_or(if state.gone { Fault::Gone } else { Fault::NotSent })
     }
 
     /// The connection answered.
@@ -136,10 +139,12 @@ async fn build(building: Building, of_copies: bool, shared: Arc<Shared>, node: A
             let mut state = building.state.lock().expect("no panic while held");
             state.built += 1;
             state.misses = 0;
+            state.gone = false;
             state.held = Some(Held { wire, id: state.built, generation });
         }
         Err(none) => {
             shared.not_opened(&none);
+            building.state.lock().expect("no panic while held").gone = none.is_gone();
             match none {
                 NoConnection::NobodyListens | NoConnection::Tls(_) => node.breaker.refused(&none.to_string()),
                 _ => node.breaker.failed(&none.to_string()),

@@ -102,6 +102,8 @@ pub(super) fn read(answer: Result<Value, RedisError>) -> Result<Reply, Fault> {
 pub(super) enum Fault {
     /// No connection, or the breaker is open.
     NotSent,
+    /// No connection, because nobody is there ([`super::dial::NoConnection::is_gone`]).
+    Gone,
     /// Not within the budget.
     Timeout,
     /// The connection ended; its handle is of no use any more.
@@ -141,7 +143,7 @@ impl Fault {
     /// Whether it says that Redis as a whole is of no use. One that is full, read-only or cannot save still reads.
     pub(super) fn is_trouble(&self) -> bool {
         match self {
-            Self::NotSent | Self::Moved(_) | Self::Ask(_) => false,
+            Self::NotSent | Self::Gone | Self::Moved(_) | Self::Ask(_) => false,
             Self::Timeout | Self::Dropped => true,
             Self::Refused(kind) => USELESS.contains(&kind.as_str()),
         }
@@ -150,7 +152,7 @@ impl Fault {
     /// What it is called in metrics; none where nothing was asked, or another server is to be.
     pub(super) fn kind(&self) -> Option<RedisFault> {
         Some(match self {
-            Self::NotSent | Self::Moved(_) | Self::Ask(_) => return None,
+            Self::NotSent | Self::Gone | Self::Moved(_) | Self::Ask(_) => return None,
             Self::Timeout => RedisFault::Late,
             Self::Dropped => RedisFault::Dropped,
             Self::Refused(kind) => match kind.as_str() {
@@ -175,7 +177,7 @@ impl Fault {
     /// Whether it may mean that another server is the master by now.
     pub(super) fn casts_doubt(&self) -> bool {
         match self {
-            Self::NotSent | Self::Timeout | Self::Ask(_) => false,
+            Self::NotSent | Self::Gone | Self::Timeout | Self::Ask(_) => false,
             Self::Dropped | Self::Moved(_) => true,
             Self::Refused(kind) => ["READONLY", UNSERVED].contains(&kind.as_str()) || self.is_trouble(),
         }
@@ -224,7 +226,7 @@ impl From<RedisError> for Fault {
 impl From<Fault> for Unavailable {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::NotSent => Self::NotSent,
+            Fault::NotSent | Fault::Gone => Self::NotSent,
             Fault::Timeout | Fault::Dropped => Self::Timeout,
             Fault::Refused(kind) => Self::Refused(kind),
             Fault::Moved(_) => Self::Refused("MOVED".to_owned()),

@@ -109,7 +109,7 @@ impl Limiter {
             let watch = Stopwatch::start();
             // It is closed, and never gives a permit.
             let answered = tokio::time::timeout(budget.left(), bell.acquire()).await;
-            budget.spend(watch.elapsed());
+            budget.wait(watch.elapsed());
             answered.ok()?.err()?;
             known = self.loans.consult(dues, true, self.shelf.steady());
         }

@@ -259,8 +259,9 @@ fn what_is_added_up_late_was_taken_before_that() {
 
 #[test]
 fn a_standstill_holds_up_what_comes_until_it_is_caught_up_with() {
-    let sent = vec![(1_000, 1_000), (41_000, 1_500), (41_500, 2_000), (91_000, 46_000), (91_500, 91_500)];
-    assert_eq!(stalls(sent), [(1_500, 46_000), (46_000, 102_250)]);
+    let sent =
+        [(41_500, 2_000), (1_000, 1_000), (41_000, 1_500), (91_000, 46_000), (91_500, 91_500), (201_000, 192_000)];
+    assert_eq!(stalls(sent.into()), [(1_500, 46_000), (46_000, 102_250)], "nine milliseconds are none");
 }
 
 #[test]
