@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::lease::{LEASE, Lease};
 use super::{SharedTier, What};
-use crate::kv::{Budget, Redis, Server};
+use crate::kv::{Budget, Redis, Server, Unavailable};
 
 /// Leases whose end some server has yet to hear of, at most; of one more the oldest lapses by itself.
 const UNHEARD: usize = 4_096;
@@ -25,6 +25,10 @@ const AT_ONCE: usize = 64;
 
 /// Pause before Redis is told again what it did not take, and the longest while it takes nothing.
 const AGAIN_AFTER: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(80));
+
+/// Longest that a server may stand still and, when it goes on, gives a lease to who has long given up asking: after longer, that
+/// lapses by itself.
+const STANDSTILL: Duration = Duration::from_secs(60);
 
 /// How long a server may take to hear of them; nobody waits for it.
 const DEADLINE: Duration = Duration::from_millis(100);
@@ -48,12 +52,26 @@ struct End {
     failed: Option<StatusCode>,
     /// By then nobody waits for it any more, as far as is known.
     lapses: Instant,
+    /// Since when it is to be told.
+    since: Instant,
+}
+
+impl End {
+    fn new(lease: Lease, failed: Option<StatusCode>) -> Self {
+        let now = Instant::now();
+        Self { lease, failed, lapses: now + LEASE, since: now }
+    }
+
+    /// Who was asked for it stands still, and may yet give it.
+    fn may_begin_yet(&mut self) {
+        self.lapses = Instant::now().min(self.since + STANDSTILL) + LEASE;
+    }
 }
 
 impl Ended {
     /// Redis did not say that it has heard of it.
     pub(super) fn is_unheard(&self, lease: Lease, failed: Option<StatusCode>) {
-        self.unheard.add(End { lease, failed, lapses: Instant::now() + LEASE });
+        self.unheard.add(End::new(lease, failed));
     }
 
     /// This server has heard of it, and who `owner` says has the key now is to.
@@ -64,7 +82,7 @@ impl Ended {
         by: &Server,
         owner: impl Fn(&Lease) -> Option<Server>,
     ) {
-        self.note(End { lease, failed, lapses: Instant::now() + LEASE }, by, owner);
+        self.note(End::new(lease, failed), by, owner);
     }
 
     fn note(&self, mut end: End, by: &Server, owner: impl Fn(&Lease) -> Option<Server>) {
@@ -180,16 +198,20 @@ impl SharedTier {
     }
 
     /// What is to be told again.
-    async fn tell(self: Arc<Self>, redis: Redis, end: End, mut changes: watch::Receiver<()>) -> Option<End> {
+    async fn tell(self: Arc<Self>, redis: Redis, mut end: End, mut changes: watch::Receiver<()>) -> Option<End> {
         let owner = self.owner(&redis, &end.lease);
         let what = What { failed: end.failed, ..What::default() };
         let budget = &mut Budget::new(DEADLINE);
         let another = async { while changes.changed().await.is_ok() && self.owner(&redis, &end.lease) == owner {} };
-        let is_heard = tokio::select! {
-            written = self.write_to(&redis, None, &end.lease.hash, Some(&end.lease), what, budget) => written.is_ok(),
+        let written = tokio::select! {
+            written = self.write_to(&redis, None, &end.lease.hash, Some(&end.lease), what, budget) => Some(written),
             // Of who was replaced no answer is waited for.
-            () = another => false,
+            () = another => None,
         };
+        if matches!(written, Some(Err(Unavailable::Timeout))) {
+            end.may_begin_yet();
+        }
+        let is_heard = matches!(written, Some(Ok(_)));
         match owner.filter(|_| is_heard) {
             Some(owner) => {
                 self.ended.note(end, &owner, |lease| self.owner(&redis, lease));
@@ -310,6 +332,23 @@ mod tests {
         server.freeze(false);
         eventually("it is given", async || holds(&server, &pod, KEY).await).await;
         drop(token);
+        pod.soon_leads(&pod, KEY).await;
+    }
+
+    /// Redis stands still for longer than a lease lives, and gives it when it goes on.
+    #[tokio::test]
+    async fn a_lease_that_redis_gives_after_a_long_standstill_is_given_back() {
+        let server = RedisServer::up().await;
+        let pod = Pod::of(&server);
+        assert!(pod.leads(b"another").await.is_some());
+        let mut token = pod.tier.token();
+        server.freeze(true);
+        assert!(matches!(pod.ask(KEY, &mut token, Duration::from_millis(50)).await, Leased::Late));
+        drop(token);
+        let telling = Arc::clone(&pod.tier).tell_ended(&pod.redis);
+        let standstill = timeout(LEASE + LEASE / 4, telling);
+        assert!(standstill.await.is_err());
+        server.freeze(false);
         pod.soon_leads(&pod, KEY).await;
     }
 
