@@ -297,11 +297,27 @@ mod tests {
 
         /// While `self` tells what it has to, `other` leads well before the lease lapses.
         async fn soon_leads(&self, other: &Self, key: &[u8]) {
-            let leads = eventually("another leads", async || other.leads(key).await.is_some());
+            self.soon_leads_after(async {}, other, key).await;
+        }
+
+        /// [`Self::soon_leads`] once that is over, while which it tells too.
+        async fn soon_leads_after(&self, before: impl Future<Output = ()>, other: &Self, key: &[u8]) {
+            let leads = async {
+                before.await;
+                timeout(LEASE / 4, eventually("another leads", async || other.leads(key).await.is_some())).await
+            };
             tokio::select! {
                 () = Arc::clone(&self.tier).tell_ended(&self.redis) => {}
-                led = timeout(LEASE / 4, leads) => led.expect("soon"),
+                led = leads => led.expect("soon"),
             }
+        }
+
+        /// Asks for a lease of a server that stands still from now on.
+        async fn asks_in_vain(&self, server: &RedisServer) {
+            assert!(self.leads(b"another").await.is_some());
+            let mut token = self.tier.token();
+            server.freeze(true);
+            assert!(matches!(self.ask(KEY, &mut token, Duration::from_millis(50)).await, Leased::Late));
         }
     }
 
@@ -325,13 +341,9 @@ mod tests {
     async fn a_lease_that_nobody_heard_of_is_given_back() {
         let server = RedisServer::up().await;
         let pod = Pod::of(&server);
-        assert!(pod.leads(b"another").await.is_some());
-        let mut token = pod.tier.token();
-        server.freeze(true);
-        assert!(matches!(pod.ask(KEY, &mut token, Duration::from_millis(50)).await, Leased::Late));
+        pod.asks_in_vain(&server).await;
         server.freeze(false);
         eventually("it is given", async || holds(&server, &pod, KEY).await).await;
-        drop(token);
         pod.soon_leads(&pod, KEY).await;
     }
 
@@ -340,16 +352,12 @@ mod tests {
     async fn a_lease_that_redis_gives_after_a_long_standstill_is_given_back() {
         let server = RedisServer::up().await;
         let pod = Pod::of(&server);
-        assert!(pod.leads(b"another").await.is_some());
-        let mut token = pod.tier.token();
-        server.freeze(true);
-        assert!(matches!(pod.ask(KEY, &mut token, Duration::from_millis(50)).await, Leased::Late));
-        drop(token);
-        let telling = Arc::clone(&pod.tier).tell_ended(&pod.redis);
-        let standstill = timeout(LEASE + LEASE / 4, telling);
-        assert!(standstill.await.is_err());
-        server.freeze(false);
-        pod.soon_leads(&pod, KEY).await;
+        pod.asks_in_vain(&server).await;
+        let standstill = async {
+            tokio::time::sleep(LEASE + LEASE / 4).await;
+            server.freeze(false);
+        };
+        pod.soon_leads_after(standstill, &pod, KEY).await;
     }
 
     #[tokio::test]
