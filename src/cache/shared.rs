@@ -304,8 +304,8 @@ impl SharedTier {
         };
         let is_part = stored.entry().is_some_and(|entry| entry.part.is_some());
         let hash = name(if is_part { parts::primary(stored.key()) } else { stored.key() });
-        // A lease was taken for the key that was asked for, before it was known that its answers vary.
-        let (own, other) = match lease {
+        // A lease was taken for the key that was asked for, before it was known that its answers vary, or by what.
+        let (own, mut other) = match lease {
             Some(lease) if lease.hash == hash => (Some(lease), None),
             other => (None, other),
         };
@@ -332,8 +332,11 @@ impl SharedTier {
                 time_to_live,
                 failed: None,
             };
-            let _ = self.write(redis, &name(&marker.key), other.as_ref(), what, &mut budget).await;
-        } else if let Some(lease) = other {
+            let hash = name(&marker.key);
+            let own = other.take_if(|lease| lease.hash == hash);
+            let _ = self.write(redis, &hash, own.as_ref(), what, &mut budget).await;
+        }
+        if let Some(lease) = other {
             self.release(redis, &lease, None, &mut budget).await;
         }
         !matches!(reply, Ok(reply) if reply.bytes().is_some_and(|word| word == "superseded"))
@@ -370,6 +373,7 @@ impl SharedTier {
         what: What,
         budget: &mut Budget,
     ) -> Result<Reply, Unavailable> {
+        debug_assert!(lease.is_none_or(|lease| lease.hash == *hash), "a lease ends where it was taken");
         let failed = what.failed;
         let owner = lease.and_then(|lease| self.owner(redis, lease));
         let written = self.write_to(redis, None, hash, lease, what, budget).await;

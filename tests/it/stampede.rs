@@ -3,11 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::caching::stored;
 use crate::harness::{
-    Answer, Connection, Gate, Redis, Upstream, Weir, eventually, for_both, get, join_all, optimised, redis, reply,
-    scale, upstream, weir,
+    Answer, Connection, Gate, Redis, Upstream, Weir, eventually, for_both, get, join_all, optimised, patiently, redis,
+    reply, scale, upstream, weir,
 };
+use crate::leases::LEASE;
 
 const CACHED: &str = r#"
 [[route]]
@@ -192,6 +195,37 @@ async fn a_failed_fetch_is_shared_and_the_next_one_tries_anew() {
     let fetches = up.count("/a");
     assert!(fetches <= 2 + usize::try_from(count).unwrap(), "{fetches} fetches");
     assert_eq!(weir.get("/a").await.text(), "good");
+}
+
+/// A lease on a variant that the answer turns out not to be is given back: who waits for that variant asks then.
+#[tokio::test]
+async fn an_answer_that_varies_by_more_than_the_ones_before_holds_nobody_up() {
+    let (up, redis, gate) = (upstream(), redis(), Gate::new());
+    up.on("/v", |_| reply("english").max_age(60).header("vary", "accept-language"));
+    let weirs = two_weirs(&up, &redis).await;
+    let english = get("/v").header("accept-language", "en");
+    for weir in &weirs {
+        assert_eq!(weir.send(english.clone()).await.status, 200);
+    }
+    let held = gate.clone();
+    up.on("/v", move |_| reply("german").max_age(60).header("vary", "accept-language, origin").gate(&held));
+    let ask = |proxy| {
+        let german = get("/v").header("accept-language", "de");
+        tokio::spawn(async move { german.send(proxy).await })
+    };
+    let leader = ask(weirs[0].proxy);
+    gate.reached(1).await;
+    let leases = r#"weir_redis_commands_total{command="lease",result="ok"}"#;
+    let before = weirs[1].metric(leases).await;
+    let waiting = ask(weirs[1].proxy);
+    weirs[1].metric_reaches(leases, before + 1.0).await;
+    let began = Instant::now();
+    gate.open();
+    for answer in [leader, waiting] {
+        assert_eq!(patiently("the answer", answer).await.unwrap().text(), "german");
+    }
+    // The lease was renewed last two thirds of a second ago at most, and would hold for the rest of its time.
+    assert!(began.elapsed() < LEASE / 2, "{:?}", began.elapsed());
 }
 
 /// Who waits does not know yet that the answers vary.
