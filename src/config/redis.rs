@@ -37,6 +37,12 @@ pub struct Redis {
     pub bus: Bus,
     /// What stored answers are read from.
     pub read_from: ReadFrom,
+    /// Answers that are expected to be stored at once; 0: nobody says.
+    pub expected_entries: u32,
+    /// Bytes of their bodies, as they are stored, on average.
+    pub expected_body: usize,
+    /// Identities that each limit is expected to know at once; 0: nobody says.
+    pub expected_identities: u32,
 }
 
 impl Redis {
@@ -56,12 +62,17 @@ impl Redis {
             replicas,
             bus,
             read_from,
+            expected_entries,
+            expected_body,
+            expected_identities,
         } = self;
         self.is_same_place(other)
             && (database, protocol, namespace, deadline, startup_wait)
                 == (&other.database, &other.protocol, &other.namespace, &other.deadline, &other.startup_wait)
             && (max_value, key_secret, replicas, bus, read_from)
                 == (&other.max_value, &other.key_secret, &other.replicas, &other.bus, &other.read_from)
+            && (expected_entries, expected_body, expected_identities)
+                == (&other.expected_entries, &other.expected_body, &other.expected_identities)
     }
 
     /// Whether passwords and certificates for one are of use at the other: a reload neither begins nor ends TLS.

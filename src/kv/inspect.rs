@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_redis::redis::{Cmd, Value};
+use tokio::time::Instant;
 
 use super::bus::Dedicated;
 use super::keys::Keys;
@@ -23,6 +24,9 @@ use info::{Info, Memory, Version};
 
 /// Pause before a server that could not be looked at is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// Time after which one that was looked at is looked at anew: settings and permissions are changed while it runs.
+const ANEW: Duration = Duration::from_secs(300);
 
 /// Longest that one answer is waited for. Far above any deadline: a slow server is to be found slow.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -39,6 +43,10 @@ const LARGEST: u64 = 32;
 /// Bytes of a full log of invalidations (`docs/redis.md`, "Sizing"), and of the server itself.
 const LOG: u64 = 16 << 20;
 
+/// Bytes of a stored answer beside its body, and of a bucket (there too).
+const ANSWER_BYTES: u64 = 720;
+const BUCKET_BYTES: u64 = 220;
+
 /// What a configuration needs of a server.
 #[derive(Debug, Clone)]
 pub struct Needs {
@@ -50,6 +58,8 @@ pub struct Needs {
     pub largest: u64,
     /// Whether a route has limits.
     pub has_limits: bool,
+    /// What the operator expects to be stored at once, in bytes; 0: nobody says.
+    pub expected: u64,
     /// Number of the database.
     pub database: u32,
     /// Whether Redis itself tells of changes.
@@ -68,12 +78,22 @@ impl Needs {
             deadline: redis.deadline,
             largest: redis.max_value.min(config.cache.max_object) as u64,
             has_limits: config.routes.iter().any(|route| !route.limits.is_empty()),
+            expected: expected(config, redis),
             database: redis.database,
             tracking: redis.bus == Bus::Tracking,
             cluster: matches!(redis.servers, Servers::Cluster { .. }),
             sentinel: matches!(redis.servers, Servers::Sentinel { .. }),
         }
     }
+}
+
+/// Bytes of the answers and buckets that the operator expects, all servers together.
+fn expected(config: &Config, redis: &config::Redis) -> u64 {
+    // One that several routes share is counted once.
+    let counted = |limit: &config::Limit| (limit.scope.clone(), limit.quotas.len() as u64);
+    let limits: HashMap<_, _> = config.routes.iter().flat_map(|route| &route.limits).map(|one| counted(one)).collect();
+    let answers = u64::from(redis.expected_entries) * (ANSWER_BYTES + redis.expected_body as u64);
+    answers + u64::from(redis.expected_identities) * BUCKET_BYTES * limits.values().sum::<u64>()
 }
 
 /// Something that is not as it should be.
@@ -120,26 +140,53 @@ impl Inspection {
     }
 }
 
-/// Looks at each master once it can be reached, and again when it was in trouble or there are others, and then another run
-/// of a server answers. Runs for ever.
+/// What was seen of a server before.
+struct Seen {
+    /// Its breaker's generation then.
+    generation: u64,
+    at: Instant,
+    run_id: String,
+    findings: Vec<Finding>,
+}
+
+impl Seen {
+    /// Whether nothing can be said to have happened since.
+    fn is_fresh(&self, generation: u64) -> bool {
+        self.generation == generation && self.at.elapsed() < ANEW
+    }
+
+    fn is_as(&self, now: &Inspection) -> bool {
+        // How long a read took is never the same twice.
+        let text = |findings: &[Finding]| findings.iter().map(|one| one.remedy.clone()).collect::<Vec<_>>();
+        self.run_id == now.run_id && text(&self.findings) == text(&now.findings)
+    }
+}
+
+/// Looks at each server that requests may ask once it can be reached, and again when it was in trouble, when there are
+/// others, and now and then; says what it sees if that is news. Runs for ever.
 pub async fn watch(shared: Arc<Shared>, needs: Needs) {
     let mut changes = shared.topology.changes();
-    // By node, the breaker's generation when it was looked at, and which run it was.
-    let mut known: HashMap<u64, (u64, String)> = HashMap::new();
+    let mut known: HashMap<u64, Seen> = HashMap::new();
     loop {
-        let masters: Vec<_> = shared.topology.map().masters().iter().map(|master| Arc::clone(&master.node)).collect();
-        known.retain(|id, _| masters.iter().any(|node| node.id == *id));
-        for node in masters.iter().filter(|node| !node.breaker.is_open()) {
+        let mut servers = Vec::new();
+        for master in shared.topology.map().masters() {
+            let of_one = (master.node.clone(), Place::Master(shared.topology.map().masters().len()));
+            servers.push(of_one);
+            servers.extend(master.replicas.iter().map(|copy| (copy.clone(), Place::Copy)));
+        }
+        known.retain(|id, _| servers.iter().any(|(node, _)| node.id == *id));
+        for (node, place) in servers.iter().filter(|(node, _)| !node.breaker.is_open()) {
             let generation = node.breaker.generation();
             let before = known.get(&node.id);
-            if before.is_some_and(|(looked_at, _)| *looked_at == generation) {
+            if before.is_some_and(|before| before.is_fresh(generation)) {
                 continue;
             }
-            let Ok(seen) = look(&shared, node, &needs).await else { continue };
-            if before.is_none_or(|(_, run)| *run != seen.run_id) {
+            let Ok(seen) = look(&shared, node, *place, &needs).await else { continue };
+            if before.is_none_or(|before| !before.is_as(&seen)) {
                 seen.report(&node.address.to_string());
             }
-            known.insert(node.id, (generation, seen.run_id));
+            let (run_id, findings) = (seen.run_id, seen.findings);
+            known.insert(node.id, Seen { generation, at: Instant::now(), run_id, findings });
         }
         tokio::select! {
             _ = changes.changed() => {}
@@ -148,15 +195,24 @@ pub async fn watch(shared: Arc<Shared>, needs: Needs) {
     }
 }
 
-async fn look(shared: &Shared, node: &Node, needs: &Needs) -> Result<Inspection, Unavailable> {
-    inspect(&mut Dedicated::to(shared, node).await?, needs).await
+async fn look(shared: &Shared, node: &Node, place: Place, needs: &Needs) -> Result<Inspection, Unavailable> {
+    inspect(&mut Dedicated::to(shared, node).await?, place, needs).await
+}
+
+/// What a server is among those of one Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// One of so many masters, over which keys are spread.
+    Master(usize),
+    /// A copy, from which is read.
+    Copy,
 }
 
 /// Looks at the server at the other end of `connection`, which is of no further use.
 ///
 /// # Errors
 /// It stopped answering.
-pub async fn inspect(connection: &mut Dedicated, needs: &Needs) -> Result<Inspection, Unavailable> {
+pub async fn inspect(connection: &mut Dedicated, place: Place, needs: &Needs) -> Result<Inspection, Unavailable> {
     let info = match ask(connection, &[b"INFO"]).await? {
         Said::Yes(reply) => {
             Info::new(reply.bytes().map_or_else(String::new, |text| String::from_utf8_lossy(text).into()))
@@ -166,9 +222,11 @@ pub async fn inspect(connection: &mut Dedicated, needs: &Needs) -> Result<Inspec
     let latency = latency(connection, needs).await?;
     let mut findings = Vec::new();
     findings.extend(age(&info));
-    findings.extend(role(&info));
+    if let Place::Master(masters) = place {
+        findings.extend(role(&info, needs));
+        findings.extend(room(&info.memory(), masters, needs));
+    }
     findings.extend(eviction(&info.memory(), needs));
-    findings.extend(room(&info.memory(), needs));
     findings.extend(pace(latency, needs));
     findings.extend(permissions(connection, needs).await?);
     Ok(Inspection {
@@ -191,14 +249,18 @@ fn age(info: &Info) -> Option<Finding> {
     })
 }
 
-fn role(info: &Info) -> Option<Finding> {
+fn role(info: &Info, needs: &Needs) -> Option<Finding> {
     let (host, port) = info.master()?;
+    let remedy = match needs.cluster || needs.sentinel {
+        false => format!("let `redis.url` lead to the master, {host}:{port}"),
+        true => "none, if a failover is under way; else look why those who name the masters name this one".to_owned(),
+    };
     Some(Finding {
         text: format!(
             "this Redis is a replica of {host}:{port} and refuses writes: nothing is stored, limits fall back, and no \
              invalidation is logged or proven"
         ),
-        remedy: format!("let `redis.url` lead to the master, {host}:{port}"),
+        remedy,
     })
 }
 
@@ -215,8 +277,25 @@ fn eviction(memory: &Memory, needs: &Needs) -> Option<Finding> {
     })
 }
 
-fn room(memory: &Memory, needs: &Needs) -> Option<Finding> {
-    let most = memory.most?;
+fn room(memory: &Memory, masters: usize, needs: &Needs) -> Option<Finding> {
+    let Some(most) = memory.most else {
+        // Who does not say what it holds does not say this either.
+        return (memory.used > 0).then(|| Finding {
+            text: "maxmemory is not set: Redis grows until the system ends it for want of memory".to_owned(),
+            remedy: "set maxmemory, with a policy of volatile-lru (docs/redis.md, Sizing)".to_owned(),
+        });
+    };
+    // A quarter more than is stored, for what the allocator rounds up.
+    let expected = (LOG + needs.expected / masters.max(1) as u64) / 4 * 5;
+    if needs.expected > 0 && most < expected {
+        return Some(Finding {
+            text: format!(
+                "maxmemory is {most} bytes, and what `redis.expected_entries` and `redis.expected_identities` say takes \
+                 {expected} of each of {masters} masters: what is used least is evicted, or nothing new is stored"
+            ),
+            remedy: format!("set maxmemory to {expected} or more (docs/redis.md, Sizing)"),
+        });
+    }
     let least = LOG + LARGEST * needs.largest;
     if most >= least {
         return None;

@@ -116,12 +116,14 @@ async fn copies_answer(topology: Topology) {
         stage.read(1).await;
     }
     let gets = [0, 1].map(|i| count("get")[i] - gets[i]);
-    let scripts = count("evalsha");
+    let (scripts, mut looks) = (count("evalsha"), 0);
+    // Each pod has looked at each of them, which asks for everything once.
+    stage.each(false, |_| looks += stage.weirs.len() as u64);
     eprintln!("{topology:?}: GET on masters and copies {gets:?} in {:?}, EVALSHA {scripts:?}", began.elapsed());
     assert!(gets[1] >= 10 * KEYS as u64, "{gets:?}");
     // The look at Redis reads, and so do scripts.
     assert!(gets[0] < KEYS as u64, "{gets:?}");
-    assert!(scripts[0] > 0 && scripts[1] == 0, "{scripts:?}");
+    assert!(scripts[0] > 0 && scripts[1] <= looks, "{scripts:?}");
     assert!(stage.up.total() == KEYS);
 }
 

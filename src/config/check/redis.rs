@@ -32,6 +32,7 @@ const MOST_VALUE: usize = 512 * 1024 * 1024;
 /// Below this no answer could ever be in time.
 const SHORTEST_DEADLINE: Duration = Duration::from_millis(1);
 const MOST_REPLICAS: u32 = 10_000;
+const EXPECTED_BODY: usize = 4 * 1024;
 /// In front of the namespace, so that the digest is of use nowhere else.
 const KEY_SECRET_LABEL: &[u8] = b"weir key secret, derived from the namespace:";
 
@@ -52,6 +53,9 @@ impl Check<'_, '_> {
         let key_secret = self.secret("redis.key_secret", &raw.key_secret_file, &raw.key_secret);
         let replicas = self.count(&raw.replicas, 1..=MOST_REPLICAS).unwrap_or(1);
         let bus = raw.bus.as_ref().map_or_else(Bus::default, |bus| bus.value);
+        let expected_entries = self.count(&raw.expected_entries, 0..=u32::MAX).unwrap_or(0);
+        let expected_body = self.size(&raw.expected_body, 0..=MOST_VALUE).unwrap_or(EXPECTED_BODY);
+        let expected_identities = self.count(&raw.expected_identities, 0..=u32::MAX).unwrap_or(0);
         let tls = place.as_ref().map(|place| self.redis_way(place, raw));
         for (password, file) in [(&password, &raw.password_file), (&sentinel_password, &raw.sentinel_password_file)] {
             if let (Some(bytes), Some(file)) = (password, file)
@@ -91,6 +95,9 @@ impl Check<'_, '_> {
             replicas,
             bus,
             read_from: raw.read_from.as_ref().map(|read_from| read_from.value).unwrap_or_default(),
+            expected_entries,
+            expected_body,
+            expected_identities,
         })
     }
 

@@ -68,6 +68,12 @@ pub(in crate::config) struct Redis {
     pub(in crate::config) replicas: Maybe<i64>,
     /// How pods hear of one another's invalidations.
     pub(in crate::config) bus: Maybe<Bus>,
+    /// Answers that will be stored at once: what Redis' memory is measured against when it is looked at.
+    pub(in crate::config) expected_entries: Maybe<i64>,
+    /// Bytes of their bodies, as they are stored, on average.
+    pub(in crate::config) expected_body: MaybeText<usize>,
+    /// Identities that each limit will know at once, for the same.
+    pub(in crate::config) expected_identities: Maybe<i64>,
 }
 
 /// `redis.mode`.

@@ -2,12 +2,21 @@ use super::commands::When;
 use super::*;
 use crate::kv::tests::Server;
 
+/// A server of which nothing is to be said.
+async fn apt() -> Server {
+    let server = Server::up().await;
+    server.command(&["CONFIG", "SET", "maxmemory", "1gb"]).await;
+    server.command(&["CONFIG", "SET", "maxmemory-policy", "volatile-lru"]).await;
+    server
+}
+
 fn needs() -> Needs {
     Needs {
         keys: Keys::new("shop-prod"),
         deadline: Duration::from_secs(60),
         largest: 1 << 18,
         has_limits: false,
+        expected: 0,
         database: 0,
         tracking: false,
         cluster: false,
@@ -35,13 +44,36 @@ fn errors_are_told_apart_in_every_wording() {
 
 #[test]
 fn room_is_for_the_log_and_some_large_answers() {
-    let memory = |most| Memory { most, used: 0, policy: "volatile-lru".to_owned() };
-    assert_eq!(room(&memory(None), &needs()), None);
-    assert_eq!(room(&memory(Some(64 << 20)), &needs()), None);
-    let finding = room(&memory(Some(20 << 20)), &needs()).unwrap();
+    let memory = |most| Memory { most, used: 1, policy: "volatile-lru".to_owned() };
+    assert!(room(&memory(None), 1, &needs()).unwrap().text.contains("not set"));
+    assert_eq!(room(&memory(Some(64 << 20)), 1, &needs()), None);
+    let finding = room(&memory(Some(20 << 20)), 1, &needs()).unwrap();
     assert!(finding.text.contains("20971520") && finding.remedy.contains("25165824"), "{finding:?}");
     let large = Needs { largest: 4 << 20, ..needs() };
-    assert!(room(&memory(Some(64 << 20)), &large).is_some());
+    assert!(room(&memory(Some(64 << 20)), 1, &large).is_some());
+}
+
+#[test]
+fn room_is_for_what_is_expected_over_all_masters() {
+    let memory = |most| Memory { most: Some(most), used: 0, policy: "volatile-lru".to_owned() };
+    let limit = "{ name = 'l', key = ['ip'], rates = ['9/s', '9/h'] }, 'shared'";
+    let text = format!(
+        "[[limit]]\nname = 'shared'\nkey = ['ip']\nrate = '1/s'\nburst = 1\n\
+         [[route]]\nname = 'a'\npath = '/a'\nlimits = [{limit}]\n\
+         [[route]]\nname = 'b'\npath = '/b'\nlimits = ['shared']\n\
+         [redis]\nurl = 'redis://h'\nnamespace = 'n'\nexpected_entries = 1_000_000\nexpected_identities = 1_000_000\n"
+    );
+    let text = format!("[upstream]\nurl = 'http://127.0.0.1:3000'\n{text}");
+    let loaded = Config::from_toml("weir.toml", &text, &config::Overrides::default());
+    let config = loaded.unwrap_or_else(|report| panic!("{report}")).config;
+    let needs = Needs { expected: expected(&config, config.redis.as_ref().unwrap()), ..needs() };
+    // The page's formula: a million answers of 4 KiB, and a million identities with three counts each.
+    assert_eq!(needs.expected, 1_000_000 * (720 + 4096) + 3 * 1_000_000 * 220);
+    let least = (needs.expected + (16 << 20)) / 4 * 5;
+    assert_eq!(room(&memory(least), 1, &needs), None);
+    let finding = room(&memory(least - 1), 1, &needs).unwrap();
+    assert!(finding.remedy.contains(&least.to_string()), "{finding:?}");
+    assert_eq!(room(&memory(least / 2), 3, &needs), None);
 }
 
 #[test]
@@ -125,7 +157,7 @@ fn scripts_call_what_is_needed_and_all_that_is_needed_for_them_is_called() {
 /// With the page's line nothing is found; without any one of its words, that one is named, and nothing else.
 #[tokio::test]
 async fn the_documented_line_is_enough_and_whatever_is_missing_of_it_is_named() {
-    let server = Server::up().await;
+    let server = apt().await;
     let (line, _) = documented();
     let found = async |missing: Option<&str>| {
         let words = line.iter().map(String::as_str).filter(|word| Some(*word) != missing);
@@ -134,7 +166,7 @@ async fn the_documented_line_is_enough_and_whatever_is_missing_of_it_is_named() 
         let mut connection = Dedicated::open(&server.shared()).await.unwrap();
         ask(&mut connection, &[b"AUTH", b"weir", b"secret"]).await.unwrap();
         let database = Needs { database: 3, ..needs() };
-        inspect(&mut connection, &database).await.unwrap().findings
+        inspect(&mut connection, Place::Master(1), &database).await.unwrap().findings
     };
     assert_eq!(found(None).await, []);
     for word in line.iter().filter(|word| *word != "resetchannels") {
@@ -148,13 +180,13 @@ async fn the_documented_line_is_enough_and_whatever_is_missing_of_it_is_named() 
 /// Patterns that are narrower than the page's: what they leave out is named.
 #[tokio::test]
 async fn keys_and_channels_that_patterns_leave_out_are_named() {
-    let server = Server::up().await;
+    let server = apt().await;
     let keys = ["~shop-prod:e:*", "~shop-prod:f:*", "~shop-prod:p:*", "~shop-prod:l:*", "~shop-prod:probe"];
     let user = ["ACL", "SETUSER", "weir", "on", ">secret", "+@all", "resetchannels", "&shop-prod:bell"];
     server.command(&[&user[..], &keys].concat()).await;
     let mut connection = Dedicated::open(&server.shared()).await.unwrap();
     ask(&mut connection, &[b"AUTH", b"weir", b"secret"]).await.unwrap();
-    let findings = inspect(&mut connection, &needs()).await.unwrap().findings;
+    let findings = inspect(&mut connection, Place::Master(1), &needs()).await.unwrap().findings;
     assert_eq!(findings.len(), 1, "{findings:?}");
     let Finding { text, remedy } = &findings[0];
     assert!(text.contains("shop-prod:log:{shop-prod:invalidate:in}") && text.contains("its channels"), "{text}");
