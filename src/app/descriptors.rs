@@ -4,8 +4,11 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::config::{Config, ServerLimits};
 
-/// Descriptors beside those of clients and upstream: listeners, Redis, files, runtimes.
+/// Descriptors beside those of clients, upstream and workers: listeners, Redis' for control work, files, runtimes.
 const OTHERS: usize = 128;
+
+/// Connections of one worker to each of Redis' servers; of a Cluster those count that are named, as more are not known yet.
+const OF_A_WORKER: usize = 2;
 
 /// Raises the soft limit to the hard one, which needs no privilege, and returns how many of the descriptors clients may
 /// have. Many systems keep the soft limit low for the sake of programs that use `select`, which Weir does not.
@@ -15,7 +18,9 @@ pub(super) fn allow(config: &Config) -> usize {
     // Where even that is forbidden, what there is has to do.
     let _ = setrlimit(Resource::Nofile, limit);
     let Some(limit) = getrlimit(Resource::Nofile).current else { return usize::MAX };
-    let clients = clients(usize::try_from(limit).unwrap_or(usize::MAX), config.upstream.connections.get());
+    let servers = config.redis.as_ref().map_or(0, |redis| redis.servers.addresses().len());
+    let redis = OF_A_WORKER * config.server.workers.get() * servers;
+    let clients = clients(usize::try_from(limit).unwrap_or(usize::MAX), config.upstream.connections.get() + redis);
     let connections = config.server.limits.connections;
     if clients < connections {
         tracing::warn!(
@@ -35,10 +40,10 @@ pub(super) fn capped(limits: ServerLimits, clients: usize) -> ServerLimits {
     ServerLimits { connections: limits.connections.min(clients), ..limits }
 }
 
-/// What is left for clients of so many descriptors: all but those of the upstream's connections, without which a client
-/// can have nothing but an error, though never less than half.
-fn clients(limit: usize, upstream: usize) -> usize {
-    limit.saturating_sub(upstream).saturating_sub(OTHERS).max(limit / 2)
+/// What is left for clients of so many descriptors: all but those of the workers' connections to the upstream, without which
+/// a client can have nothing but an error, and to Redis, though never less than half.
+fn clients(limit: usize, workers: usize) -> usize {
+    limit.saturating_sub(workers).saturating_sub(OTHERS).max(limit / 2)
 }
 
 #[cfg(test)]
