@@ -56,6 +56,8 @@ pub struct Metrics {
     pub cache_entries: IntGauge,
     /// Entries that left the memory tier for want of room.
     pub cache_evictions: IntCounter,
+    /// Invalidations that wait until Redis takes them.
+    pub invalidations_waiting: IntGauge,
     /// From an invalidation's acknowledgement to its being applied here.
     pub invalidation_lag: Histogram,
     /// Time since this pod last proved that it knows every invalidation; 0 without Redis.
@@ -153,6 +155,10 @@ impl Metrics {
                 "weir_invalidations_total",
                 "Invalidations that came in here",
                 &["selector", "door"],
+            ),
+            invalidations_waiting: families.gauge(
+                "weir_invalidations_waiting",
+                "Invalidations that are applied here and wait until Redis takes them",
             ),
             redis_commands: families.counters(
                 "weir_redis_commands_total",

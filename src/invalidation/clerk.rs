@@ -95,13 +95,15 @@ pub(super) struct Clerk {
     inbox: mpsc::Receiver<Submission>,
     retries: VecDeque<Submission>,
     retry_at: Instant,
+    /// How many were given up since the last time that none waited.
+    given_up: u64,
 }
 
 impl Clerk {
     pub(super) fn new(state: Arc<Invalidation>, log: Log, inbox: mpsc::Receiver<Submission>) -> Self {
         // Due at once: what it says only counts while something waits.
         let retry_at = tokio::time::Instant::now();
-        Self { state, log, inbox, retries: VecDeque::new(), retry_at }
+        Self { state, log, inbox, retries: VecDeque::new(), retry_at, given_up: 0 }
     }
 
     /// Works until no door is left.
@@ -120,6 +122,7 @@ impl Clerk {
             if let Some(fleet) = &self.state.fleet {
                 fleet.queued.store(self.retries.len(), Ordering::Relaxed);
             }
+            self.state.metrics.invalidations_waiting.set(self.retries.len() as i64);
         }
     }
 
@@ -166,7 +169,10 @@ impl Clerk {
             if let Some(oldest) = self.retries.pop_front() {
                 self.state.give_up(&oldest.fate, &oldest.selectors, oldest.soft);
             }
-            tracing::error!("too many invalidations wait for Redis: the oldest is given up");
+            if self.given_up == 0 {
+                tracing::error!("too many invalidations wait for Redis: the oldest is given up for each that comes");
+            }
+            self.given_up += 1;
         }
         self.retries.push_back(submission);
     }
@@ -181,7 +187,12 @@ impl Clerk {
                 }
             }
         }
-        tracing::info!("every invalidation is logged again");
+        match std::mem::take(&mut self.given_up) {
+            0 => tracing::info!("every invalidation is logged again"),
+            given_up => {
+                tracing::error!(given_up, "every invalidation is logged again but for those that were given up");
+            }
+        }
     }
 }
 
