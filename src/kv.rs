@@ -6,14 +6,13 @@
 //! while a server's breaker is open waits for it at all.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{Cmd, Pipeline, RedisError, Value};
+use deadpool_redis::redis::Cmd;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::{ReadFrom, Servers};
@@ -23,6 +22,7 @@ pub mod breaker;
 mod budget;
 pub mod bus;
 mod cluster;
+mod command;
 mod dial;
 pub mod doorbell;
 pub mod follow;
@@ -37,11 +37,13 @@ mod shared;
 mod topology;
 
 pub use budget::Budget;
+pub use command::Script;
 pub use doorbell::Ring;
 pub use reply::{Reply, Unavailable};
 pub use server::Server;
 pub use shared::Shared;
 
+use command::{ask, invocation};
 use link::Slot;
 use reply::Fault;
 use topology::Node;
@@ -64,15 +66,6 @@ const FAIR: u32 = 4;
 /// Who takes a server's place is waited for with this share of what is left: the request may have more to ask elsewhere.
 const OF_AN_HEIR: u32 = 2;
 
-/// A Lua script; one `static` each.
-#[derive(Debug)]
-pub struct Script {
-    /// Name in metrics; no two scripts share one.
-    pub name: &'static str,
-    /// Source text.
-    pub source: &'static str,
-}
-
 /// This runtime's way to Redis; cheap to clone. Its connections live on the runtime on which it was made.
 #[derive(Clone)]
 pub struct Redis(Arc<Inner>);
@@ -92,8 +85,8 @@ struct Inner {
 #[derive(Default)]
 struct Ways {
     by_node: HashMap<u64, Arc<Way>, ahash::RandomState>,
-    /// The map's number when servers that had gone were taken out.
-    version: u64,
+    /// [`Topology::forgotten`](topology::Topology::forgotten) when servers that had gone were taken out.
+    forgotten: u64,
 }
 
 /// This runtime's connections to one server.
@@ -303,20 +296,24 @@ impl Redis {
         budget: &mut Budget,
     ) -> Result<Reply, Fault> {
         let (mut asking, mut answer) = (false, Err(Fault::NotSent));
-        for _ in 0..REDIRECTS {
+        for sent in 1..=REDIRECTS {
             answer = self.send_to(way, (lane, asking), command, known, budget).await;
             let topology = &self.0.shared.topology;
             if answer.as_ref().is_err_and(Fault::casts_doubt) {
                 topology.doubt();
             }
             let to = match &answer {
+                _ if sent == REDIRECTS => break,
                 Err(Fault::Moved(to) | Fault::Ask(to)) => follow::address(to, &way.node.address),
                 Err(Fault::Refused(kind)) if kind == TRYAGAIN && budget.left() > TRY_AGAIN => {
                     // Some of its keys are here and some there, for a moment.
                     let began = Instant::now();
                     tokio::time::sleep(TRY_AGAIN).await;
-                    budget.spend(began.elapsed());
-                    continue;
+                    budget.pause(began.elapsed());
+                    match budget.left().is_zero() {
+                        true => break,
+                        false => continue,
+                    }
                 }
                 _ => break,
             };
@@ -344,7 +341,8 @@ impl Redis {
         let is_judged =
             !budget.was_missed() && (budget.is_only(way.node.id) || budget.left() >= self.0.shared.deadline / FAIR);
         let started = Instant::now();
-        let answer = if budget.left().is_zero() {
+        let is_unsent = budget.left().is_zero();
+        let answer = if is_unsent {
             // Earlier answers were so slow that nothing is left for this one: that is trouble too.
             Err(Fault::Timeout)
         } else {
@@ -356,7 +354,10 @@ impl Redis {
         let (result, trouble) = match &answer {
             Ok(_) => (RedisResult::Ok, None),
             Err(Fault::NotSent | Fault::Gone) => (RedisResult::Unavailable, None),
-            Err(Fault::Timeout) => (RedisResult::Timeout, is_judged.then_some("answers are late")),
+            Err(Fault::Timeout) => {
+                let is_trouble = is_judged && (budget.charge() || !is_unsent);
+                (RedisResult::Timeout, is_trouble.then_some("answers are late"))
+            }
             Err(Fault::Dropped) => (RedisResult::Timeout, Some("a connection ended")),
             Err(Fault::Moved(_) | Fault::Ask(_)) => (RedisResult::Redirected, None),
             Err(fault @ Fault::Refused(kind)) => (RedisResult::Error, fault.is_trouble().then_some(kind.as_str())),
@@ -388,8 +389,10 @@ impl Redis {
             Lane::Bodies => &way.bodies,
             Lane::Copies => &way.copies,
         };
+        let sent_on = AtomicU64::new(0);
         let whole = async {
-            let mut link = slot.acquire(&self.0.shared, &way.node).await?;
+            let mut link = slot.acquire(&self.0.shared, &way.node, !self.0.control).await?;
+            sent_on.store(link.id, Ordering::Relaxed);
             let answer = match asking {
                 false => link.wire.connection.send_packed_command(command).await,
                 true => ask(&mut link.wire.connection, command).await,
@@ -397,12 +400,13 @@ impl Redis {
             let answer = reply::read(answer);
             match answer {
                 Err(Fault::Dropped) => slot.discard(link.id),
-                _ => slot.answered(),
+                _ => slot.answered(link.id),
             }
             answer
         };
         timeout_at(until, whole).await.unwrap_or_else(|_| {
-            slot.missed();
+            // Who got no connection says nothing of the one that came.
+            slot.missed(sent_on.load(Ordering::Relaxed));
             Err(Fault::Timeout)
         })
     }
@@ -423,9 +427,9 @@ impl Redis {
 
     fn way(&self, node: &Arc<Node>) -> Arc<Way> {
         let mut ways = self.0.ways.lock().expect("no panic while held");
-        let version = self.0.shared.topology.map().version;
-        if ways.version != version {
-            ways.version = version;
+        let forgotten = self.0.shared.topology.forgotten();
+        if ways.forgotten != forgotten {
+            ways.forgotten = forgotten;
             let known = self.0.shared.topology.known();
             ways.by_node.retain(|id, _| known.iter().any(|node| node.id == *id));
         }
@@ -457,23 +461,6 @@ impl Redis {
         known.push((script.name, Arc::clone(&one)));
         one
     }
-}
-
-/// Sends `command` to a server that is about to have its keys.
-async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, RedisError> {
-    let mut both = Pipeline::with_capacity(2);
-    both.cmd("ASKING").add_command(command.clone());
-    Ok(connection.send_packed_commands(&both, 1, 1).await?.pop().unwrap_or(Value::Nil))
-}
-
-fn invocation(verb: &str, script: &str, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {
-    let size = keys.iter().chain(args).map(|part| part.len()).sum::<usize>();
-    let mut command = Cmd::with_capacity(3 + keys.len() + args.len(), verb.len() + script.len() + 8 + size);
-    command.arg(verb).arg(script).arg(keys.len());
-    for part in keys.iter().chain(args) {
-        command.arg(*part);
-    }
-    command
 }
 
 /// A random number from the system: ids and incarnations.

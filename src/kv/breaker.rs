@@ -14,6 +14,12 @@ const FAILURE: u32 = 4;
 /// Weight at which the breaker opens: three failures in a row.
 const OPENS_AT: u32 = 3 * FAILURE;
 
+/// The most that it comes to: what many failed at once is as soon made up for.
+const MOST: u32 = 2 * OPENS_AT;
+
+/// A failure that comes so long after the last one is the first of another trouble.
+const QUIET: Duration = Duration::from_secs(10);
+
 /// Trouble shorter than this is a hiccup: it fails many requests at once, and is over before a probe would know.
 const HICCUP: Duration = Duration::from_millis(100);
 
@@ -22,8 +28,9 @@ const HICCUP: Duration = Duration::from_millis(100);
 pub struct Breaker {
     open: AtomicBool,
     weight: AtomicU32,
-    /// When the present trouble began.
+    /// When the present trouble began, and when something failed last.
     since: AtomicU64,
+    last: AtomicU64,
     generation: AtomicU64,
     opened: Arc<Notify>,
     server: String,
@@ -38,6 +45,7 @@ impl Breaker {
             open: AtomicBool::new(false),
             weight: AtomicU32::new(0),
             since: AtomicU64::new(0),
+            last: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             opened,
             server,
@@ -72,7 +80,11 @@ impl Breaker {
     /// No answer came, or not in time, or one that says that Redis as a whole is of no use now.
     pub fn failed(&self, cause: &str) {
         let now = self.clock.steady();
-        let before = self.weight.fetch_add(FAILURE, Ordering::Relaxed);
+        if now.saturating_sub(self.last.swap(now, Ordering::Relaxed)) >= QUIET.as_millis() as SteadyMs {
+            self.weight.store(0, Ordering::Relaxed);
+        }
+        let more = |weight: u32| Some((weight + FAILURE).min(MOST));
+        let before = self.weight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).unwrap_or_default();
         if before == 0 {
             self.since.store(now, Ordering::Relaxed);
         }
@@ -147,6 +159,31 @@ mod tests {
             breaker.succeeded();
         }
         assert!(breaker.is_open());
+    }
+
+    #[test]
+    fn what_failed_long_ago_counts_no_more_and_what_failed_at_once_not_for_long() {
+        let (breaker, clock) = breaker();
+        for _ in 0..5 {
+            for _ in 0..50 {
+                breaker.failed("slow");
+            }
+            clock.advance(QUIET);
+        }
+        assert!(!breaker.is_open(), "apart");
+        breaker.failed("slow");
+        for _ in 0..MOST {
+            breaker.succeeded();
+        }
+        for _ in 0..50 {
+            breaker.failed("slow");
+        }
+        for _ in 0..MOST - FAILURE {
+            breaker.succeeded();
+        }
+        clock.advance(HICCUP);
+        breaker.failed("slow");
+        assert!(!breaker.is_open(), "made up for");
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct Budget {
     /// Whether its end came while this process was too busy to look for the answer.
     missed: bool,
     waited: bool,
+    /// Whether a server was charged with its end.
+    charged: bool,
     spent_on: Spent,
 }
 
@@ -31,7 +33,7 @@ enum Spent {
 impl Budget {
     /// A request's whole allowance.
     pub fn new(left: Duration) -> Self {
-        Self { left, missed: false, waited: false, spent_on: Spent::Nobody }
+        Self { left, missed: false, waited: false, charged: false, spent_on: Spent::Nobody }
     }
 
     /// What is left of it.
@@ -49,6 +51,11 @@ impl Budget {
         self.missed
     }
 
+    /// Whether this is the first time that a server is charged with its end: what is not sent after it is nobody's lateness.
+    pub(super) fn charge(&mut self) -> bool {
+        !std::mem::replace(&mut self.charged, true)
+    }
+
     /// Takes off what was spent on a server, which has `answered` or not.
     pub(super) fn spend_on(&mut self, node: u64, spent: Duration, answered: bool) {
         // Once it is at its end, what ended it stands.
@@ -61,8 +68,13 @@ impl Budget {
 
     /// Takes off what was waited for on no server's account: what is left is none's measure by itself.
     pub(crate) fn wait(&mut self, waited: Duration) {
-        self.spend(waited);
+        self.pause(waited);
         self.waited = true;
+    }
+
+    /// The same for a pause that a server asked for, which is no reason not to wait again.
+    pub(super) fn pause(&mut self, waited: Duration) {
+        self.spend(waited);
         self.spent_on = Spent::Several;
     }
 
@@ -116,6 +128,16 @@ mod tests {
         budget.wait(ms(9));
         assert_eq!(budget.left(), ms(9));
         assert!(budget.has_waited() && !budget.is_only(1) && !budget.is_only(2));
+    }
+
+    #[test]
+    fn a_pause_is_held_against_nobody_and_the_end_against_one() {
+        let mut budget = Budget::new(ms(20));
+        budget.spend_on(1, ms(2), true);
+        budget.pause(ms(9));
+        assert!(!budget.has_waited() && !budget.is_only(1));
+        assert!(budget.charge());
+        assert!(!budget.charge());
     }
 
     #[test]

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, RedisError, cmd};
+use deadpool_redis::redis::{
+    AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, RedisError, Value, cmd, parse_redis_value,
+};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -27,6 +29,9 @@ pub(super) const OPENING: Duration = Duration::from_millis(500);
 
 /// Addresses of one name that are tried at once.
 const ADDRESSES: usize = 8;
+
+/// Longest line that is read of who answers first; an error is shorter.
+const LINE: usize = 2048;
 
 /// How to open connections; cheap to clone.
 #[derive(Clone)]
@@ -146,7 +151,11 @@ impl NoConnection {
     }
 
     fn said(error: RedisError) -> Self {
-        let said = error.to_string();
+        let mut said = error.to_string();
+        // A server that does not know HELLO says what it was asked, the password in it.
+        if let Some(at) = said.find(", with args beginning with") {
+            said.truncate(at);
+        }
         Self::Answer(error.into(), said)
     }
 }
@@ -218,10 +227,13 @@ impl Dialer {
         protocol: Resp,
     ) -> Result<Wire, NoConnection> {
         let entry = self.0.entry.load_full();
-        let mut login = RedisConnectionInfo::default().set_db(self.0.database.into()).set_protocol(match protocol {
+        let protocol = match protocol {
             Resp::Resp2 => ProtocolVersion::RESP2,
             Resp::Resp3 => ProtocolVersion::RESP3,
-        });
+        };
+        // The library does not name itself: not every user may.
+        let login = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let mut login = login.set_db(self.0.database.into()).set_protocol(protocol);
         if let Some(user) = &entry.user {
             login = login.set_username(user);
         }
@@ -256,11 +268,47 @@ async fn first(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStr
     Err(why)
 }
 
+/// Who is there, and refuses whoever comes, says so in one line and ends the connection.
+const REFUSALS: [&str; 2] = ["MAXCLIENTS", "DENIED"];
+
+/// Asks whether somebody is there who lets us in, whoever we are: the client library takes such a refusal for a connection that
+/// ended. One trip.
+async fn hail<S>(stream: &mut S) -> Result<(), NoConnection>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    // Where that ends the connection, what was said before it can be read.
+    let _ = stream.write_all(b"*1\r\n$4\r\nPING\r\n").await;
+    let _ = stream.flush().await;
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") && line.len() < LINE {
+        match stream.read_u8().await {
+            Ok(byte) => line.push(byte),
+            Err(error) => return Err(NoConnection::Answer(Fault::Dropped, error.to_string())),
+        }
+    }
+    match parse_redis_value(&line) {
+        Ok(Value::ServerError(error)) => match NoConnection::said(error.into()) {
+            NoConnection::Answer(Fault::Refused(kind), said) if REFUSALS.contains(&kind.as_str()) => {
+                Err(NoConnection::Answer(Fault::Refused(kind), said))
+            }
+            // Who wants to know who we are is told next.
+            _ => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
 /// Says who we are.
-async fn greet<S>(stream: S, login: &RedisConnectionInfo, config: AsyncConnectionConfig) -> Result<Wire, NoConnection>
+async fn greet<S>(
+    mut stream: S,
+    login: &RedisConnectionInfo,
+    config: AsyncConnectionConfig,
+) -> Result<Wire, NoConnection>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    hail(&mut stream).await?;
     let opened = MultiplexedConnection::new_with_config(login, stream, config).await;
     let (connection, driver) = opened.map_err(NoConnection::said)?;
     let (goes_on, ended) = watch::channel(());
@@ -318,5 +366,18 @@ impl Tls {
             Some(inner) if inner.is::<rustls::Error>() => NoConnection::Tls(error),
             _ => NoConnection::Way(error),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_is_not_said_again() {
+        let line = "-ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'weir' 'secret' \r\n";
+        let Ok(Value::ServerError(error)) = parse_redis_value(line.as_bytes()) else { panic!("an error") };
+        let said = NoConnection::said(error.into()).to_string();
+        assert!(said.contains("unknown command 'HELLO'") && !said.contains("secret"), "{said}");
     }
 }

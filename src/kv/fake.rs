@@ -1,12 +1,23 @@
 //! Servers of the tests' own that answer as a test says, in the protocol of Redis.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::config::Address;
+use super::bus::probe;
+use super::follow::follow;
+use super::tests::eventually;
+use super::{Redis, Shared, Unavailable};
+use crate::clock::{Clock, Stopwatch};
+use crate::config::{self, Address, ReadFrom};
+use crate::metrics::Metrics;
+
+/// What a request may wait for Redis, where a test says nothing else.
+pub(super) const DEADLINE: Duration = Duration::from_millis(100);
 
 /// Says for a command's words what is answered, whole; nothing: silence, for as long as the connection lasts.
 type Answers = dyn Fn(&[String]) -> Option<String> + Send + Sync;
@@ -56,6 +67,81 @@ impl Told {
             "GET" => get(&words[1]),
             _ => Some(OK.to_owned()),
         }
+    }
+}
+
+/// A pod's way to a Redis, followed and probed for as long as this lasts.
+pub(super) struct Pod {
+    pub(super) shared: Arc<Shared>,
+    pub(super) redis: Redis,
+    tasks: [tokio::task::JoinHandle<()>; 2],
+}
+
+impl Pod {
+    pub(super) fn of(servers: config::Servers, read_from: ReadFrom) -> Self {
+        Self::within(DEADLINE, servers, read_from)
+    }
+
+    pub(super) fn within(deadline: Duration, servers: config::Servers, read_from: ReadFrom) -> Self {
+        let config = config::Redis {
+            servers,
+            database: 0,
+            protocol: config::Resp::Resp2,
+            access: config::Access::default(),
+            namespace: "shop-prod".to_owned(),
+            deadline,
+            startup_wait: Duration::from_secs(5),
+            bus: config::Bus::Publish,
+            max_value: 1 << 18,
+            key_secret: config::Secret::new("secret"),
+            replicas: 1,
+            read_from,
+            expected_entries: 0,
+            expected_body: 0,
+            expected_identities: 0,
+        };
+        let shared = Shared::new(&config, Metrics::new(prometheus::Registry::new()), Clock::system());
+        let redis = Redis::new(Arc::clone(&shared));
+        let tasks = [tokio::spawn(follow(Arc::clone(&shared))), tokio::spawn(probe(Arc::clone(&shared)))];
+        Self { shared, redis, tasks }
+    }
+
+    pub(super) fn cluster(seeds: &[&Place]) -> Self {
+        Self::patient(DEADLINE, seeds)
+    }
+
+    pub(super) fn patient(deadline: Duration, seeds: &[&Place]) -> Self {
+        let seeds = seeds.iter().map(|seed| seed.address()).collect();
+        Self::within(deadline, config::Servers::Cluster { seeds }, ReadFrom::Master)
+    }
+
+    pub(super) fn sentinel(sentinels: &[&Place]) -> Self {
+        let sentinels = sentinels.iter().map(|sentinel| sentinel.address()).collect();
+        Self::of(config::Servers::Sentinel { sentinels, master: "shop".to_owned() }, ReadFrom::Master)
+    }
+
+    pub(super) async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Unavailable> {
+        self.redis.get(key, &mut self.redis.budget()).await
+    }
+
+    pub(super) async fn works(&self, key: &[u8]) -> bool {
+        self.get(key).await.is_ok()
+    }
+
+    pub(super) async fn attaches(&self, key: &[u8]) -> Duration {
+        let watch = Stopwatch::start();
+        eventually("attached", async || self.works(key).await).await;
+        watch.elapsed()
+    }
+
+    pub(super) fn is_open(&self, place: &Place) -> bool {
+        self.shared.topology.node(&place.address()).breaker.is_open()
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
 

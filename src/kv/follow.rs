@@ -12,6 +12,7 @@ use super::bus::Dedicated;
 use super::dial::Dialer;
 use super::{Reply, Shared, Unavailable, cluster, jittered, sentinel};
 use crate::config::{Address, Servers};
+use crate::metrics::RedisPart;
 
 /// Pause between two looks while all is well.
 const EVERY: Duration = Duration::from_secs(1);
@@ -28,18 +29,10 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// How long others are waited for once one has answered.
 const OTHERS: Duration = Duration::from_millis(50);
 
-/// Least time between two lines that say why no server is found, while the cause changes.
-const SAID_NEXT: Duration = Duration::from_secs(1);
-
-/// Least time between two of the same, while servers are found and lost again.
-const SAID_AGAIN: Duration = Duration::from_secs(10);
-
 /// Keeps the map of servers right. Runs for ever, unless there is one server only, of which all is known.
 pub async fn follow(shared: Arc<Shared>) {
     let mut asked = Asked::default();
     let mut heard = sentinel::Latest::default();
-    // Why no server was found last, and when that was said.
-    let mut said: Option<(String, Instant)> = None;
     loop {
         let found = match &shared.topology.servers {
             Servers::Standalone(_) => return,
@@ -48,26 +41,9 @@ pub async fn follow(shared: Arc<Shared>) {
                 sentinel::find(&shared, sentinels, master, &mut heard, &mut asked).await
             }
         };
-        let is_calm = match found {
-            Ok(found) => {
-                shared.topology.adopt(&found);
-                // What comes and goes is said seldom, and what has been over for long anew.
-                said = said.filter(|(_, at)| at.elapsed() < SAID_AGAIN);
-                !shared.topology.is_troubled()
-            }
-            Err(cause) => {
-                if said.as_ref().is_none_or(|(before, at)| *before != cause && at.elapsed() >= SAID_NEXT) {
-                    let known = shared.topology.map().masters().len();
-                    tracing::warn!(
-                        cause,
-                        known,
-                        "Redis' servers cannot be found: requests go on with those that are known, if there are any"
-                    );
-                    said = Some((cause, Instant::now()));
-                }
-                false
-            }
-        };
+        let outcome = found.map(|found| shared.topology.adopt(&found));
+        let is_calm = outcome.is_ok() && !shared.topology.is_troubled();
+        shared.health.tell(RedisPart::Topology, outcome);
         let next = Instant::now() + jittered(if is_calm { EVERY } else { IN_TROUBLE });
         sleep(jittered(LEAST)).await;
         tokio::select! {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::reply::Fault;
 use super::topology::Topology;
 use crate::clock::{Clock, SteadyMs};
-use crate::metrics::{Metrics, RedisPart};
+use crate::metrics::{Metrics, RedisFault, RedisPart};
 
 /// A use that failed now and then works again once the command that failed last has been answered, and it has not failed
 /// for so long.
@@ -19,6 +19,12 @@ const HEALED: Duration = Duration::from_secs(2);
 /// whether requests come or not.
 const FORGOTTEN: Duration = Duration::from_secs(15);
 
+/// Least time between two lines of a use that fails for one reason and then for another, where every reason counts.
+const SAID_NEXT: Duration = Duration::from_secs(1);
+
+/// Keys that are on their way to another server for longer than this are stuck. Shorter than that, it is no trouble.
+const STUCK: Duration = Duration::from_secs(1);
+
 /// How each use of Redis fares.
 pub struct Health {
     metrics: Arc<Metrics>,
@@ -27,6 +33,8 @@ pub struct Health {
     /// Whether a use has something in `states`, so that what works looks no further.
     failing: [AtomicBool; RedisPart::ALL.len()],
     states: Mutex<[Option<Failing>; RedisPart::ALL.len()]>,
+    /// Since when keys are on their way to another server without a pause, and when that was last answered.
+    moving: Mutex<Option<(SteadyMs, SteadyMs)>>,
 }
 
 /// Why a use does not work, since when, and when it failed last.
@@ -34,6 +42,8 @@ struct Failing {
     cause: String,
     since: SteadyMs,
     last: SteadyMs,
+    /// What was said of it last, and when.
+    said: (String, SteadyMs),
     /// The command, where there are several.
     command: &'static str,
 }
@@ -41,7 +51,8 @@ struct Failing {
 impl Health {
     /// Of a Redis of which nothing is known to fail.
     pub(super) fn new(metrics: Arc<Metrics>, topology: Arc<Topology>, clock: Clock) -> Self {
-        let health = Self { metrics, topology, clock, failing: Default::default(), states: Mutex::default() };
+        let (states, moving) = (Mutex::default(), Mutex::default());
+        let health = Self { metrics, topology, clock, failing: Default::default(), states, moving };
         health.show();
         health
     }
@@ -56,7 +67,7 @@ impl Health {
             Some(fault) => {
                 if let Some(kind) = fault.kind() {
                     self.metrics.redis_failed(kind);
-                    if kind.is_refusal() {
+                    if kind.is_refusal() || (kind == RedisFault::TryAgain && self.is_stuck()) {
                         self.fail(part, command, &fault.to_string());
                     }
                 }
@@ -66,35 +77,60 @@ impl Health {
 
     /// Whether a use that is looked after by one task works; the cause if not.
     pub fn tell(&self, part: RedisPart, outcome: Result<(), String>) {
+        // Servers that are found and lost again in turn are not found.
+        let calm = if part == RedisPart::Topology { HEALED } else { Duration::ZERO };
         match outcome {
-            Ok(()) if self.failing[part as usize].load(Ordering::Relaxed) => self.mend(part, |_| Duration::ZERO),
+            Ok(()) if self.failing[part as usize].load(Ordering::Relaxed) => self.mend(part, |_| calm),
             Ok(()) => {}
             Err(cause) => self.fail(part, "", &cause),
         }
     }
 
+    /// Keys were found to be on their way to another server: whether they have been for long.
+    fn is_stuck(&self) -> bool {
+        let (now, limit) = (self.clock.steady(), STUCK.as_millis() as SteadyMs);
+        let mut moving = self.moving.lock().expect("no panic while held");
+        let since = moving.filter(|(_, last)| now.saturating_sub(*last) < limit).map_or(now, |(since, _)| since);
+        *moving = Some((since, now));
+        now.saturating_sub(since) >= limit
+    }
+
     fn fail(&self, part: RedisPart, command: &'static str, cause: &str) {
         let now = self.clock.steady();
         let mut states = self.states.lock().expect("no panic while held");
-        match &mut states[part as usize] {
+        let is_new = match &mut states[part as usize] {
             Some(failing) => {
+                // Who is asked where Redis is may be out of reach first, and then refuse: each has its remedy.
+                let is_another = part == RedisPart::Topology && failing.said.0 != cause;
+                let is_new = is_another && u128::from(now.saturating_sub(failing.said.1)) >= SAID_NEXT.as_millis();
                 cause.clone_into(&mut failing.cause);
                 (failing.last, failing.command) = (now, command);
+                if is_new {
+                    failing.said = (cause.to_owned(), now);
+                }
+                is_new
             }
             none => {
-                *none = Some(Failing { cause: cause.to_owned(), since: now, last: now, command });
+                let (cause, said) = (cause.to_owned(), (cause.to_owned(), now));
+                *none = Some(Failing { cause, since: now, last: now, said, command });
                 self.failing[part as usize].store(true, Ordering::Relaxed);
-                drop(states);
-                tracing::warn!(part = part.as_str(), cause, "Redis is degraded: {}", meanwhile(part));
-                self.show();
+                true
             }
+        };
+        drop(states);
+        if is_new {
+            tracing::warn!(part = part.as_str(), cause, "Redis is degraded: {}", meanwhile(part));
+            self.show();
         }
     }
 
     fn mend(&self, part: RedisPart, after: impl Fn(&Failing) -> Duration) {
         let now = self.clock.steady();
         let mut states = self.states.lock().expect("no panic while held");
-        let calm = |failing: &Failing| u128::from(now.saturating_sub(failing.last)) >= after(failing).as_millis();
+        // What other servers answer says nothing of slots that none has.
+        let is_whole = !part.is_asked_by_requests() || self.topology.map().uncovered() == 0;
+        let calm =
+            |failing: &Failing| is_whole && u128::from(now.saturating_sub(failing.last)) >= after(failing).as_millis();
         if states[part as usize].as_ref().is_some_and(calm) {
             states[part as usize] = None;
             self.failing[part as usize].store(false, Ordering::Relaxed);
@@ -130,9 +166,14 @@ impl Health {
                 let separator = if causes.is_empty() { "" } else { "; " };
                 let _ = write!(causes, "{separator}{} for {} s", failing.cause, seconds(failing.since));
             }
-            match causes.is_empty() {
-                true => format!("[+] redis {name}"),
-                false => format!("[!] redis {name}: {causes}: {}", meanwhile(*part)),
+            let copies = match part {
+                RedisPart::Commands => self.topology.troubles_of_copies(),
+                _ => String::new(),
+            };
+            match (causes.is_empty(), copies.is_empty()) {
+                (true, true) => format!("[+] redis {name}"),
+                (true, false) => format!("[+] redis {name}, but from its masters only: {copies}"),
+                (false, _) => format!("[!] redis {name}: {causes}: {}", meanwhile(*part)),
             }
         };
         RedisPart::ALL.iter().map(line).collect()
@@ -155,6 +196,9 @@ fn meanwhile(part: RedisPart) -> &'static str {
              `max_staleness`"
         }
         RedisPart::Stream => "what programs add to the stream is found with the next proof instead of at once",
+        RedisPart::Topology => {
+            "requests go on with the servers that are known, if there are any; a failover is not followed"
+        }
     }
 }
 
@@ -164,6 +208,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Address, Servers};
+    use crate::kv::topology::Found;
 
     fn health() -> (Health, Clock) {
         let clock = Clock::fixed(1_000_000);
@@ -203,6 +248,77 @@ mod tests {
             health.answered(RedisPart::Commands, "get", Some(&fault));
         }
         assert!(health.lines().iter().all(|line| line.starts_with("[+]")), "{:?}", health.lines());
+    }
+
+    #[test]
+    fn keys_that_stay_on_their_way_degrade_scripts_until_they_have_arrived() {
+        let (health, clock) = health();
+        let line = || health.lines().swap_remove(RedisPart::Scripts as usize);
+        let moving = refused("TRYAGAIN");
+        // Slots that are moved one after the other, with pauses.
+        for pause in [STUCK / 2, STUCK, STUCK * 2, STUCK] {
+            health.answered(RedisPart::Scripts, "store", Some(&moving));
+            assert_eq!(line(), "[+] redis scripts");
+            clock.advance(pause);
+        }
+        for _ in 0..3 {
+            health.answered(RedisPart::Scripts, "store", Some(&moving));
+            clock.advance(STUCK / 2);
+        }
+        assert!(line().starts_with("[!] redis scripts: Redis refused: TRYAGAIN for "), "{}", line());
+        clock.advance(HEALED);
+        health.answered(RedisPart::Scripts, "store", None);
+        assert_eq!(line(), "[+] redis scripts");
+    }
+
+    #[test]
+    fn slots_without_a_master_degrade_what_requests_ask_whatever_others_answer() {
+        let (health, clock) = health();
+        let server = Address::Tcp { host: "h".to_owned(), port: 1 };
+        let with = |slots| Found { masters: vec![(server.clone(), Vec::new())], slots, ..Found::default() };
+        let mut slots = vec![Some(0); 16_384];
+        health.answered(RedisPart::Commands, "get", Some(&refused("CLUSTERDOWN (slot not served)")));
+        slots[7] = None;
+        health.topology.adopt(&with(slots.clone()));
+        for _ in 0..3 {
+            clock.advance(FORGOTTEN);
+            health.answered(RedisPart::Commands, "get", None);
+            let lines = health.lines();
+            assert!(
+                lines[0].starts_with("[!] redis commands: 1 of 16384 slots have no master; Redis refused: C"),
+                "{lines:?}"
+            );
+            assert!(lines[1].starts_with("[!] redis scripts: 1 of 16384 slots have no master: what"), "{lines:?}");
+        }
+        slots[7] = Some(0);
+        health.topology.adopt(&with(slots));
+        health.answered(RedisPart::Commands, "get", None);
+        assert!(health.lines().iter().all(|line| line.starts_with("[+]")), "{:?}", health.lines());
+    }
+
+    #[test]
+    fn copies_that_are_kept_from_requests_are_named_and_degrade_nothing() {
+        let (health, _) = health();
+        let [master, copy] = ["h", "c"].map(|host| Address::Tcp { host: host.to_owned(), port: 1 });
+        health.topology.adopt(&Found { masters: vec![(master, vec![copy])], ..Found::default() });
+        health.topology.map().masters()[0].replicas[0].breaker.refused("connection refused");
+        assert_eq!(health.lines()[0], "[+] redis commands, but from its masters only: c:1: connection refused");
+    }
+
+    #[test]
+    fn servers_that_are_found_now_and_then_are_not_found() {
+        let (health, clock) = health();
+        let line = || health.lines().swap_remove(RedisPart::Topology as usize);
+        health.tell(RedisPart::Topology, Err("s:2: connection refused".to_owned()));
+        for _ in 0..3 {
+            clock.advance(HEALED / 2);
+            health.tell(RedisPart::Topology, Ok(()));
+            assert!(line().starts_with("[!] redis topology: s:2: connection refused for "), "{}", line());
+            health.tell(RedisPart::Topology, Err("s:2: connection refused".to_owned()));
+        }
+        clock.advance(HEALED);
+        health.tell(RedisPart::Topology, Ok(()));
+        assert_eq!(line(), "[+] redis topology");
     }
 
     #[test]

@@ -38,7 +38,8 @@ impl Keys {
         [&self.namespace, ":l:", scope, ":{", identity, "}"].concat().into_bytes()
     }
 
-    /// Which identities have which tier of limits: `ns:tiers:name`, a hash. No TTL: it is the operator's.
+    /// Which identities have which tier of limits: `ns:tiers:name`, a hash. No tag: it is read by itself. No TTL: it is the
+    /// operator's.
     pub fn tiers(&self, name: &str) -> Vec<u8> {
         format!("{}:tiers:{name}", self.namespace).into_bytes()
     }
@@ -99,12 +100,13 @@ impl Keys {
         self.beside_the_door("intended")
     }
 
-    /// What is read most: `ns:hot:{ns:hot}`, a sorted set of keys' hashes. TTL a day.
+    /// What is read most: `ns:hot:{ns:hot}`, a sorted set of keys' hashes. A tag of its own, for itself and the next, which one
+    /// script reads. TTL a day.
     pub fn hot(&self) -> Vec<u8> {
         format!("{0}:hot:{{{0}:hot}}", self.namespace).into_bytes()
     }
 
-    /// Exists while that need not fade, in its slot.
+    /// Exists while that need not fade, in its slot. TTL five seconds.
     pub fn hot_turn(&self) -> Vec<u8> {
         format!("{0}:hotturn:{{{0}:hot}}", self.namespace).into_bytes()
     }
@@ -114,7 +116,8 @@ impl Keys {
         format!("{}:roll", self.namespace)
     }
 
-    /// What the breaker's probe reads; it never exists.
+    /// What the breaker's probe reads; it never exists. No tag: of a Cluster's servers every one says who has it, or that nobody
+    /// has.
     pub fn probe(&self) -> Vec<u8> {
         format!("{}:probe", self.namespace).into_bytes()
     }

@@ -17,6 +17,7 @@ const MISSES: u32 = 3;
 /// A handle on a connection.
 pub(super) struct Link {
     pub(super) wire: Wire,
+    /// Above 0.
     pub(super) id: u64,
 }
 
@@ -51,10 +52,11 @@ impl Slot {
         Self { of_copies: true, ..Self::default() }
     }
 
-    /// A handle on the connection; on a new one if there is none, however long that takes.
-    pub(super) async fn acquire(&self, shared: &Arc<Shared>, node: &Arc<Node>) -> Result<Link, Fault> {
+    /// A handle on the connection; on a new one if there is none, however long that takes. If it `is_judged`, one that
+    /// does not open in time is held against the server.
+    pub(super) async fn acquire(&self, shared: &Arc<Shared>, node: &Arc<Node>, is_judged: bool) -> Result<Link, Fault> {
         let changed = self.changed.notified();
-        if let Some(link) = self.held_or_build(shared, node) {
+        if let Some(link) = self.held_or_build(shared, node, is_judged) {
             return Ok(link);
         }
         changed.await;
@@ -62,30 +64,34 @@ impl Slot {
         state.held.as_ref().map(Held::link).ok_or(if state.gone { Fault::Gone } else { Fault::NotSent })
     }
 
-    /// The connection answered.
-    pub(super) fn answered(&self) {
-        self.state.lock().expect("no panic while held").misses = 0;
+    /// Connection `id` answered.
+    pub(super) fn answered(&self, id: u64) {
+        let mut state = self.state.lock().expect("no panic while held");
+        if state.holds(id) {
+            state.misses = 0;
+        }
     }
 
     /// It did not, in time.
-    pub(super) fn missed(&self) {
+    pub(super) fn missed(&self, id: u64) {
         let mut state = self.state.lock().expect("no panic while held");
-        state.misses += 1;
-        if state.misses >= MISSES {
-            state.misses = 0;
-            state.held = None;
+        if state.holds(id) {
+            state.misses += 1;
+            if state.misses >= MISSES {
+                state.held = None;
+            }
         }
     }
 
     /// Connection `id` is dead.
     pub(super) fn discard(&self, id: u64) {
         let mut state = self.state.lock().expect("no panic while held");
-        if state.held.as_ref().is_some_and(|held| held.id == id) {
+        if state.holds(id) {
             state.held = None;
         }
     }
 
-    fn held_or_build(&self, shared: &Arc<Shared>, node: &Arc<Node>) -> Option<Link> {
+    fn held_or_build(&self, shared: &Arc<Shared>, node: &Arc<Node>, is_judged: bool) -> Option<Link> {
         let mut state = self.state.lock().expect("no panic while held");
         let generation = node.breaker.generation();
         if state.held.as_ref().is_some_and(|held| held.generation != generation || held.wire.has_ended()) {
@@ -99,9 +105,16 @@ impl Slot {
             // A task of its own: opening may take longer than the budget of the request that needs it first, and would
             // begin anew with every one.
             let (state, changed) = (Arc::clone(&self.state), Arc::clone(&self.changed));
-            tokio::spawn(build(Building { state, changed }, self.of_copies, Arc::clone(shared), Arc::clone(node)));
+            let (shared, node) = (Arc::clone(shared), Arc::clone(node));
+            tokio::spawn(build(Building { state, changed }, self.of_copies, is_judged, shared, node));
         }
         None
+    }
+}
+
+impl State {
+    fn holds(&self, id: u64) -> bool {
+        self.held.as_ref().is_some_and(|held| held.id == id)
     }
 }
 
@@ -124,7 +137,7 @@ impl Drop for Building {
     }
 }
 
-async fn build(building: Building, of_copies: bool, shared: Arc<Shared>, node: Arc<Node>) {
+async fn build(building: Building, of_copies: bool, is_judged: bool, shared: Arc<Shared>, node: Arc<Node>) {
     let generation = node.breaker.generation();
     // Every command has a timeout of its own, from its request's budget.
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
@@ -147,6 +160,7 @@ async fn build(building: Building, of_copies: bool, shared: Arc<Shared>, node: A
             building.state.lock().expect("no panic while held").gone = none.is_gone();
             match none {
                 NoConnection::NobodyListens | NoConnection::Tls(_) => node.breaker.refused(&none.to_string()),
+                NoConnection::Late if !is_judged => {}
                 _ => node.breaker.failed(&none.to_string()),
             }
         }

@@ -131,13 +131,15 @@ const KINDS: &[&str] = &[
     "WRONGPASS",
     "NOPERM",
     "MAXCLIENTS",
+    "DENIED",
 ];
 
 /// The kind of error that answers in a Cluster for a slot that no server has, as opposed to one that is down as a whole.
-pub(super) const UNSERVED: &str = "UNSERVED";
+pub(super) const UNSERVED: &str = "CLUSTERDOWN (slot not served)";
 
 /// Those with which Redis as a whole is of no use: not even reading works.
-const USELESS: &[&str] = &["MASTERDOWN", "LOADING", "BUSY", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "MAXCLIENTS"];
+const USELESS: &[&str] =
+    &["MASTERDOWN", "LOADING", "BUSY", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "MAXCLIENTS", "DENIED"];
 
 impl Fault {
     /// Whether it says that Redis as a whole is of no use. One that is full, read-only or cannot save still reads.
@@ -166,7 +168,7 @@ impl Fault {
                 "BUSY" => RedisFault::Busy,
                 "CLUSTERDOWN" | UNSERVED => RedisFault::ClusterDown,
                 "TRYAGAIN" => RedisFault::TryAgain,
-                "NOAUTH" | "WRONGPASS" => RedisFault::Auth,
+                "NOAUTH" | "WRONGPASS" | "DENIED" => RedisFault::Auth,
                 "NOPERM" => RedisFault::NoPerm,
                 "MAXCLIENTS" => RedisFault::MaxClients,
                 _ => RedisFault::Other,

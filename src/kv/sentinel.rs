@@ -106,12 +106,14 @@ impl View {
     fn read(replies: &[Reply]) -> Option<Self> {
         let [place, master, rest @ ..] = replies else { return None };
         let [host, port] = place.items() else { return None };
-        let master = Self {
-            master: address(host, port)?,
-            epoch: field(master, "config-epoch")?.parse().ok()?,
-            replicas: rest.iter().flat_map(Reply::items).filter_map(replica).collect(),
-        };
-        Some(master)
+        let (epoch, mut replicas): (_, Vec<_>) = (
+            field(master, "config-epoch")?.parse().ok()?,
+            rest.iter().flat_map(Reply::items).filter_map(replica).collect(),
+        );
+        // Each Sentinel has them in an order of its own.
+        replicas.sort();
+        replicas.dedup();
+        Some(Self { master: address(host, port)?, epoch, replicas })
     }
 }
 

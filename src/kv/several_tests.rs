@@ -2,16 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::bus::probe;
-use super::fake::{Fake, NIL, OK, Place, Told, bulk, list};
-use super::follow::follow;
+use super::fake::{DEADLINE, Fake, NIL, OK, Place, Pod, Told, bulk, list};
 use super::tests::eventually;
 use super::*;
-use crate::clock::{Clock, Stopwatch};
+use crate::clock::Stopwatch;
 use crate::config;
-use crate::metrics::Metrics;
-
-const DEADLINE: Duration = Duration::from_millis(100);
 
 static SCRIPT: Script = Script { name: "any", source: "return 'OK'" };
 
@@ -24,78 +19,6 @@ const ATTACHED: Duration = Duration::from_secs(2);
 /// Keys of the first half of the slots, and of the second.
 const LOW: &[u8] = b"b";
 const HIGH: &[u8] = b"a";
-
-/// A pod's way to a Redis, followed and probed for as long as this lasts.
-struct Pod {
-    shared: Arc<Shared>,
-    redis: Redis,
-    tasks: [tokio::task::JoinHandle<()>; 2],
-}
-
-impl Pod {
-    fn of(servers: config::Servers, read_from: ReadFrom) -> Self {
-        Self::within(DEADLINE, servers, read_from)
-    }
-
-    fn within(deadline: Duration, servers: config::Servers, read_from: ReadFrom) -> Self {
-        let config = config::Redis {
-            servers,
-            database: 0,
-            protocol: config::Resp::Resp2,
-            access: config::Access::default(),
-            namespace: "shop-prod".to_owned(),
-            deadline,
-            startup_wait: Duration::from_secs(5),
-            bus: config::Bus::Publish,
-            max_value: 1 << 18,
-            key_secret: config::Secret::new("secret"),
-            replicas: 1,
-            read_from,
-        };
-        let shared = Shared::new(&config, Metrics::new(prometheus::Registry::new()), Clock::system());
-        let redis = Redis::new(Arc::clone(&shared));
-        let tasks = [tokio::spawn(follow(Arc::clone(&shared))), tokio::spawn(probe(Arc::clone(&shared)))];
-        Self { shared, redis, tasks }
-    }
-
-    fn cluster(seeds: &[&Place]) -> Self {
-        Self::patient(DEADLINE, seeds)
-    }
-
-    fn patient(deadline: Duration, seeds: &[&Place]) -> Self {
-        let seeds = seeds.iter().map(|seed| seed.address()).collect();
-        Self::within(deadline, config::Servers::Cluster { seeds }, ReadFrom::Master)
-    }
-
-    fn sentinel(sentinels: &[&Place]) -> Self {
-        let sentinels = sentinels.iter().map(|sentinel| sentinel.address()).collect();
-        Self::of(config::Servers::Sentinel { sentinels, master: "shop".to_owned() }, ReadFrom::Master)
-    }
-
-    async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Unavailable> {
-        self.redis.get(key, &mut self.redis.budget()).await
-    }
-
-    async fn works(&self, key: &[u8]) -> bool {
-        self.get(key).await.is_ok()
-    }
-
-    async fn attaches(&self, key: &[u8]) -> Duration {
-        let watch = Stopwatch::start();
-        eventually("attached", async || self.works(key).await).await;
-        watch.elapsed()
-    }
-
-    fn is_open(&self, place: &Place) -> bool {
-        self.shared.topology.node(&place.address()).breaker.is_open()
-    }
-}
-
-impl Drop for Pod {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
-    }
-}
 
 fn redirected(kind: &str, to: &Place) -> String {
     format!("-{kind} 1 {}\r\n", to.text())
@@ -240,6 +163,25 @@ async fn a_key_that_is_on_its_way_is_asked_for_there_and_the_map_stays() {
     }
     assert_eq!((second.count("ASKING"), second.count("GET")), (first.count("GET"), first.count("GET")));
     assert_eq!(pod.shared.home().map(|home| home.address.clone()), Some(here.address()));
+}
+
+#[tokio::test]
+async fn who_only_redirections_name_stays_the_same_from_one_look_to_the_next() {
+    let (told, here, there) = (Told::default(), Place::free(), Place::free());
+    told.say(&[(&here, "0-16383")]);
+    let to = redirected("ASK", &there);
+    let first = here.listen(told.and(move |_| Some(to.clone())));
+    let second = there.listen(told.and(|_| Some(bulk("found"))));
+    let pod = Pod::cluster(&[&here]);
+    pod.attaches(LOW).await;
+    let (node, looks) = (pod.shared.topology.named(&there.address()).id, first.count("CLUSTER"));
+    eventually("it was looked three times", async || {
+        assert_eq!(pod.get(LOW).await, said("found"));
+        first.count("CLUSTER") >= looks + 3
+    })
+    .await;
+    assert_eq!(pod.shared.topology.named(&there.address()).id, node);
+    assert_eq!(second.count("PING"), 1, "connections");
 }
 
 #[tokio::test]

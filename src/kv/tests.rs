@@ -103,6 +103,9 @@ impl Server {
             key_secret: config::Secret::new("secret"),
             replicas: 1,
             read_from: config::ReadFrom::Master,
+            expected_entries: 0,
+            expected_body: 0,
+            expected_identities: 0,
         }
     }
 

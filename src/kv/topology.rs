@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use prometheus::IntGauge;
@@ -16,6 +17,9 @@ use crate::config::{Address, Servers};
 /// Servers that are known at once; more than any Cluster has. Those that only redirections have named go first.
 const NODES: usize = 2048;
 
+/// Time for which a server that only redirections name is kept, with its breaker and connections.
+const NAMED: Duration = Duration::from_secs(10);
+
 /// The owner of a slot that nobody has.
 const NOBODY: u16 = u16::MAX;
 
@@ -27,16 +31,18 @@ pub(super) struct Node {
     pub(super) breaker: Breaker,
     /// Whether somebody probes it.
     pub(super) probed: AtomicBool,
+    /// When a redirection named it last; 0: none has.
+    named: AtomicU64,
 }
 
 /// Who has what, as far as is known; a new one takes its place whole.
 #[derive(Default)]
 pub(super) struct Map {
-    /// Each has a higher one than the one before.
-    pub(super) version: u64,
     masters: Vec<Master>,
     /// Positions in `masters`, by slot; none: the first has all.
     slots: Option<Box<[u16; SLOTS]>>,
+    /// How many slots have no master.
+    uncovered: usize,
     names: HashMap<Address, Address>,
 }
 
@@ -66,8 +72,8 @@ impl Map {
     }
 
     /// How many slots have no master.
-    fn uncovered(&self) -> usize {
-        self.slots.as_ref().map_or(0, |slots| slots.iter().filter(|owner| **owner == NOBODY).count())
+    pub(super) fn uncovered(&self) -> usize {
+        self.uncovered
     }
 }
 
@@ -86,6 +92,8 @@ pub(super) struct Topology {
     pub(super) servers: Servers,
     map: ArcSwap<Map>,
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
+    /// How often some of them were forgotten.
+    forgotten: AtomicU64,
     ids: AtomicU64,
     /// Tells of each new map.
     changed: watch::Sender<()>,
@@ -103,6 +111,7 @@ impl Topology {
         let topology = Self {
             map: ArcSwap::default(),
             nodes: Mutex::default(),
+            forgotten: AtomicU64::new(0),
             ids: AtomicU64::new(0),
             changed: watch::channel(()).0,
             doubted: Notify::new(),
@@ -130,14 +139,21 @@ impl Topology {
 
     /// The server that a redirection calls `address`: by IP address mostly, of which its certificate need know nothing.
     pub(super) fn named(&self, address: &Address) -> Arc<Node> {
-        self.node(self.map().names.get(address).unwrap_or(address))
+        let node = self.node(self.map().names.get(address).unwrap_or(address));
+        node.named.store(self.clock.steady(), Ordering::Relaxed);
+        node
+    }
+
+    /// Moves each time that servers were forgotten: what is kept for each is of no more use for those.
+    pub(super) fn forgotten(&self) -> u64 {
+        self.forgotten.load(Ordering::Acquire)
     }
 
     /// The server at `address`.
     pub(super) fn node(&self, address: &Address) -> Arc<Node> {
         let mut nodes = self.nodes.lock().expect("no panic while held");
         if nodes.len() >= NODES && !nodes.contains_key(address) {
-            self.map().keep(&mut nodes);
+            self.forget(&self.map(), &mut nodes, Duration::ZERO);
         }
         let make = || {
             Arc::new(Node {
@@ -145,6 +161,7 @@ impl Topology {
                 address: address.clone(),
                 breaker: Breaker::new(address.to_string(), Arc::clone(&self.opened), self.clock.clone()),
                 probed: AtomicBool::new(false),
+                named: AtomicU64::new(0),
             })
         };
         Arc::clone(nodes.entry(address.clone()).or_insert_with(make))
@@ -154,8 +171,7 @@ impl Topology {
     pub(super) fn adopt(&self, found: &Found) {
         let before = self.map();
         if before.is_as(found) {
-            // Whom only redirections named, they will name again.
-            before.keep(&mut self.nodes.lock().expect("no panic while held"));
+            self.forget(&before, &mut self.nodes.lock().expect("no panic while held"), NAMED);
             return;
         }
         let masters = found.masters.iter().map(|(address, replicas)| Master {
@@ -170,17 +186,40 @@ impl Topology {
             }
             slots
         });
-        let map = Arc::new(Map { version: before.version + 1, masters, slots, names: found.names.clone() });
-        map.keep(&mut self.nodes.lock().expect("no panic while held"));
+        let uncovered = slots.as_ref().map_or(0, |slots| slots.iter().filter(|owner| **owner == NOBODY).count());
+        let map = Arc::new(Map { masters, slots, uncovered, names: found.names.clone() });
+        self.forget(&map, &mut self.nodes.lock().expect("no panic while held"), NAMED);
         if before.masters.iter().map(|one| one.node.id).ne(map.masters.iter().map(|one| one.node.id))
-            || before.uncovered() != map.uncovered()
+            || before.uncovered != uncovered
         {
             let names: Vec<_> = map.masters.iter().map(|master| master.node.address.to_string()).collect();
-            let (masters, uncovered_slots) = (names.join(" "), map.uncovered());
-            tracing::info!(%masters, replicas = map.nodes().count() - names.len(), uncovered_slots, "Redis' masters");
+            let (masters, replicas) = (names.join(" "), map.nodes().count() - names.len());
+            if uncovered == 0 {
+                tracing::info!(%masters, replicas, "Redis' masters");
+            } else {
+                tracing::warn!(
+                    %masters,
+                    replicas,
+                    uncovered_slots = uncovered,
+                    "Redis' masters: some slots have none, and what is there is done without Redis"
+                );
+            }
         }
         self.map.store(map);
         self.changed.send_replace(());
+    }
+
+    /// Takes out all that are not in `map`, and whom no redirection has named within `lately`.
+    fn forget(&self, map: &Map, nodes: &mut HashMap<Address, Arc<Node>>, lately: Duration) {
+        let (now, before) = (self.clock.steady(), nodes.len());
+        let is_named = |node: &Node| match node.named.load(Ordering::Relaxed) {
+            0 => false,
+            at => u128::from(now.saturating_sub(at)) < lately.as_millis(),
+        };
+        nodes.retain(|_, node| map.nodes().any(|known| known.id == node.id) || is_named(node));
+        if nodes.len() < before {
+            self.forgotten.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// Something says that the map may be wrong: it is looked at soon.
@@ -203,10 +242,10 @@ impl Topology {
         self.changed.subscribe()
     }
 
-    /// Whether a master is kept from requests, or none is known.
+    /// Whether a master is kept from requests, or none is known for some keys.
     pub(super) fn is_troubled(&self) -> bool {
         let map = self.map();
-        map.masters.is_empty() || map.masters.iter().any(|master| master.node.breaker.is_open())
+        map.masters.is_empty() || map.uncovered > 0 || map.masters.iter().any(|master| master.node.breaker.is_open())
     }
 
     /// Whether requests do without all of them.
@@ -214,14 +253,22 @@ impl Topology {
         self.map().masters.iter().all(|master| master.node.breaker.is_open())
     }
 
-    /// Which masters are kept from requests and why; empty if none is.
+    /// Which masters are kept from requests and why, and how many slots have none; empty if all is well.
     pub(super) fn troubles(&self) -> String {
         let map = self.map();
         if map.masters.is_empty() {
             return "no server is known to be it".to_owned();
         }
-        let open = map.masters.iter().map(|master| &master.node).filter(|node| node.breaker.is_open());
-        open.map(|node| format!("{}: {}", node.address, node.breaker.cause())).collect::<Vec<_>>().join("; ")
+        let mut troubles = causes(map.masters.iter().map(|master| &master.node));
+        if map.uncovered > 0 {
+            troubles.push(format!("{} of {SLOTS} slots have no master", map.uncovered));
+        }
+        troubles.join("; ")
+    }
+
+    /// Which copies are kept from requests and why; empty if none is.
+    pub(super) fn troubles_of_copies(&self) -> String {
+        causes(self.map().masters.iter().flat_map(|master| &master.replicas)).join("; ")
     }
 
     /// Brings the gauge up to date.
@@ -233,12 +280,13 @@ impl Topology {
     }
 }
 
-impl Map {
-    /// Takes out all that are not in it.
-    fn keep(&self, nodes: &mut HashMap<Address, Arc<Node>>) {
-        nodes.retain(|_, node| self.nodes().any(|known| known.id == node.id));
-    }
+/// Of those who are kept from requests, why.
+fn causes<'a>(nodes: impl Iterator<Item = &'a Arc<Node>>) -> Vec<String> {
+    let open = nodes.filter(|node| node.breaker.is_open());
+    open.map(|node| format!("{}: {}", node.address, node.breaker.cause())).collect()
+}
 
+impl Map {
     fn is_as(&self, found: &Found) -> bool {
         let owner = |slot: u16| Some(usize::from(slot)).filter(|_| slot != NOBODY);
         let slots = self.slots.iter().flat_map(|slots| slots.iter()).map(|slot| owner(*slot));

@@ -230,6 +230,8 @@ labels! {
         Bus = "bus",
         /// Hearing at once of what programs add to the stream.
         Stream = "stream",
+        /// Finding out which servers there are, from Sentinels or a Cluster.
+        Topology = "topology",
     }
 }
 
@@ -271,7 +273,7 @@ labels! {
         ClusterDown = "clusterdown",
         /// The slot is on its way to another server.
         TryAgain = "tryagain",
-        /// User or password are wrong.
+        /// User or password are wrong, or it serves its own host only.
         Auth = "auth",
         /// The user may not do that.
         NoPerm = "noperm",

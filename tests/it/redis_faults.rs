@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::harness::{
-    Load, Redis, Report, Setup, Upstream, Weir, eventually, flaky, get, optimised, redis, redis_not_started, reply,
-    request, scale, upstream, weir, within_async,
+    Load, Redis, Report, Setup, Upstream, Weir, eventually, flaky, get, optimised, redis, redis_not_started,
+    redis_with, reply, request, scale, upstream, weir, within_async,
 };
 
 const ROUTES: &str = r#"
@@ -242,7 +242,7 @@ async fn what_is_degraded_is_said_with_what_holds_meanwhile() {
     let says = async |what: &str| {
         within_async(Duration::from_secs(10), what, async || condition().await.contains(what)).await;
     };
-    for part in ["commands", "scripts", "bus", "stream"] {
+    for part in ["commands", "scripts", "bus", "stream", "topology"] {
         says(&format!("[+] redis {part}\n")).await;
     }
     redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
@@ -273,4 +273,21 @@ async fn what_is_degraded_is_said_with_what_holds_meanwhile() {
     .await;
     let told = weir.output().iter().filter(|line| line.contains("Redis is degraded") && line.contains("OOM")).count();
     assert_eq!(told, 1, "one line for one change");
+}
+
+#[tokio::test]
+async fn a_server_without_room_for_connections_is_named_as_that() {
+    let (up, redis) = (service(), redis_with(&["--maxclients", "1"]));
+    let _one = redis.line();
+    let weir = weir(ROUTES).to(up.url()).redis(&redis).launch().await;
+    for _ in 0..3 {
+        assert_eq!(weir.get("/a").await.status, 200);
+    }
+    weir.metric_reaches(r#"weir_redis_faults_total{kind="maxclients"}"#, 1.0).await;
+    within_async(Duration::from_secs(10), "the cause is named", async || {
+        let told = weir.admin("/readyz?verbose").await.text().to_owned();
+        told.contains("[!] redis commands: ") && told.contains(": MAXCLIENTS: ")
+    })
+    .await;
+    assert_eq!(weir.metric(r#"weir_redis_faults_total{kind="dropped"}"#).await, 0.0);
 }
