@@ -108,17 +108,21 @@ pub(super) fn redis_of_file(more: &str, is_sentinel: bool) -> Redis {
 
 /// Waits, on this very thread, until `condition` holds.
 pub fn poll(what: &str, condition: impl FnMut() -> bool) {
-    poll_or_say(what, condition, String::new);
+    poll_every(Duration::from_millis(5), what, condition, String::new);
 }
 
-/// The same, and if it does not, says what is wrong.
-pub fn poll_or_say(what: &str, mut condition: impl FnMut() -> bool, told: impl FnOnce() -> String) {
+/// The same of several servers, each of which is asked anew; and if it does not hold, says what is wrong.
+pub fn poll_or_say(what: &str, condition: impl FnMut() -> bool, told: impl FnOnce() -> String) {
+    poll_every(Duration::from_millis(20), what, condition, told);
+}
+
+fn poll_every(often: Duration, what: &str, mut condition: impl FnMut() -> bool, told: impl FnOnce() -> String) {
     let began = Instant::now();
     while !condition() {
         if began.elapsed() >= PATIENCE {
             panic!("{what}: not within {PATIENCE:?} {}", told());
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(often);
     }
 }
 

@@ -398,8 +398,11 @@ impl Fault {
             }
             Self::Resharded => {
                 let to = other_than(cluster, master);
-                for slot in slots_in_use(cluster, master, MOVED) {
+                let slots = slots_in_use(cluster, master, MOVED);
+                let pace = length / u32::try_from(slots.len()).expect("few");
+                for slot in slots {
                     cluster.move_slot(slot, to);
+                    sleep(pace);
                 }
             }
             Self::HalfMoved => {
@@ -423,6 +426,8 @@ impl Fault {
                     cluster.kill(node);
                     cluster.restart(node);
                     cluster.is_well();
+                    // One after the other, and not all within a second.
+                    sleep(length / 3);
                 }
             }
             _ => panic!("{self:?} befalls no cluster"),

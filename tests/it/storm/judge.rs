@@ -30,19 +30,11 @@ const BACK: Duration = Duration::from_secs(2);
 /// So long tokens may be spent that were lent.
 const LENT: Duration = Duration::from_secs(2);
 
-/// Of all requests at most so large a part may be sent late, or the machine is too slow for such a load..
+/// Of all requests at most so large a part may be sent late, or the load was not what it is to be..
 const LATE_OF_ALL: f64 = 0.02;
 
-/// ..and of those in a span, or in a second if that is longer: else it was for more than a moment that something took the
-/// machine, and that may be Weir.
+/// ..and of those in a span, or in a second if that is longer.
 const LATE_IN_A_SPAN: f64 = 0.1;
-
-/// Of a span, or of [`SHORTEST`] if that is longer, there may be no processor for so much: else what was waited for in it is
-/// not taken for the machine's doing.
-const TAKEN_OF_A_SPAN: f64 = 0.2;
-
-/// Of a shorter span a share is too little to tell.
-const SHORTEST: Duration = Duration::from_millis(250);
 
 /// Requests of a second.
 const OF_A_SECOND: u32 = 2000;
@@ -72,9 +64,21 @@ pub struct Event {
     pub settled: Micros,
 }
 
-/// Judges a run that began at `start`; what is wrong with it, and what is to be said of it.
-pub fn judge(notes: &Notes, events: &[Event], start: Micros) -> (Vec<String>, String) {
-    let (mut wrong, mut told) = (Vec::new(), String::new());
+/// What a run shows.
+#[derive(Default)]
+pub struct Verdict {
+    /// What is wrong.
+    pub wrong: Vec<String>,
+    /// What nobody can say, of which event, and why: for too much of the time the machine ran something else.
+    pub unknown: Vec<(usize, String)>,
+    /// What is to be said of all of it.
+    pub told: String,
+}
+
+/// Judges a run that began at `start`.
+pub fn judge(notes: &Notes, events: &[Event], start: Micros) -> Verdict {
+    let mut verdict = Verdict::default();
+    let Verdict { wrong, unknown, told } = &mut verdict;
     let findings = check(&notes.history, BOUND.as_micros() as Micros);
     let _ = writeln!(told, "  {} requests, {} errors; {findings}", notes.seen.len(), notes.history.faults.len());
     wrong.extend(findings.violations.iter().cloned());
@@ -84,18 +88,32 @@ pub fn judge(notes: &Notes, events: &[Event], start: Micros) -> (Vec<String>, St
     if findings.tempted == 0 {
         wrong.push("no read was tempted".to_owned());
     }
-    limits(notes, events, &mut wrong, &mut told);
+    limits(notes, events, wrong, told);
     let late = notes.seen.iter().filter(|seen| seen.late > LATE).count();
     let _ = writeln!(told, "  {late} sent more than {LATE:?} late");
-    if optimised() && late as f64 > notes.seen.len() as f64 * LATE_OF_ALL {
-        wrong.push(format!("the machine is too slow: {late} requests were sent more than {LATE:?} late"));
+    let of_all = (optimised() && late as f64 > notes.seen.len() as f64 * LATE_OF_ALL)
+        .then(|| format!("{late} of all requests were sent more than {LATE:?} late"));
+    // What all are compared with.
+    let calm = (start + WARM.as_micros() as Micros, events.first().map_or(0, |event| event.from));
+    let of_all = of_all.or_else(|| Some(format!("before the first fault {}", machine_was_taken(notes, calm)?)));
+    unknown.extend(of_all.iter().flat_map(|why| (0..events.len()).map(|event| (event, why.clone()))));
+    let calm = |class| p99(&notes.seen, class, calm);
+    for (number, event) in events.iter().enumerate() {
+        let why = times(notes, event, &calm, wrong, told);
+        unknown.extend(why.into_iter().map(|why| (number, why)));
     }
-    let before = events.first().map_or(0, |event| event.from);
-    let calm = |class| p99(&notes.seen, class, start + WARM.as_micros() as Micros, before);
-    for event in events {
-        times(notes, event, &calm, &mut wrong, &mut told);
+    verdict
+}
+
+/// Why nothing can be said of what was waited for between the two, if so.
+fn machine_was_taken(notes: &Notes, (from, to): (Micros, Micros)) -> Option<String> {
+    let sent = notes.seen.iter().filter(|seen| seen.sent >= from && seen.sent < to);
+    let (late, all) = sent.fold((0, 0), |(late, all), seen| (late + usize::from(seen.late > LATE), all + 1));
+    if optimised() && late as f64 > f64::from(OF_A_SECOND.max(all)) * LATE_IN_A_SPAN {
+        return Some(format!("{late} of {all} requests were sent more than {LATE:?} late"));
     }
-    (wrong, told)
+    let taken = notes.machine.taken(from, to)?;
+    Some(format!("there was no processor for {taken:?} of {:?}", Duration::from_micros(to - from)))
 }
 
 /// G3: a burst, and the rate; and a burst more for each time that Redis forgot, and the rate again while there are two masters.
@@ -157,17 +175,24 @@ fn admitted_by_pod(seen: &[Seen], kind: Kind, (from, to): (Micros, Micros)) -> S
 }
 
 /// No request waits for longer than the deadline at first, and hardly at all later on. What the service takes for its answer is
-/// not counted.
-fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong: &mut Vec<String>, told: &mut String) {
+/// not counted. Says what cannot be judged.
+fn times(
+    notes: &Notes,
+    event: &Event,
+    calm: &impl Fn(Class) -> Duration,
+    wrong: &mut Vec<String>,
+    told: &mut String,
+) -> Vec<String> {
+    let mut unknown = Vec::new();
     let Event { fault, opens, from, undone, healed, back, .. } = event;
     let [from_s, to_s] = [*from, *healed].map(|at| at as f64 / 1e6);
     let _ = writeln!(told, "  {fault:?} from {from_s:.2} to {to_s:.2} s, used again {back:?} later");
     let opened = from + OPENED.as_micros() as Micros;
     let end = opened.max(healed + back.as_micros() as Micros);
-    // From then on the breaker may be closed, and who comes may have to wait again.
-    let closed = if *opens { opened.max(*undone) } else { end };
+    // Who is sent from then on may find the breaker closed, and have to wait again.
+    let closed = if *opens { opened.max(undone - DEADLINE.as_micros() as Micros) } else { end };
     let spans = [(*from, opened), (opened, closed), (closed, end)];
-    let in_spans = |class| spans.map(|(from, to)| p99(&notes.seen, class, from, to));
+    let in_spans = |class| spans.map(|span| p99(&notes.seen, class, span));
     let as_clients = |class| {
         spans.map(|span| percentile(sent(&notes.seen, class, span).map(|seen| seen.took.saturating_sub(seen.served()))))
     };
@@ -180,13 +205,6 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
         "    the machine's own: {machine:?}; it stood still for {still:?}; its host took a processor for {stolen:?}; pods \
          waited for one for {starved:?}"
     );
-    for ((from, to), what) in spans.into_iter().zip(SPANS) {
-        let sent = notes.seen.iter().filter(|seen| seen.sent >= from && seen.sent < to);
-        let (late, all) = sent.fold((0, 0), |(late, all), seen| (late + usize::from(seen.late > LATE), all + 1));
-        if optimised() && late as f64 > f64::from(OF_A_SECOND.max(all)) * LATE_IN_A_SPAN {
-            wrong.push(format!("{fault:?}: {late} of {all} requests were sent more than {LATE:?} late {what}"));
-        }
-    }
     for class in CLASSES {
         let (calm, [first, later, back], with) = (calm(class), in_spans(class), as_clients(class));
         let _ = writeln!(
@@ -199,25 +217,25 @@ fn times(notes: &Notes, event: &Event, calm: &impl Fn(Class) -> Duration, wrong:
         let judged = judged.into_iter().zip(with).zip(machine).zip(spans).zip(SPANS);
         for (((((time, most), as_client), machine), span), what) in judged {
             let allowed = calm + most + LITTLE + machine + slack();
-            if time > allowed {
-                let slow = slow(&notes.seen, class, span, allowed);
-                wrong.push(format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before: {slow}"));
-            } else if as_client > allowed {
-                let starved = (0..PODS).map(|pod| notes.machine.starved(pod, span.0, span.1)).max().unwrap_or_default();
-                let taken = notes.machine.stolen(span.0, span.1).max(starved);
-                let whole = Duration::from_micros(span.1 - span.0).max(SHORTEST);
-                if taken > whole.mul_f64(TAKEN_OF_A_SPAN) {
-                    wrong.push(format!(
-                        "{fault:?}: the p99 of {class:?} was {as_client:?} {what}, and there was no processor for \
-                         {taken:?} of {whole:?}"
-                    ));
-                }
+            if time.max(as_client) <= allowed {
+                continue;
+            }
+            let finding = format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before");
+            if let Some(why) = machine_was_taken(notes, span) {
+                unknown.push(format!("{finding}; with what the machine held up {as_client:?}: {why}"));
+            } else if time > allowed {
+                wrong.push(format!("{finding}: {}", slow(&notes.seen, class, span, allowed)));
             }
         }
     }
     if *back > BACK + if optimised() { Duration::ZERO } else { BACK } {
-        wrong.push(format!("{fault:?}: Redis was used again only after {back:?}"));
+        let finding = format!("{fault:?}: Redis was used again only after {back:?}");
+        match machine_was_taken(notes, (*healed, end)) {
+            Some(why) => unknown.push(format!("{finding}: {why}")),
+            None => wrong.push(finding),
+        }
     }
+    unknown
 }
 
 /// The spans of a fault: until the breaker is sure to be open, until Redis may answer again, and until it is used.
@@ -271,8 +289,8 @@ fn slow(seen: &[Seen], class: Class, span: (Micros, Micros), than: Duration) -> 
 }
 
 /// Of those sent between the two, without what the machine held them up.
-fn p99(seen: &[Seen], class: Class, from: Micros, to: Micros) -> Duration {
-    percentile(sent(seen, class, (from, to)).map(Seen::of_weir))
+fn p99(seen: &[Seen], class: Class, span: (Micros, Micros)) -> Duration {
+    percentile(sent(seen, class, span).map(Seen::of_weir))
 }
 
 /// The 99th of a hundred.

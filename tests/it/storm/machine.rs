@@ -23,6 +23,12 @@ const OFTEN: Duration = Duration::from_millis(5);
 /// A pod that is ready to run and does not get to for as large a part of the time was held up.
 const STARVED: f64 = 0.4;
 
+/// Of a longer time, or of [`SHORTEST`], there may be no processor for so much: else nothing can be said of it.
+const TAKEN: f64 = 0.2;
+
+/// Of a shorter time a share is too little to tell.
+const SHORTEST: Duration = Duration::from_millis(250);
+
 /// Where the machine stood still, what came meanwhile is worked off beside what comes: that takes longer than this part of
 /// the standstill, for a fifth of the machine and more is busy at this rate.
 const CATCHING_UP: Micros = 4;
@@ -172,6 +178,13 @@ impl Machine {
         time_of(&self.starved[pod], (from, to))
     }
 
+    /// For how long of that time something else had the machine, if for too much of it.
+    pub fn taken(&self, from: Micros, to: Micros) -> Option<Duration> {
+        let starved = (0..PODS).map(|pod| self.starved(pod, from, to)).max().unwrap_or_default();
+        let taken = self.still(from, to).max(self.stolen(from, to)).max(starved);
+        (taken > Duration::from_micros(to.saturating_sub(from)).max(SHORTEST).mul_f64(TAKEN)).then_some(taken)
+    }
+
     /// What a request to that pod, or past the pods, was held up by.
     pub fn held_up(&self, from: Micros, to: Micros, pod: Option<usize>) -> Duration {
         let starved = pod.map_or(Duration::ZERO, |pod| self.starved(pod, from, to));
@@ -245,6 +258,9 @@ fn a_request_is_held_up_by_no_more_than_was_taken_while_it_was_under_way() {
     assert_eq!(held_up(90_000, 95_000), [0, 0, 2_000]);
     let longest = |pod| machine.held_up(90_000, 95_000, pod).as_micros();
     assert_eq!([Some(0), Some(1), None].map(longest), [2_000, 0, 0]);
+    assert_eq!(machine.taken(0, 100_000), Some(Duration::from_millis(60)));
+    assert_eq!(machine.taken(80_000, 100_000), None, "of so short a time nobody can say");
+    assert_eq!(machine.taken(0, 350_000), None, "it is less than a fifth");
 }
 
 #[test]
