@@ -29,8 +29,9 @@ const TAKEN: f64 = 0.2;
 /// Of a shorter time a share is too little to tell.
 const SHORTEST: Duration = Duration::from_millis(250);
 
-/// Where the machine stood still, what came meanwhile is worked off beside what comes: that takes longer than this part of
-/// the standstill, for a fifth of the machine and more is busy at this rate.
+/// Where the machine stood still, what was due meanwhile is sent at once, and worked off beside what comes: that takes until
+/// requests are sent when they are due again, and longer than this part of the standstill, for a fifth of the machine and more
+/// is busy at this rate.
 const CATCHING_UP: Micros = 4;
 
 /// The thread of a pod that serves requests; there is one.
@@ -227,7 +228,9 @@ fn stalls(mut sent: Vec<(Micros, Micros)>) -> Vec<(Micros, Micros)> {
     let mut stalls: Vec<_> = gaps.filter(|(from, to)| to - from > LATE.as_micros() as Micros).collect();
     let mut next = Micros::MAX;
     for (from, to) in stalls.iter_mut().rev() {
-        *to = (*to + (*to - *from) / CATCHING_UP).min(next);
+        let after = &sent[sent.partition_point(|(at, _)| at < to)..];
+        let in_time = after.iter().find(|(at, due)| at - due <= LATE.as_micros() as Micros);
+        *to = in_time.map_or(*to, |(at, _)| *at).max(*to + (*to - *from) / CATCHING_UP).min(next);
         next = *from;
     }
     stalls
@@ -278,6 +281,9 @@ fn a_standstill_holds_up_what_comes_until_it_is_caught_up_with() {
     let sent =
         [(41_500, 2_000), (1_000, 1_000), (41_000, 1_500), (91_000, 46_000), (91_500, 91_500), (201_000, 192_000)];
     assert_eq!(stalls(sent.into()), [(1_500, 46_000), (46_000, 102_250)], "nine milliseconds are none");
+    let sent =
+        [(1_000, 1_000), (41_000, 1_500), (55_000, 45_000), (61_000, 47_000), (62_000, 53_000), (63_000, 63_000)];
+    assert_eq!(stalls(sent.into()), [(1_500, 55_000)], "what was due comes until nothing is late by more than ten");
 }
 
 #[test]
