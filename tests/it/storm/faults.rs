@@ -400,9 +400,11 @@ impl Fault {
                 let to = other_than(cluster, master);
                 let slots = slots_in_use(cluster, master, MOVED);
                 let pace = length / u32::try_from(slots.len()).expect("few");
-                for slot in slots {
+                for (moved, slot) in slots.into_iter().enumerate() {
+                    if moved > 0 {
+                        sleep(pace);
+                    }
                     cluster.move_slot(slot, to);
-                    sleep(pace);
                 }
             }
             Self::HalfMoved => {
@@ -419,6 +421,9 @@ impl Fault {
             }
             Self::Rolled => {
                 for node in 0..cluster.len() {
+                    if node > 0 {
+                        sleep(length / 3);
+                    }
                     if cluster.masters().contains(&node) {
                         cluster.fail_over(cluster.replica_of(node));
                         cluster.is_well();
@@ -426,8 +431,6 @@ impl Fault {
                     cluster.kill(node);
                     cluster.restart(node);
                     cluster.is_well();
-                    // One after the other, and not all within a second.
-                    sleep(length / 3);
                 }
             }
             _ => panic!("{self:?} befalls no cluster"),

@@ -69,8 +69,8 @@ pub struct Event {
 pub struct Verdict {
     /// What is wrong.
     pub wrong: Vec<String>,
-    /// What nobody can say, of which event, and why: for too much of the time the machine ran something else.
-    pub unknown: Vec<(usize, String)>,
+    /// What nobody can say, of which event, and why: for too much of the time the processors were others'.
+    pub unknown: BTreeMap<usize, Vec<String>>,
     /// What is to be said of all of it.
     pub told: String,
 }
@@ -91,29 +91,43 @@ pub fn judge(notes: &Notes, events: &[Event], start: Micros) -> Verdict {
     limits(notes, events, wrong, told);
     let late = notes.seen.iter().filter(|seen| seen.late > LATE).count();
     let _ = writeln!(told, "  {late} sent more than {LATE:?} late");
-    let of_all = (optimised() && late as f64 > notes.seen.len() as f64 * LATE_OF_ALL)
-        .then(|| format!("{late} of all requests were sent more than {LATE:?} late"));
     // What all are compared with.
-    let calm = (start + WARM.as_micros() as Micros, events.first().map_or(0, |event| event.from));
-    let of_all = of_all.or_else(|| Some(format!("before the first fault {}", machine_was_taken(notes, calm)?)));
-    unknown.extend(of_all.iter().flat_map(|why| (0..events.len()).map(|event| (event, why.clone()))));
-    let calm = |class| p99(&notes.seen, class, calm);
+    let before = (start + WARM.as_micros() as Micros, events.first().map_or(0, |event| event.from));
+    let of_every_event = if optimised() && late as f64 > notes.seen.len() as f64 * LATE_OF_ALL {
+        Some(format!("{late} of all requests were sent more than {LATE:?} late"))
+    } else {
+        machine_was_taken(notes, before).map(|taken| format!("before the first fault {}", taken.why))
+    };
+    let calm = |class| p99(&notes.seen, class, before);
     for (number, event) in events.iter().enumerate() {
-        let why = times(notes, event, &calm, wrong, told);
-        unknown.extend(why.into_iter().map(|why| (number, why)));
+        let mut whys = times(notes, event, &calm, wrong, told);
+        whys.extend(of_every_event.iter().map(|why| format!("{:?}: {why}", event.fault)));
+        if !whys.is_empty() {
+            unknown.insert(number, whys);
+        }
     }
     verdict
 }
 
-/// Why nothing can be said of what was waited for between the two, if so.
-fn machine_was_taken(notes: &Notes, (from, to): (Micros, Micros)) -> Option<String> {
+/// The processors were others' for so much of a span that nothing can be said of what was waited for in it.
+struct Taken {
+    /// For so long.
+    time: Duration,
+    /// How that was seen.
+    why: String,
+}
+
+/// If so.
+fn machine_was_taken(notes: &Notes, (from, to): (Micros, Micros)) -> Option<Taken> {
     let sent = notes.seen.iter().filter(|seen| seen.sent >= from && seen.sent < to);
     let (late, all) = sent.fold((0, 0), |(late, all), seen| (late + usize::from(seen.late > LATE), all + 1));
+    let time = notes.machine.taken(from, to);
     if optimised() && late as f64 > f64::from(OF_A_SECOND.max(all)) * LATE_IN_A_SPAN {
-        return Some(format!("{late} of {all} requests were sent more than {LATE:?} late"));
+        return Some(Taken { time, why: format!("{late} of {all} requests were sent more than {LATE:?} late") });
     }
-    let taken = notes.machine.taken(from, to)?;
-    Some(format!("there was no processor for {taken:?} of {:?}", Duration::from_micros(to - from)))
+    let whole = Duration::from_micros(to.saturating_sub(from));
+    let is_taken = notes.machine.was_taken(from, to);
+    is_taken.then(|| Taken { time, why: format!("there was no processor for {time:?} of {whole:?}") })
 }
 
 /// G3: a burst, and the rate; and a burst more for each time that Redis forgot, and the rate again while there are two masters.
@@ -221,7 +235,9 @@ fn times(
                 continue;
             }
             let finding = format!("{fault:?}: the p99 of {class:?} was {time:?} {what}, and {calm:?} before");
-            if let Some(why) = machine_was_taken(notes, span) {
+            let taken = machine_was_taken(notes, span);
+            // What is longer than that, too, is not the machine's doing.
+            if let Some(Taken { why, .. }) = taken.filter(|taken| time <= allowed + taken.time) {
                 unknown.push(format!("{finding}; with what the machine held up {as_client:?}: {why}"));
             } else if time > allowed {
                 wrong.push(format!("{finding}: {}", slow(&notes.seen, class, span, allowed)));
@@ -230,8 +246,8 @@ fn times(
     }
     if *back > BACK + if optimised() { Duration::ZERO } else { BACK } {
         let finding = format!("{fault:?}: Redis was used again only after {back:?}");
-        match machine_was_taken(notes, (*healed, end)) {
-            Some(why) => unknown.push(format!("{finding}: {why}")),
+        match machine_was_taken(notes, (*healed, end)).filter(|taken| *back <= BACK + taken.time) {
+            Some(Taken { why, .. }) => unknown.push(format!("{finding}: {why}")),
             None => wrong.push(finding),
         }
     }

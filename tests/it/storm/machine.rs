@@ -23,15 +23,15 @@ const OFTEN: Duration = Duration::from_millis(5);
 /// A pod that is ready to run and does not get to for as large a part of the time was held up.
 const STARVED: f64 = 0.4;
 
-/// Of a longer time, or of [`SHORTEST`], there may be no processor for so much: else nothing can be said of it.
+/// Of a span, or of [`SHORTEST`] if that is longer, the processors may be others' for so much: else nothing can be said of it.
 const TAKEN: f64 = 0.2;
 
-/// Of a shorter time a share is too little to tell.
+/// Of a shorter span a share is too little to tell.
 const SHORTEST: Duration = Duration::from_millis(250);
 
 /// Where the machine stood still, what was due meanwhile is sent at once, and worked off beside what comes: that takes until
 /// requests are sent when they are due again, and longer than this part of the standstill, for a fifth of the machine and more
-/// is busy at this rate.
+/// is busy at this rate; but no longer than the standstill itself.
 const CATCHING_UP: Micros = 4;
 
 /// The thread of a pod that serves requests; there is one.
@@ -179,11 +179,16 @@ impl Machine {
         time_of(&self.starved[pod], (from, to))
     }
 
-    /// For how long of that time something else had the machine, if for too much of it.
-    pub fn taken(&self, from: Micros, to: Micros) -> Option<Duration> {
+    /// For how long of that time there was no processor for some pod, or for all.
+    pub fn taken(&self, from: Micros, to: Micros) -> Duration {
         let starved = (0..PODS).map(|pod| self.starved(pod, from, to)).max().unwrap_or_default();
-        let taken = self.still(from, to).max(self.stolen(from, to)).max(starved);
-        (taken > Duration::from_micros(to.saturating_sub(from)).max(SHORTEST).mul_f64(TAKEN)).then_some(taken)
+        self.still(from, to).max(self.stolen(from, to)).max(starved)
+    }
+
+    /// Whether that was for too much of it.
+    pub fn was_taken(&self, from: Micros, to: Micros) -> bool {
+        let whole = Duration::from_micros(to.saturating_sub(from)).max(SHORTEST);
+        self.taken(from, to) > whole.mul_f64(TAKEN)
     }
 
     /// What a request to that pod, or past the pods, was held up by.
@@ -229,8 +234,10 @@ fn stalls(mut sent: Vec<(Micros, Micros)>) -> Vec<(Micros, Micros)> {
     let mut next = Micros::MAX;
     for (from, to) in stalls.iter_mut().rev() {
         let after = &sent[sent.partition_point(|(at, _)| at < to)..];
-        let in_time = after.iter().find(|(at, due)| at - due <= LATE.as_micros() as Micros);
-        *to = in_time.map_or(*to, |(at, _)| *at).max(*to + (*to - *from) / CATCHING_UP).min(next);
+        let in_time = after.iter().find(|(at, due)| at - due <= LATE.as_micros() as Micros).or(after.last());
+        let length = *to - *from;
+        let caught_up = in_time.map_or(*to, |(at, _)| *at).clamp(*to + length / CATCHING_UP, *to + length);
+        *to = caught_up.min(next);
         next = *from;
     }
     stalls
@@ -261,9 +268,10 @@ fn a_request_is_held_up_by_no_more_than_was_taken_while_it_was_under_way() {
     assert_eq!(held_up(90_000, 95_000), [0, 0, 2_000]);
     let longest = |pod| machine.held_up(90_000, 95_000, pod).as_micros();
     assert_eq!([Some(0), Some(1), None].map(longest), [2_000, 0, 0]);
-    assert_eq!(machine.taken(0, 100_000), Some(Duration::from_millis(60)));
-    assert_eq!(machine.taken(80_000, 100_000), None, "of so short a time nobody can say");
-    assert_eq!(machine.taken(0, 350_000), None, "it is less than a fifth");
+    assert_eq!(machine.taken(0, 100_000), Duration::from_millis(60));
+    assert!(machine.was_taken(0, 100_000));
+    assert!(!machine.was_taken(80_000, 100_000), "of so short a time nobody can say");
+    assert!(!machine.was_taken(0, 350_000), "it is less than a fifth");
 }
 
 #[test]
@@ -284,6 +292,8 @@ fn a_standstill_holds_up_what_comes_until_it_is_caught_up_with() {
     let sent =
         [(1_000, 1_000), (41_000, 1_500), (55_000, 45_000), (61_000, 47_000), (62_000, 53_000), (63_000, 63_000)];
     assert_eq!(stalls(sent.into()), [(1_500, 55_000)], "what was due comes until nothing is late by more than ten");
+    let sent = [(1_000, 1_000), (41_000, 1_500), (82_000, 71_500), (90_000, 79_500), (99_000, 88_000)];
+    assert_eq!(stalls(sent.into()), [(1_500, 71_500), (71_500, 92_500)], "and for no longer than it stood still");
 }
 
 #[test]
