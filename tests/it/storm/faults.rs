@@ -416,8 +416,12 @@ impl Fault {
                         cluster.move_key(*on_its_way, key);
                     }
                 }
-                sleep(length);
-                moves.into_iter().for_each(|on_its_way| cluster.finish_move(on_its_way));
+                sleep(length / 2);
+                let pace = length / 2 / u32::try_from(moves.len().max(1)).expect("few");
+                for on_its_way in moves {
+                    sleep(pace);
+                    cluster.finish_move(on_its_way);
+                }
             }
             Self::Rolled => {
                 for node in 0..cluster.len() {

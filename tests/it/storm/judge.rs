@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::faults::Fault;
+use super::machine::Machine;
 use super::traffic::{Kind, LATE, Notes, Seen};
 use super::{BOUND, BURST, DEADLINE, PODS, RATE, slack};
 use crate::fleet::Micros;
@@ -316,4 +317,56 @@ fn percentile(times: impl Iterator<Item = Duration>) -> Duration {
     // Of few, all but one.
     let last = times.len().saturating_sub(1);
     times.get((last as f64 * 0.99) as usize).copied().unwrap_or_default()
+}
+
+/// Hits at the storm's rate for six seconds, from the third on under a fault, that wait as `waits` says and are held up by `machine`.
+/// Says what is wrong, and what is to be done again.
+fn judged(waits: impl Fn(Micros) -> Duration, machine: Machine) -> (Vec<String>, Vec<String>) {
+    const SECOND: Micros = 1_000_000;
+    let hit = |i: u32| {
+        let sent = Micros::from(i) * SECOND / Micros::from(OF_A_SECOND);
+        let (took, pod) = (waits(sent), i as usize % PODS);
+        let held_up = machine.held_up(sent, sent + took.as_micros() as Micros, Some(pod));
+        let (kind, late, story) = (Kind::Hit(0), Duration::ZERO, String::new());
+        Seen { kind, sent, late, took, served: (sent, sent), held_up, pod, status: 200, is_hit: true, story }
+    };
+    let seen = (0..6 * OF_A_SECOND).map(hit).collect();
+    let notes = Notes { seen, machine, ..Notes::default() };
+    let (back, split) = (Duration::from_millis(100), Duration::ZERO);
+    let (undone, healed, settled) = (5 * SECOND, 5 * SECOND, 6 * SECOND);
+    let event = Event {
+        fault: Fault::Frozen,
+        forgets: false,
+        split,
+        opens: true,
+        from: 2 * SECOND,
+        undone,
+        healed,
+        back,
+        settled,
+    };
+    let (mut wrong, mut told) = (Vec::new(), String::new());
+    let unknown = times(&notes, &event, &|_| Duration::from_millis(1), &mut wrong, &mut told);
+    (wrong, unknown)
+}
+
+#[test]
+fn who_waits_longer_than_allowed_is_found_and_only_what_the_machine_accounts_for_is_excused() {
+    let ms = Duration::from_millis;
+    let (opened, longer) = (3_000_000, ms(1) + LITTLE + slack() + ms(1));
+    let before_it_opens = |most: Duration| move |at| if at < opened { most } else { ms(1) };
+    let later = |share: u64, most: Duration| move |at| if at > opened && at / 500 % 100 < share { most } else { ms(1) };
+    let none = (Vec::new(), Vec::new());
+    assert_eq!(judged(before_it_opens(ms(5) + DEADLINE), Machine::default()), none);
+    assert_eq!(judged(before_it_opens(longer + DEADLINE), Machine::default()).0.len(), 1, "longer than the deadline");
+    assert_eq!(judged(later(1, longer), Machine::default()), none, "one of a hundred may wait");
+    assert_eq!(judged(later(2, longer), Machine::default()).0.len(), 1, "two may not");
+    // It stood still for a tenth of a second, and for half of the time from when the breaker is open.
+    let (little, much) = (vec![(3_500_000, 3_600_000)], vec![(3_500_000, 4_500_000)]);
+    let (wrong, unknown) = judged(later(2, longer), Machine::stood_still(little));
+    assert_eq!((wrong.len(), unknown.len()), (1, 0), "most of them waited at other times");
+    let (wrong, unknown) = judged(later(2, longer), Machine::stood_still(much.clone()));
+    assert_eq!((wrong.len(), unknown.len()), (0, 1), "nobody can say");
+    let (wrong, unknown) = judged(later(2, longer + ms(2000)), Machine::stood_still(much));
+    assert_eq!((wrong.is_empty(), unknown.len()), (false, 0), "longer than the machine accounts for");
 }

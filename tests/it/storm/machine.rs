@@ -29,6 +29,10 @@ const TAKEN: f64 = 0.2;
 /// Of a shorter span a share is too little to tell.
 const SHORTEST: Duration = Duration::from_millis(250);
 
+/// Nothing is sent for longer than this though something is due: the machine stands still. It is less than what requests may
+/// cost more once the breaker is open, for else a standstill that nobody sees could be found to be Weir's doing.
+const STANDSTILL: Duration = Duration::from_millis(3);
+
 /// Where the machine stood still, what was due meanwhile is sent at once, and worked off beside what comes: that takes until
 /// requests are sent when they are due again, and longer than this part of the standstill, for a fifth of the machine and more
 /// is busy at this rate; but no longer than the standstill itself.
@@ -164,6 +168,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// It did nothing else.
+    pub fn stood_still(stalls: Vec<(Micros, Micros)>) -> Self {
+        Self { stalls, ..Self::default() }
+    }
+
     /// For how long of the time between the two the clients stood still.
     pub fn still(&self, from: Micros, to: Micros) -> Duration {
         Duration::from_micros(self.stalls.iter().map(|stall| both(*stall, (from, to))).sum())
@@ -230,11 +239,11 @@ fn most(before: &[u32], now: &[u32]) -> Option<Duration> {
 fn stalls(mut sent: Vec<(Micros, Micros)>) -> Vec<(Micros, Micros)> {
     sent.sort_unstable();
     let gaps = sent.windows(2).map(|pair| (pair[0].0.max(pair[1].1), pair[1].0));
-    let mut stalls: Vec<_> = gaps.filter(|(from, to)| to - from > LATE.as_micros() as Micros).collect();
+    let mut stalls: Vec<_> = gaps.filter(|(from, to)| to - from > STANDSTILL.as_micros() as Micros).collect();
     let mut next = Micros::MAX;
     for (from, to) in stalls.iter_mut().rev() {
         let after = &sent[sent.partition_point(|(at, _)| at < to)..];
-        let in_time = after.iter().find(|(at, due)| at - due <= LATE.as_micros() as Micros).or(after.last());
+        let in_time = after.iter().find(|(at, due)| at - due <= STANDSTILL.as_micros() as Micros).or(after.last());
         let length = *to - *from;
         let caught_up = in_time.map_or(*to, |(at, _)| *at).clamp(*to + length / CATCHING_UP, *to + length);
         *to = caught_up.min(next);
@@ -287,13 +296,14 @@ fn what_is_added_up_late_was_taken_before_that() {
 #[test]
 fn a_standstill_holds_up_what_comes_until_it_is_caught_up_with() {
     let sent =
-        [(41_500, 2_000), (1_000, 1_000), (41_000, 1_500), (91_000, 46_000), (91_500, 91_500), (201_000, 192_000)];
-    assert_eq!(stalls(sent.into()), [(1_500, 46_000), (46_000, 102_250)], "nine milliseconds are none");
+        [(41_500, 2_000), (1_000, 1_000), (41_000, 1_500), (91_000, 46_000), (91_500, 91_500), (201_000, 198_000)];
+    assert_eq!(stalls(sent.into()), [(1_500, 46_000), (46_000, 102_250)], "three milliseconds are none");
     let sent =
-        [(1_000, 1_000), (41_000, 1_500), (55_000, 45_000), (61_000, 47_000), (62_000, 53_000), (63_000, 63_000)];
-    assert_eq!(stalls(sent.into()), [(1_500, 55_000)], "what was due comes until nothing is late by more than ten");
-    let sent = [(1_000, 1_000), (41_000, 1_500), (82_000, 71_500), (90_000, 79_500), (99_000, 88_000)];
-    assert_eq!(stalls(sent.into()), [(1_500, 71_500), (71_500, 92_500)], "and for no longer than it stood still");
+        [(1_000, 1_000), (41_000, 1_500), (43_000, 12_000), (46_000, 30_000), (55_000, 52_000), (63_000, 63_000)];
+    assert_eq!(stalls(sent.into()), [(1_500, 55_000)], "what was due comes until nothing is late by more than three");
+    let mut sent = vec![(1_000, 1_000), (41_000, 1_500)];
+    sent.extend((0..6).map(|i| (82_000 + i * 2_500, 71_500 + i * 2_500)));
+    assert_eq!(stalls(sent), [(1_500, 71_500), (71_500, 92_500)], "and for no longer than it stood still");
 }
 
 #[test]
